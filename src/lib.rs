@@ -1,0 +1,6 @@
+//! PiCloud keeps folders the same on all of a person's devices, through a server they own.
+//!
+//! The folder names are the architecture, and arrows point downwards only; see
+//! `docs/architecture.md`.
+
+pub mod model;

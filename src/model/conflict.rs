@@ -1,0 +1,92 @@
+//! How conflict copies are named.
+
+use super::Name;
+
+/// Returns `NAME (conflicted copy DEVICE DATE).EXT`, with ` 2`, ` 3` … before the `)` for
+/// `attempt` 2, 3 …; `date` is `YYYY-MM-DD`.
+///
+/// EXT is what follows the last dot, unless the name begins with that dot. NAME is shortened at a
+/// character boundary where the whole would pass 255 bytes; an extension too long to keep counts as
+/// part of NAME. Slashes and NUL in `device` become `-`.
+#[must_use]
+pub fn conflict_name(name: &Name, device: &str, date: &str, attempt: u32) -> Name {
+    let device: String = device
+        .chars()
+        .map(|c| if c == '/' || c == '\0' { '-' } else { c })
+        .take(40)
+        .collect();
+    let number = if attempt > 1 {
+        format!(" {attempt}")
+    } else {
+        String::new()
+    };
+    let mark = format!(" (conflicted copy {device} {date}{number})");
+    let bytes = name.as_bytes();
+    let (stem, extension) = match bytes.iter().rposition(|&byte| byte == b'.') {
+        Some(dot) if dot > 0 && bytes.len() - dot <= 32 => bytes.split_at(dot),
+        _ => (bytes, &b""[..]),
+    };
+    let room = Name::MAX_LEN.saturating_sub(mark.len() + extension.len());
+    let mut copy = shorten(stem, room).to_vec();
+    copy.extend_from_slice(mark.as_bytes());
+    copy.extend_from_slice(extension);
+    // A mark has at most 18 + 40 * 4 + 1 + 10 + 11 + 1 bytes (a date of the driver's is 10), an
+    // extension at most 32: together under 255, so the bytes are always a name.
+    Name::new(copy).unwrap_or_else(|_| name.clone())
+}
+
+/// Cuts `stem` to at most `room` bytes, not inside a UTF-8 sequence.
+fn shorten(stem: &[u8], room: usize) -> &[u8] {
+    if stem.len() <= room {
+        return stem;
+    }
+    let is_continuation = |byte: u8| byte & 0b1100_0000 == 0b1000_0000;
+    let mut end = room;
+    // A UTF-8 sequence has at most three continuation bytes; more are no UTF-8 and may be cut.
+    while end > room.saturating_sub(3) && end > 0 && is_continuation(stem[end]) {
+        end -= 1;
+    }
+    &stem[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(name: &str, attempt: u32, expected: &str) {
+        let name = Name::try_from(name).unwrap();
+        let copy = conflict_name(&name, "pi", "2026-11-23", attempt);
+        assert_eq!(copy.to_string(), expected);
+    }
+
+    #[test]
+    fn the_mark_goes_before_the_extension() {
+        check("notes.txt", 1, "notes (conflicted copy pi 2026-11-23).txt");
+        check(
+            "notes.txt",
+            2,
+            "notes (conflicted copy pi 2026-11-23 2).txt",
+        );
+        check("Makefile", 1, "Makefile (conflicted copy pi 2026-11-23)");
+        check(".bashrc", 1, ".bashrc (conflicted copy pi 2026-11-23)");
+        check("a.tar.gz", 1, "a.tar (conflicted copy pi 2026-11-23).gz");
+    }
+
+    #[test]
+    fn a_long_name_is_cut_at_a_character() {
+        let name = Name::try_from(format!("{}.jpg", "é".repeat(125)).as_str()).unwrap();
+        assert_eq!(name.as_bytes().len(), 254);
+        let copy = conflict_name(&name, "pi", "2026-11-23", 3).to_string();
+        assert!(copy.len() <= 255 && copy.len() >= 253, "{}", copy.len());
+        assert!(
+            copy.ends_with("é (conflicted copy pi 2026-11-23 3).jpg"),
+            "{copy}"
+        );
+        let raw = Name::new(vec![0xff; 255]).unwrap();
+        assert!(conflict_name(&raw, "a/b", "2026-11-23", 1).as_bytes().len() <= 255);
+        let wide = "𝄞".repeat(300);
+        let copy = conflict_name(&raw, &wide, "2026-11-23", u32::MAX);
+        assert!(copy.as_bytes().len() <= 255 && copy != raw);
+    }
+}

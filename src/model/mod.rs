@@ -1,0 +1,27 @@
+//! The words of PiCloud as types: ids, names, nodes, contents, changes.
+//!
+//! Nothing here does I/O, reads a clock or draws randomness, and nothing here knows the other
+//! modules. Every value that can come from a peer or a disk is checked in its one constructor and
+//! again when it is deserialised, so a value of these types is always legal.
+
+mod change;
+mod conflict;
+mod content;
+mod digest;
+mod id;
+mod join_link;
+mod name;
+mod node;
+mod time;
+
+pub use change::{Change, ChangeOp, Refusal};
+pub use conflict::conflict_name;
+pub use content::{Content, ContentList, ContentListError, Extent};
+pub use digest::Digest;
+pub use id::{
+    ChunkId, DeviceId, DriveId, FolderId, IdError, IdSource, Lineage, ListId, NodeId, Rev, UserId,
+};
+pub use join_link::{Fingerprint, JoinLink, JoinLinkError};
+pub use name::{Name, NameError, RelPath};
+pub use node::{Attrs, Body, Kind, Node, Place, Versioned};
+pub use time::Timestamp;
