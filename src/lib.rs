@@ -3,4 +3,6 @@
 //! The folder names are the architecture, and arrows point downwards only; see
 //! `docs/architecture.md`.
 
+pub mod engine;
 pub mod model;
+pub mod protocol;

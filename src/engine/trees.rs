@@ -1,0 +1,309 @@
+//! The three trees: what the engine knows, and the trait behind which it is kept.
+//!
+//! Per node one [`Entry`] holds its state on this disk, on the server and where both last agreed.
+//! A store keeps entries by node id, with four indexes (see [`Trees`]); the engine reads its own
+//! writes at once, and makes groups of them durable by [`Trees::checkpoint`].
+
+use std::fmt::Debug;
+
+use serde::{Deserialize, Serialize};
+
+use super::seam::Stat;
+use crate::model::{Body, Content, Digest, Lineage, Name, Node, NodeId, Place, Rev, Timestamp};
+
+/// A node on this disk, as last observed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Local {
+    /// Where it is; the name is the drive's.
+    pub place: Place,
+    /// The name on this disk, where that had to be another.
+    #[serde(default)]
+    pub alias: Option<Name>,
+    /// What the disk says of it.
+    pub stat: Stat,
+    /// What it holds.
+    pub body: LocalBody,
+    /// Whether the file must be read again at the next look, whatever its stat says then.
+    #[serde(default)]
+    pub racy: bool,
+    /// Whether it waits in `.picloud/parked` for its place to become free.
+    #[serde(default)]
+    pub parked: bool,
+}
+
+/// What a node on this disk holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LocalBody {
+    /// Entries.
+    Dir,
+    /// Bytes; nothing when not read yet since they changed.
+    File(Option<Content>),
+    /// A target.
+    Link(#[serde(with = "serde_bytes")] Vec<u8>),
+}
+
+impl Local {
+    /// Returns the name on this disk.
+    #[must_use]
+    pub fn disk_name(&self) -> &Name {
+        self.alias.as_ref().unwrap_or(&self.place.name)
+    }
+
+    /// Returns the node this is, or nothing while its bytes are not known.
+    #[must_use]
+    pub fn node(&self) -> Option<Node> {
+        let body = match &self.body {
+            LocalBody::Dir => Body::Dir,
+            LocalBody::File(None) => return None,
+            LocalBody::File(Some(content)) => Body::File {
+                content: *content,
+                mtime: self.stat.mtime,
+            },
+            LocalBody::Link(target) => Body::Link {
+                target: target.clone(),
+            },
+        };
+        Some(Node {
+            place: self.place.clone(),
+            body,
+            attrs: self.stat.attrs,
+        })
+    }
+}
+
+/// A node on the server, as last heard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remote {
+    /// The rev of its last change.
+    pub rev: Rev,
+    /// Its state.
+    pub node: Node,
+}
+
+/// A node in the three trees. An entry with none of the three does not exist.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// On this disk.
+    pub local: Option<Local>,
+    /// On the server.
+    pub remote: Option<Remote>,
+    /// Where both last agreed: the merge base.
+    pub synced: Option<Node>,
+}
+
+impl Entry {
+    /// Returns whether no tree has the node.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.local.is_none() && self.remote.is_none() && self.synced.is_none()
+    }
+
+    /// Returns whether there is anything to plan: the three do not agree, or bytes are not known.
+    ///
+    /// Where the name on this disk had to be another, or a mode cannot be held, `synced` says so,
+    /// so an entry at rest is always three equal states.
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        match (&self.local, &self.remote, &self.synced) {
+            (None, None, None) => false,
+            (Some(local), Some(remote), Some(synced)) => {
+                local.parked || remote.node != *synced || local.node().as_ref() != Some(synced)
+            }
+            _ => true,
+        }
+    }
+
+    /// Returns whether what there is to do brings something here (rather than to the server).
+    #[must_use]
+    pub fn comes_here(&self) -> bool {
+        match (&self.remote, &self.synced) {
+            (Some(remote), Some(synced)) => remote.node != *synced,
+            (Some(_), None) => self.local.is_none(),
+            (None, Some(_)) => true,
+            (None, None) => false,
+        }
+    }
+}
+
+/// What the trees hold in all, kept by one step per write.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Files and links on the server.
+    pub files: u64,
+    /// Directories on the server.
+    pub dirs: u64,
+    /// Bytes in the server's files.
+    pub bytes: u64,
+    /// Dirty entries whose change goes to the server.
+    pub uploads: u64,
+    /// Bytes of content among them.
+    pub upload_bytes: u64,
+    /// Dirty entries whose change comes here.
+    pub downloads: u64,
+    /// Bytes of content among them.
+    pub download_bytes: u64,
+}
+
+impl Totals {
+    /// Takes the part of one entry into account, or out again with `add` false.
+    pub fn count(&mut self, entry: &Entry, add: bool) {
+        let step = |total: &mut u64, by: u64| {
+            *total = if add {
+                total.saturating_add(by)
+            } else {
+                total.saturating_sub(by)
+            };
+        };
+        if let Some(remote) = &entry.remote {
+            step(
+                if remote.node.is_dir() {
+                    &mut self.dirs
+                } else {
+                    &mut self.files
+                },
+                1,
+            );
+            step(&mut self.bytes, remote.node.body.content_len());
+        }
+        if entry.is_dirty() {
+            if entry.comes_here() {
+                let bytes = entry
+                    .remote
+                    .as_ref()
+                    .map_or(0, |r| r.node.body.content_len());
+                let same = matches!((&entry.remote, &entry.synced), (Some(r), Some(s))
+                    if r.node.body.same_bytes(&s.body));
+                step(&mut self.downloads, 1);
+                step(&mut self.download_bytes, if same { 0 } else { bytes });
+            } else {
+                let bytes = entry.local.as_ref().map_or(0, |l| match &l.body {
+                    LocalBody::File(Some(content))
+                        if entry.synced.as_ref().is_some_and(
+                            |s| matches!(&s.body, Body::File { content: c, .. } if c == content),
+                        ) =>
+                    {
+                        0
+                    }
+                    LocalBody::File(_) => l.stat.size,
+                    LocalBody::Dir | LocalBody::Link(_) => 0,
+                });
+                step(&mut self.uploads, 1);
+                step(&mut self.upload_bytes, bytes);
+            }
+        }
+    }
+}
+
+/// What is known of the drive as a whole.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// The lineage the remote tree belongs to; nothing before the first connection.
+    pub lineage: Option<Lineage>,
+    /// The rev up to which the remote tree is known.
+    pub cursor: Rev,
+    /// Whether the remote tree is one that was; else wait for more pages.
+    pub consistent: bool,
+    /// The digest over the remote tree.
+    pub digest: Digest,
+    /// Whether the first pass after linking (or after the loss of the state, or a change of
+    /// lineage) is over. Until then nothing is deleted on either side.
+    pub linked: bool,
+    /// When both sides last agreed, by this device's clock.
+    pub last_sync: Option<Timestamp>,
+}
+
+/// Where the three trees are kept.
+///
+/// Methods see all earlier writes of the same store. What is written becomes durable with
+/// [`Trees::checkpoint`], all of it or nothing.
+pub trait Trees {
+    /// What can go wrong: the store's disk.
+    type Error: Debug + std::error::Error + Send + Sync + 'static;
+
+    /// Returns the entry of a node; an empty one when there is none.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn get(&self, id: NodeId) -> Result<Entry, Self::Error>;
+
+    /// Replaces the entry of a node; an empty one removes it. Keeps the indexes and totals.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    fn put(&mut self, id: NodeId, entry: &Entry) -> Result<(), Self::Error>;
+
+    /// Returns the nodes whose `local` is at this name *on disk* in this directory. There is at
+    /// most one, except while a name waits to be looked at again. Parked nodes do not count.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn local_at(&self, parent: NodeId, disk_name: &Name) -> Result<Vec<NodeId>, Self::Error>;
+
+    /// Returns the nodes whose `remote` is at this name in this directory. There is at most one
+    /// when the remote tree is consistent.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn remote_at(&self, parent: NodeId, name: &Name) -> Result<Vec<NodeId>, Self::Error>;
+
+    /// Returns the nodes whose `local` is in this directory (parked ones included), at most `limit`
+    /// of them with ids after `after`, in the order of ids.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn local_children(
+        &self,
+        parent: NodeId,
+        after: Option<NodeId>,
+        limit: usize,
+    ) -> Result<Vec<NodeId>, Self::Error>;
+
+    /// The same for `remote`.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn remote_children(
+        &self,
+        parent: NodeId,
+        after: Option<NodeId>,
+        limit: usize,
+    ) -> Result<Vec<NodeId>, Self::Error>;
+
+    /// Returns the nodes whose `local` has this inode number.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn local_by_inode(&self, ino: u64) -> Result<Vec<NodeId>, Self::Error>;
+
+    /// Returns dirty nodes ([`Entry::is_dirty`]) in the order in which they were first written, at
+    /// most `limit`, after the position `after`; each with its position.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn dirty(&self, after: u64, limit: usize) -> Result<Vec<(u64, NodeId)>, Self::Error>;
+
+    /// Returns nodes that have a `remote` or `synced`, in the order of ids, after `after`.
+    /// For passes over everything (a change of lineage).
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn all(&self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeId>, Self::Error>;
+
+    /// Returns the totals.
+    fn totals(&self) -> Totals;
+
+    /// Returns what is known of the drive.
+    fn meta(&self) -> Meta;
+
+    /// Replaces what is known of the drive.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    fn set_meta(&mut self, meta: Meta) -> Result<(), Self::Error>;
+
+    /// Makes everything written so far durable, all of it or nothing.
+    ///
+    /// # Errors
+    /// When the store cannot be written; what was written since the last one may then be lost.
+    fn checkpoint(&mut self) -> Result<(), Self::Error>;
+}

@@ -1,0 +1,795 @@
+//! The messages: what each one says, who may send it, and what answers it.
+//!
+//! Every message is a MessagePack map with named fields; a reader ignores fields it does not know,
+//! and a new field has a default. Kinds are our own numbers, never reused. A request is answered by
+//! exactly one reply or one [`Failure`] with the same request id; requests are pipelined and may be
+//! answered out of order, but commits of one connection are applied in the order they were sent.
+//! Pushes carry request id 0. The specification for other clients is `docs/protocol.md`.
+
+use std::fmt;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{
+    Change, ChunkId, DeviceId, Digest, DriveId, Lineage, ListId, Name, NodeId, Refusal, RelPath,
+    Rev, Timestamp, UserId, Versioned,
+};
+
+/// A message with its own kind number.
+pub trait Message: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// The number in the frame header.
+    const KIND: u8;
+}
+
+/// A message that asks for a reply.
+pub trait Request: Message {
+    /// What answers it, when it does not fail.
+    type Reply: Message;
+}
+
+macro_rules! messages {
+    ($($kind:literal $name:ident $(=> $reply:ident)?;)*) => {
+        $(
+            impl Message for $name {
+                const KIND: u8 = $kind;
+            }
+            $(impl Request for $name {
+                type Reply = $reply;
+            })?
+        )*
+
+        /// Every kind number in use, with its name, for logs and for the test that none repeats.
+        pub const KINDS: &[(u8, &str)] = &[$(($kind, stringify!($name))),*];
+    };
+}
+
+messages! {
+    // Before authentication.
+    1 Hello => HelloReply;
+    2 Join => AuthReply;
+    3 Login => AuthReply;
+    4 Register => AuthReply;
+    5 Answer => AuthReply;
+    6 Resume => AuthReply;
+    7 Ping => Done;
+    // The journal.
+    8 Subscribe => Subscribed;
+    9 PageSeen;
+    10 Commit => Committed;
+    // Content.
+    11 FindMissing => Missing;
+    12 PutChunks => Done;
+    13 PutList => Done;
+    14 HasList => Has;
+    15 GetList => ListPart;
+    16 GetChunks => Chunks;
+    // Looking without a folder.
+    17 Lookup => Found;
+    18 ListDir => Entries;
+    // The account.
+    20 ListDevices => Devices;
+    21 RevokeDevice => Done;
+    22 Invite => Invited;
+    23 Logout => Done;
+    24 ChangePassword => Done;
+    25 TotpBegin => TotpSecret;
+    26 TotpConfirm => Done;
+    27 TotpDisable => Done;
+    // Mass deletions that wait for a person.
+    28 ListHeld => HeldList;
+    29 ApproveHeld => Done;
+    // Replies.
+    64 HelloReply;
+    65 AuthReply;
+    66 Done;
+    67 Subscribed;
+    68 Committed;
+    69 Missing;
+    70 Has;
+    71 ListPart;
+    72 Chunks;
+    73 Found;
+    74 Entries;
+    75 Devices;
+    76 Invited;
+    77 TotpSecret;
+    78 HeldList;
+    // Pushes.
+    128 Page;
+    129 Bye;
+    // Failure of a request; with request id 0, of the connection.
+    255 Failure;
+}
+
+/// Messages with a secret inside show their name only, so that no log ever holds one.
+macro_rules! secret {
+    ($($name:ident)*) => {
+        $(impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($name)).finish_non_exhaustive()
+            }
+        })*
+    };
+}
+
+secret! {
+    Join Login Register Answer Resume AuthReply Admitted Invited ChangePassword TotpSecret
+    TotpConfirm TotpDisable
+}
+
+/// The protocol version spoken here; the ALPN name is `picloud/1`.
+pub const PROTOCOL: u16 = 1;
+
+/// The first message of a connection, from the device. Its shape never changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The newest protocol the device speaks.
+    pub protocol: u16,
+    /// Program and version, for the log: `picloud/0.1.0`.
+    pub program: String,
+    /// Features beyond the protocol version that the device understands.
+    #[serde(default)]
+    pub features: Vec<String>,
+}
+
+/// The server's half of the hello. Its shape never changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HelloReply {
+    /// The protocol this connection will speak: the older of the two.
+    pub protocol: u16,
+    /// Program and version.
+    pub program: String,
+    /// Features the server understands.
+    #[serde(default)]
+    pub features: Vec<String>,
+    /// The server's clock.
+    pub time: Timestamp,
+}
+
+/// Joins a new device with the one-time secret of a join link.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Join {
+    /// The secret of the link, 32 bytes.
+    #[serde(with = "serde_bytes")]
+    pub secret: Vec<u8>,
+    /// How the device is to be called.
+    pub device_name: String,
+}
+
+/// Adds a device by password.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Login {
+    /// The account's name.
+    pub user: String,
+    /// Its password.
+    pub password: String,
+    /// How the device is to be called.
+    pub device_name: String,
+}
+
+/// Makes an account, and adds this device to it.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Register {
+    /// The account's name.
+    pub user: String,
+    /// Its password.
+    pub password: String,
+    /// The secret of an invitation, where the server wants one.
+    #[serde(default, with = "serde_bytes")]
+    pub secret: Option<Vec<u8>>,
+    /// How the device is to be called.
+    pub device_name: String,
+}
+
+/// The person's answer to the [`Question`] of the last [`AuthReply`] on this connection.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Answer {
+    /// What the person typed.
+    pub answer: String,
+}
+
+/// Continues as a device that was admitted before.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Resume {
+    /// The device.
+    pub device: DeviceId,
+    /// Its token, 32 bytes.
+    #[serde(with = "serde_bytes")]
+    pub token: Vec<u8>,
+}
+
+/// The outcome of an authentication request: exactly one of the two is there.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct AuthReply {
+    /// The device is in.
+    #[serde(default)]
+    pub admitted: Option<Admitted>,
+    /// The server wants to know one more thing first.
+    #[serde(default)]
+    pub question: Option<Question>,
+}
+
+/// A question for the person, as the 2015 program's input request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    /// What to show: "Six-digit code of your authenticator app".
+    pub text: String,
+    /// Whether what is typed must not be shown.
+    pub secret: bool,
+}
+
+/// Who the connection now speaks for.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Admitted {
+    /// The account.
+    pub user: UserId,
+    /// Its name.
+    pub user_name: String,
+    /// The device.
+    pub device: DeviceId,
+    /// Its name.
+    pub device_name: String,
+    /// The token for later [`Resume`]s; only for a new device.
+    #[serde(default, with = "serde_bytes")]
+    pub token: Option<Vec<u8>>,
+    /// The drives it may use; the user's own is the first.
+    pub drives: Vec<DriveInfo>,
+}
+
+/// A drive one may use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriveInfo {
+    /// The drive.
+    pub id: DriveId,
+    /// Its name: for a personal drive the user's.
+    pub name: String,
+    /// Its lineage.
+    pub lineage: Lineage,
+    /// Its newest rev.
+    pub head: Rev,
+}
+
+/// Asks for a sign of life.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Ping {}
+
+/// It is done.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Done {}
+
+/// Asks for the journal of a drive, from `cursor` on, as [`Page`]s.
+///
+/// A second subscription to the same drive on one connection replaces the first.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Subscribe {
+    /// The drive.
+    pub drive: DriveId,
+    /// The rev up to which the device knows the journal of `lineage`.
+    pub cursor: Rev,
+    /// The lineage `cursor` belongs to; none for a device that knows nothing.
+    #[serde(default)]
+    pub lineage: Option<Lineage>,
+    /// Contents of at most this many bytes come with the page, at most
+    /// [`super::limits::INLINE_LEN_MAX`]; 0 for none.
+    #[serde(default)]
+    pub inline_len_max: u32,
+}
+
+/// The subscription holds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Subscribed {
+    /// The drive's lineage. When it is not the one asked with, or `cursor` was past the head, the
+    /// journal is told from the beginning and the device must not read any absence as a deletion.
+    pub lineage: Lineage,
+    /// Where the pages begin: the cursor asked with, or 0.
+    pub from: Rev,
+    /// The newest rev.
+    pub head: Rev,
+}
+
+/// A piece of the journal, pushed: each node changed in (`from`, `upto`], once, in its latest state.
+///
+/// The order is by rev. A node changed again after `upto` is not in this page but in a later one,
+/// so between pages the tree can be one that never was (a child before its parent's move, say);
+/// `consistent` tells when it is one that was, and only then may it be planned on.
+///
+/// Nodes whose last change this very connection committed are left out.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Page {
+    /// The drive.
+    pub drive: DriveId,
+    /// The rev after which this page begins.
+    pub from: Rev,
+    /// The rev with which it ends; becomes the device's cursor.
+    pub upto: Rev,
+    /// The newest rev when the page was made.
+    pub head: Rev,
+    /// Whether the nodes known after this page are the drive as it was at `upto`.
+    pub consistent: bool,
+    /// The changed nodes.
+    pub nodes: Vec<Versioned>,
+    /// Small contents of theirs that the device may not have.
+    pub chunks: Vec<ChunkData>,
+    /// The drive's digest, when `upto` is `head`.
+    #[serde(default)]
+    pub digest: Option<Digest>,
+}
+
+/// Tells the server that a page has been taken in, so that it may send another. Has no reply.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PageSeen {
+    /// The drive.
+    pub drive: DriveId,
+    /// The page's `upto`.
+    pub upto: Rev,
+}
+
+/// Asks for changes, applied in order, each accepted or refused by itself.
+///
+/// All accepted ones become visible to other devices at once. The reply comes when they are on
+/// stable storage, with the chunks.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Commit {
+    /// The drive.
+    pub drive: DriveId,
+    /// The changes, at most [`super::limits::BATCH_COUNT_MAX`].
+    pub changes: Vec<Change>,
+    /// Chunks that they need and that have not been put before.
+    pub chunks: Vec<ChunkData>,
+}
+
+/// What became of a commit.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Committed {
+    /// One result per change.
+    pub results: Vec<ChangeResult>,
+    /// The newest rev afterwards.
+    pub head: Rev,
+}
+
+/// What became of a change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChangeResult {
+    /// It is part of the drive (or was already, when it is sent a second time).
+    Accepted {
+        /// The rev it got.
+        rev: Rev,
+    },
+    /// It is not; see there.
+    Refused(Refusal),
+}
+
+/// How a chunk's bytes are packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+pub enum Codec {
+    /// As they are.
+    Plain,
+    /// One zstd frame.
+    Zstd,
+}
+
+impl From<Codec> for u8 {
+    fn from(codec: Codec) -> Self {
+        match codec {
+            Codec::Plain => 0,
+            Codec::Zstd => 1,
+        }
+    }
+}
+
+impl TryFrom<u8> for Codec {
+    type Error = String;
+
+    fn try_from(number: u8) -> Result<Self, String> {
+        match number {
+            0 => Ok(Self::Plain),
+            1 => Ok(Self::Zstd),
+            unknown => Err(format!("unknown codec {unknown}")),
+        }
+    }
+}
+
+/// A chunk on its way. The receiver unpacks it, bounded by `plain_len`, and checks `id`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkData {
+    /// The chunk.
+    pub id: ChunkId,
+    /// The length of its plain bytes, at most [`crate::model::Content::CHUNK_LEN_MAX`].
+    pub plain_len: u32,
+    /// How `data` is packed.
+    pub codec: Codec,
+    /// The packed bytes.
+    #[serde(with = "serde_bytes")]
+    pub data: Vec<u8>,
+}
+
+/// Asks which of these chunks this drive lacks.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FindMissing {
+    /// The drive.
+    pub drive: DriveId,
+    /// At most [`super::limits::IDS_MAX`].
+    pub chunks: Vec<ChunkId>,
+}
+
+/// The chunks that the drive lacks.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Missing {
+    /// A subset of those asked for, in their order.
+    pub chunks: Vec<ChunkId>,
+}
+
+/// Puts chunks into a drive. The reply comes when they are on stable storage.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PutChunks {
+    /// The drive.
+    pub drive: DriveId,
+    /// The chunks, together about [`super::limits::BATCH_LEN_MAX`].
+    pub chunks: Vec<ChunkData>,
+}
+
+/// Puts a content list into a drive, piece by piece in order on one connection; the last is checked
+/// against the id, and all chunks of the list must be in the drive by then.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PutList {
+    /// The drive.
+    pub drive: DriveId,
+    /// The list.
+    pub list: ListId,
+    /// Where this piece begins in the encoding; 0 begins anew.
+    pub offset: u64,
+    /// Whether this is the last piece.
+    pub last: bool,
+    /// At most [`super::limits::LIST_PART_LEN_MAX`] bytes of the canonical encoding.
+    #[serde(with = "serde_bytes")]
+    pub data: Vec<u8>,
+}
+
+/// Asks whether this drive has a content list, with all its chunks.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HasList {
+    /// The drive.
+    pub drive: DriveId,
+    /// The list.
+    pub list: ListId,
+}
+
+/// Whether it has.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Has {
+    /// Whether it has.
+    pub present: bool,
+}
+
+/// Asks for a piece of a content list.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GetList {
+    /// The drive.
+    pub drive: DriveId,
+    /// The list.
+    pub list: ListId,
+    /// Where the piece is to begin.
+    pub offset: u64,
+}
+
+/// A piece of a content list, as long as fits.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ListPart {
+    /// The length of the whole encoding.
+    pub total: u64,
+    /// The bytes from the offset asked for.
+    #[serde(with = "serde_bytes")]
+    pub data: Vec<u8>,
+}
+
+/// Asks for chunks of a drive.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GetChunks {
+    /// The drive.
+    pub drive: DriveId,
+    /// At most [`super::limits::IDS_MAX`]; best no more than fill a batch.
+    pub chunks: Vec<ChunkId>,
+}
+
+/// The first so many of the chunks asked for as fit a batch, at least one; ask again for the rest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Chunks {
+    /// The chunks, in the order asked for.
+    pub chunks: Vec<ChunkData>,
+    /// Those that the drive does not have, among the ones dealt with.
+    #[serde(default)]
+    pub absent: Vec<ChunkId>,
+}
+
+/// Asks for the node at a path.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Lookup {
+    /// The drive.
+    pub drive: DriveId,
+    /// The path; not the root.
+    pub path: RelPath,
+}
+
+/// The node, if there is one.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Found {
+    /// The node; always a live one.
+    #[serde(default)]
+    pub node: Option<Versioned>,
+}
+
+/// Asks for the entries of a directory, in the order of their names.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ListDir {
+    /// The drive.
+    pub drive: DriveId,
+    /// The directory.
+    pub dir: NodeId,
+    /// Only names after this one.
+    #[serde(default)]
+    pub after: Option<Name>,
+}
+
+/// Entries of a directory, at most [`super::limits::BATCH_COUNT_MAX`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Entries {
+    /// Live nodes.
+    pub entries: Vec<Versioned>,
+    /// Whether there are more.
+    pub more: bool,
+}
+
+/// Asks for the devices of the account.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ListDevices {}
+
+/// The devices of the account, oldest first.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Devices {
+    /// The devices that are not revoked.
+    pub devices: Vec<DeviceInfo>,
+}
+
+/// A device of the account.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    /// The device.
+    pub id: DeviceId,
+    /// Its name.
+    pub name: String,
+    /// When it was added, by the server's clock.
+    pub added: Timestamp,
+    /// When it was last connected, by the server's clock.
+    #[serde(default)]
+    pub last_seen: Option<Timestamp>,
+    /// Whether it is connected now.
+    pub connected: bool,
+    /// Whether it is the one that asks.
+    pub this: bool,
+}
+
+/// Ends a device of the account: its token is void and its connections are closed at once.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RevokeDevice {
+    /// The device.
+    pub device: DeviceId,
+}
+
+/// Asks for a join link for one more device of this account.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Invite {}
+
+/// A join link.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Invited {
+    /// The whole link.
+    pub link: String,
+    /// Until when it can be used, by the server's clock.
+    pub expires: Timestamp,
+}
+
+/// Ends this device: its token is void.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Logout {}
+
+/// Sets a new password.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct ChangePassword {
+    /// The present one.
+    pub old: String,
+    /// The new one.
+    pub new: String,
+}
+
+/// Asks for a new TOTP secret; it counts only once confirmed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TotpBegin {}
+
+/// A TOTP secret.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct TotpSecret {
+    /// `otpauth://totp/…`, for an authenticator app.
+    pub uri: String,
+}
+
+/// Shows that the authenticator app has the new secret, and puts it in force.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct TotpConfirm {
+    /// The six digits.
+    pub code: String,
+}
+
+/// Ends TOTP for the account.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct TotpDisable {
+    /// The account's password.
+    pub password: String,
+}
+
+/// Asks for the deletions of a drive that wait for a person.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ListHeld {
+    /// The drive.
+    pub drive: DriveId,
+}
+
+/// The deletions that wait.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HeldList {
+    /// One entry per device that asked for them.
+    pub held: Vec<Held>,
+}
+
+/// A mass deletion that waits for a person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The device that asked for it.
+    pub device: DeviceId,
+    /// Its name.
+    pub device_name: String,
+    /// How many nodes it asked to delete and was refused.
+    pub deletions: u64,
+    /// Since when, by the server's clock.
+    pub since: Timestamp,
+}
+
+/// Lets a device's held deletions of a drive pass when it asks again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ApproveHeld {
+    /// The drive.
+    pub drive: DriveId,
+    /// The device.
+    pub device: DeviceId,
+}
+
+/// The server ends the connection, and says why.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Bye {
+    /// Why.
+    pub code: FailureCode,
+    /// For a person.
+    pub message: String,
+}
+
+/// A request failed. Where it is the connection's failure (request id 0), the server closes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What a program can act on.
+    pub code: FailureCode,
+    /// What a person can act on: a sentence without a full stop.
+    pub message: String,
+}
+
+/// What a program can tell apart of a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(from = "u16", into = "u16")]
+pub enum FailureCode {
+    /// Not a legal frame, message or argument; asking again will not help.
+    Malformed,
+    /// The two programs speak no common protocol.
+    Version,
+    /// Not authenticated yet, or the wrong user, password, token, secret or answer.
+    Unauthenticated,
+    /// The device was revoked.
+    Revoked,
+    /// Authenticated, but not allowed.
+    Forbidden,
+    /// What is asked for does not exist.
+    NotFound,
+    /// What is to be made exists already.
+    Exists,
+    /// Over a limit of size or number.
+    TooLarge,
+    /// Too many tries: wait before the next.
+    Throttled,
+    /// The server cannot do it now (disk full, shutting down); asking again later may help.
+    Unavailable,
+    /// A fault of the server's.
+    Internal,
+    /// A code of a newer protocol.
+    Unknown(u16),
+}
+
+impl From<FailureCode> for u16 {
+    fn from(code: FailureCode) -> Self {
+        match code {
+            FailureCode::Malformed => 1,
+            FailureCode::Version => 2,
+            FailureCode::Unauthenticated => 3,
+            FailureCode::Revoked => 4,
+            FailureCode::Forbidden => 5,
+            FailureCode::NotFound => 6,
+            FailureCode::Exists => 7,
+            FailureCode::TooLarge => 8,
+            FailureCode::Throttled => 9,
+            FailureCode::Unavailable => 10,
+            FailureCode::Internal => 11,
+            FailureCode::Unknown(number) => number,
+        }
+    }
+}
+
+impl From<u16> for FailureCode {
+    fn from(number: u16) -> Self {
+        match number {
+            1 => Self::Malformed,
+            2 => Self::Version,
+            3 => Self::Unauthenticated,
+            4 => Self::Revoked,
+            5 => Self::Forbidden,
+            6 => Self::NotFound,
+            7 => Self::Exists,
+            8 => Self::TooLarge,
+            9 => Self::Throttled,
+            10 => Self::Unavailable,
+            11 => Self::Internal,
+            unknown => Self::Unknown(unknown),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn no_kind_number_is_used_twice() {
+        let kinds: BTreeSet<u8> = KINDS.iter().map(|(kind, _)| *kind).collect();
+        assert_eq!(kinds.len(), KINDS.len());
+    }
+
+    #[test]
+    fn a_reader_ignores_fields_it_does_not_know_and_fills_in_missing_ones() {
+        #[derive(Serialize)]
+        struct NewerHello {
+            protocol: u16,
+            program: &'static str,
+            colour: &'static str,
+        }
+        let newer = NewerHello {
+            protocol: 2,
+            program: "picloud/9",
+            colour: "blue",
+        };
+        let wire = rmp_serde::to_vec_named(&newer).unwrap();
+        let hello: Hello = rmp_serde::from_slice(&wire).unwrap();
+        assert_eq!(hello.protocol, 2);
+        assert!(hello.features.is_empty());
+    }
+
+    #[test]
+    fn hello_on_the_wire_never_changes() {
+        let hello = Hello {
+            protocol: 1,
+            program: "p".into(),
+            features: vec!["f".into()],
+        };
+        let wire = rmp_serde::to_vec_named(&hello).unwrap();
+        let expected = b"\x83\xa8protocol\x01\xa7program\xa1p\xa8features\x91\xa1f";
+        assert_eq!(wire, expected);
+    }
+}
