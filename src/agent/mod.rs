@@ -1,0 +1,3 @@
+//! The engine's driver on a real machine.
+
+pub mod state;
