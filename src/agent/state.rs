@@ -260,7 +260,10 @@ fn lists_of(entry: &Entry) -> impl Iterator<Item = ListId> + '_ {
         LocalBody::File(Some(content)) => list(content),
         LocalBody::File(None) | LocalBody::Dir | LocalBody::Link(_) => None,
     });
-    let remote = entry.remote.as_ref().and_then(|remote| of_node(&remote.node));
+    let remote = entry
+        .remote
+        .as_ref()
+        .and_then(|remote| of_node(&remote.node));
     let synced = entry.synced.as_ref().and_then(of_node);
     local.into_iter().chain(remote).chain(synced)
 }
@@ -523,11 +526,7 @@ impl SqliteTrees {
         Ok((seq, entry))
     }
 
-    fn ids(
-        &self,
-        sql: &str,
-        params: impl rusqlite::Params,
-    ) -> Result<Vec<NodeId>, StateError> {
+    fn ids(&self, sql: &str, params: impl rusqlite::Params) -> Result<Vec<NodeId>, StateError> {
         let rows: Vec<[u8; 16]> = self
             .connection
             .prepare_cached(sql)

@@ -146,12 +146,18 @@ fn assert_alike(trees: &SqliteTrees, model: &MemoryTrees, dice: &mut Dice) {
     }
     let order = |found: Vec<(u64, NodeId)>| found.into_iter().map(|(_, id)| id).collect::<Vec<_>>();
     let all_dirty = trees.dirty(0, 1000).unwrap();
-    assert_eq!(order(all_dirty.clone()), order(model.dirty(0, 1000).unwrap()));
+    assert_eq!(
+        order(all_dirty.clone()),
+        order(model.dirty(0, 1000).unwrap())
+    );
     if let Some((position, _)) = all_dirty.first() {
         let rest = trees.dirty(*position, 1000).unwrap();
         assert_eq!(rest, all_dirty[1..]);
     }
-    assert_eq!(trees.all(after, limit).unwrap(), model.all(after, limit).unwrap());
+    assert_eq!(
+        trees.all(after, limit).unwrap(),
+        model.all(after, limit).unwrap()
+    );
     assert_eq!(trees.totals(), model.totals());
     assert_eq!(trees.meta(), model.meta());
 }
@@ -228,13 +234,20 @@ fn a_database_that_is_no_database_is_set_aside_and_begun_anew() {
     let path = dir.path().join("state.sqlite");
     std::fs::write(&path, vec![b'x'; 8192]).unwrap();
     let opened = SqliteTrees::open(&path, FOLDER, DRIVE).unwrap();
-    assert!(!opened.trees.meta().linked, "the first pass must be a union");
+    assert!(
+        !opened.trees.meta().linked,
+        "the first pass must be a union"
+    );
     let kept = opened.set_aside.unwrap();
     assert_eq!(std::fs::read(&kept).unwrap(), vec![b'x'; 8192]);
     drop(opened.trees);
     std::fs::write(&path, vec![b'y'; 8192]).unwrap();
     let again = SqliteTrees::open(&path, FOLDER, DRIVE).unwrap();
-    assert_ne!(again.set_aside.unwrap(), kept, "a second one does not replace the first");
+    assert_ne!(
+        again.set_aside.unwrap(),
+        kept,
+        "a second one does not replace the first"
+    );
     assert!(kept.exists());
 }
 
@@ -275,7 +288,12 @@ fn twenty_thousand_creations_and_their_commits() {
         let mut node = dice.node();
         node.place.parent = NodeId::ROOT;
         node.place.name = Name::new(format!("file number {number}")).unwrap();
-        assert!(trees.local_at(NodeId::ROOT, &node.place.name).unwrap().is_empty());
+        assert!(
+            trees
+                .local_at(NodeId::ROOT, &node.place.name)
+                .unwrap()
+                .is_empty()
+        );
         let mut entry = trees.get(id).unwrap();
         let mut local = dice.local(&node);
         local.stat.ino = number;
@@ -294,5 +312,8 @@ fn twenty_thousand_creations_and_their_commits() {
     trees.checkpoint().unwrap();
     let took = started.elapsed();
     let bytes = std::fs::metadata(&path).unwrap().len();
-    println!("20,000 x (local_at, get, put, put): {took:?}, {} bytes a node", bytes / 20_000);
+    println!(
+        "20,000 x (local_at, get, put, put): {took:?}, {} bytes a node",
+        bytes / 20_000
+    );
 }
