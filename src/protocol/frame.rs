@@ -11,6 +11,7 @@
 //! what a decoder would refuse. A close between two frames is an end; a close inside one is an error.
 
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -206,12 +207,7 @@ pub(super) async fn read_frame<R: AsyncRead + Unpin>(
     let mut header = [0; HEADER_LEN];
     let mut filled = 0;
     while filled < HEADER_LEN {
-        let count = wait(
-            patience,
-            async |reader: &mut R| reader.read(&mut header[filled..]).await,
-            reader,
-        )
-        .await?;
+        let count = wait(patience, reader.read(&mut header[filled..])).await?;
         match (count, filled) {
             (0, 0) => return Ok(None),
             (0, _) => return Err(FrameError::Truncated),
@@ -227,12 +223,8 @@ pub(super) async fn read_frame<R: AsyncRead + Unpin>(
     let mut body = Vec::with_capacity(len);
     while body.len() < len {
         let left = (len - body.len()) as u64;
-        let count = wait(
-            patience,
-            async |reader: &mut R| reader.take(left).read_buf(&mut body).await,
-            reader,
-        )
-        .await?;
+        let mut rest = (&mut *reader).take(left);
+        let count = wait(patience, rest.read_buf(&mut body)).await?;
         if count == 0 {
             return Err(FrameError::Truncated);
         }
@@ -244,14 +236,14 @@ pub(super) async fn read_frame<R: AsyncRead + Unpin>(
     }))
 }
 
-/// Runs one read, which must be safe to cancel, for as long as patience lasts.
-async fn wait<R>(
+/// Waits for one read for as long as patience lasts.
+async fn wait(
     patience: &impl Patience,
-    mut read: impl AsyncFnMut(&mut R) -> io::Result<usize>,
-    reader: &mut R,
+    read: impl Future<Output = io::Result<usize>>,
 ) -> Result<usize, FrameError> {
+    let mut read = pin!(read);
     loop {
-        match timeout(patience.limit(), read(reader)).await {
+        match timeout(patience.limit(), &mut read).await {
             Ok(Ok(count)) => return Ok(count),
             // A peer that goes away without TLS's farewell is cut off, not an error of its own.
             Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),

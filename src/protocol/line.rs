@@ -263,6 +263,9 @@ fn cost(frame: &EncodedFrame) -> u32 {
     u32::try_from(cost).unwrap_or(u32::MAX)
 }
 
+/// For the rest of a frame, the farewell, and the shutdown, each.
+const FAREWELL: Duration = Duration::from_secs(2);
+
 /// The task that writes.
 struct Writer<S> {
     half: WriteHalf<S>,
@@ -275,9 +278,6 @@ impl<S: Stream> Writer<S> {
     const LONG: usize = 16 * 1024;
     /// How much is handed over at once, and must be taken within the stall limit.
     const PIECE: usize = 64 * 1024;
-    /// For the rest of a frame, the farewell, and the shutdown, each.
-    const FAREWELL: Duration = Duration::from_secs(2);
-
     async fn run(mut self) {
         if let Err(error) = self.write_until_end().await {
             let reason = match error.kind() {
@@ -296,9 +296,9 @@ impl<S: Stream> Writer<S> {
                 half.flush().await
             };
             // The peer may be gone already: the farewell is a courtesy.
-            timeout(Self::FAREWELL, writing).await.ok();
+            timeout(FAREWELL, writing).await.ok();
         }
-        timeout(Self::FAREWELL, self.half.shutdown()).await.ok();
+        timeout(FAREWELL, self.half.shutdown()).await.ok();
     }
 
     /// Returns when the line has ended, after a whole frame or with an error.
@@ -342,7 +342,7 @@ impl<S: Stream> Writer<S> {
                 next = self.items.try_recv().ok();
             }
             self.write(&together).await?;
-            self.unless_stalled(async |half| half.flush().await).await?;
+            unless_stalled(&self.line, self.half.flush()).await?;
             drop(held);
             // Nothing is kept for an idle connection.
             together = Vec::new();
@@ -355,8 +355,7 @@ impl<S: Stream> Writer<S> {
 
     async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         for piece in bytes.chunks(Self::PIECE) {
-            self.unless_stalled(async |half| half.write_all(piece).await)
-                .await?;
+            unless_stalled(&self.line, self.half.write_all(piece)).await?;
             if bytes.len() >= Self::PIECE {
                 let now = self.line.now_ms().max(1);
                 self.line.progress_ms.store(now, Ordering::Relaxed);
@@ -364,21 +363,16 @@ impl<S: Stream> Writer<S> {
         }
         Ok(())
     }
+}
 
-    /// Runs one step of writing to its end, but for no longer than a peer may stall, and for no
-    /// longer than a farewell may take once the line has ended.
-    async fn unless_stalled(
-        &mut self,
-        step: impl AsyncFnOnce(&mut WriteHalf<S>) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let line = Arc::clone(&self.line);
-        let stall = Duration::from_secs(limits::STALL_SECS);
-        let mut step = pin!(timeout(stall, step(&mut self.half)));
-        tokio::select! {
-            biased;
-            done = &mut step => return done?,
-            _ = line.until_end() => {}
-        }
-        timeout(Self::FAREWELL, step).await??
+/// Runs one step of writing to its end, but for no longer than a peer may stall, and for no longer
+/// than a farewell may take once the line has ended.
+async fn unless_stalled(line: &Line, step: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    let mut step = pin!(timeout(Duration::from_secs(limits::STALL_SECS), step));
+    tokio::select! {
+        biased;
+        done = &mut step => return done?,
+        _ = line.until_end() => {}
     }
+    timeout(FAREWELL, step).await??
 }
