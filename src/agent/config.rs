@@ -590,16 +590,6 @@ fn line_error(text: &str, path: &Path, start: usize, reason: &str) -> ConfigErro
     }
 }
 
-/// Returns what changed between two settings that a person may want to read in the log.
-#[must_use]
-pub fn folders_by_id(config: &Config) -> BTreeMap<FolderId, &FolderConfig> {
-    config
-        .folders
-        .iter()
-        .map(|folder| (folder.id, folder))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
