@@ -15,7 +15,10 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::trees::{Entry, Local, LocalBody, Meta, Remote, StandsFor, Totals, Trees};
-use crate::model::{Body, Content, DriveId, FolderId, ListId, Name, Node, NodeId, Place};
+use super::conflicts;
+use crate::model::{
+    Body, Content, DriveId, FolderId, ListId, Name, Node, NodeId, Place, RelPath,
+};
 
 /// The format written here, in `PRAGMA user_version`.
 const FORMAT: i32 = 1;
@@ -37,6 +40,7 @@ const SCHEMA: &str = "
         dirty INTEGER NOT NULL,
         shared INTEGER NOT NULL,
         listed INTEGER NOT NULL,
+        conflict INTEGER NOT NULL,
         data BLOB NOT NULL
     );
     CREATE INDEX entry_local_parent ON entry (local_parent, id) WHERE local_parent IS NOT NULL;
@@ -46,6 +50,7 @@ const SCHEMA: &str = "
     CREATE INDEX entry_remote_at ON entry (remote_at) WHERE remote_at IS NOT NULL;
     CREATE INDEX entry_dirty ON entry (seq) WHERE dirty;
     CREATE INDEX entry_listed ON entry (seq) WHERE listed;
+    CREATE INDEX entry_conflict ON entry (seq) WHERE conflict;
 ";
 
 /// Why the trees cannot be kept.
@@ -226,6 +231,7 @@ struct Keys {
     remote: Option<(NodeId, i64)>,
     dirty: bool,
     listed: bool,
+    conflict: bool,
 }
 
 impl Keys {
@@ -242,6 +248,9 @@ impl Keys {
             }),
             dirty: entry.is_dirty(),
             listed: lists_of(entry).next().is_some(),
+            conflict: entry.local.as_ref().is_some_and(|local| {
+                !local.parked && conflicts::original_of(local.disk_name()).is_some()
+            }),
         }
     }
 }
@@ -555,8 +564,8 @@ impl SqliteTrees {
             self.connection
                 .prepare_cached(
                     "INSERT INTO entry (seq, id, local_parent, local_at, ino, remote_parent,
-                     remote_at, dirty, shared, listed, data)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                     remote_at, dirty, shared, listed, conflict, data)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
                 )
                 .and_then(|mut insert| {
                     insert.execute(params![
@@ -570,6 +579,7 @@ impl SqliteTrees {
                         keys.dirty,
                         shared,
                         keys.listed,
+                        keys.conflict,
                         data
                     ])
                 })
@@ -602,6 +612,10 @@ impl SqliteTrees {
             sets.push_str(", listed = :listed");
             values.push((":listed", &keys.listed));
         }
+        if before.conflict != keys.conflict {
+            sets.push_str(", conflict = :conflict");
+            values.push((":conflict", &keys.conflict));
+        }
         sets.push_str(" WHERE seq = :seq");
         self.connection
             .prepare_cached(&sets)
@@ -623,33 +637,51 @@ impl SqliteTrees {
         Ok(lists)
     }
 
-    /// Returns nodes that are on the server in the order of their first writing, with their
-    /// entries: a page of a pass over everything.
+    /// Returns the nodes on this disk whose names are those of conflict copies, at most `limit`.
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub fn page(
-        &self,
-        after: Option<NodeId>,
-        limit: usize,
-    ) -> Result<Vec<(NodeId, Entry)>, StateError> {
-        let rows: Vec<([u8; 16], Vec<u8>)> = self
-            .connection
-            .prepare_cached("SELECT id, data FROM entry WHERE id > ?1 ORDER BY id LIMIT ?2")
-            .and_then(|mut select| {
-                select
-                    .query_map(params![after_bytes(after), row_limit(limit)], |row| {
-                        Ok((row.get(0)?, row.get(1)?))
-                    })?
-                    .collect()
-            })
-            .map_err(|error| self.fail(error))?;
-        rows.into_iter()
-            .map(|(id, data)| {
-                let entry = decode(&data).map_err(|reason| self.damaged(reason))?;
-                Ok((NodeId::from_bytes(id), entry))
-            })
-            .collect()
+    pub fn conflict_copies(&self, limit: usize) -> Result<Vec<NodeId>, StateError> {
+        self.ids(
+            "SELECT id FROM entry INDEXED BY entry_conflict WHERE conflict ORDER BY seq LIMIT ?1",
+            params![row_limit(limit)],
+        )
+    }
+
+    /// Returns how many conflict copies there are on this disk.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn conflict_count(&self) -> Result<u64, StateError> {
+        self.connection
+            .prepare_cached(
+                "SELECT count(*) FROM entry INDEXED BY entry_conflict WHERE conflict",
+            )
+            .and_then(|mut count| count.query_row([], |row| row.get::<_, i64>(0)))
+            .map(i64::cast_unsigned)
+            .map_err(|error| self.fail(error))
+    }
+
+    /// Returns a node's path for people, by whichever tree has it.
+    #[must_use]
+    pub fn path_of(&self, id: NodeId) -> RelPath {
+        let mut names = Vec::new();
+        let mut at = id;
+        // Longer only when a damaged state has a ring.
+        while at != NodeId::ROOT && names.len() < 1000 {
+            let Ok((_, entry)) = self.load(at) else { break };
+            let (name, parent) = match (entry.local, entry.remote, entry.synced) {
+                (Some(local), _, _) => (local.disk_name().clone(), local.place.parent),
+                (None, Some(Remote { node, .. }), _) | (None, None, Some(node)) => {
+                    (node.place.name, node.place.parent)
+                }
+                (None, None, None) => break,
+            };
+            names.push(name);
+            at = parent;
+        }
+        names.reverse();
+        RelPath::from_names(names)
     }
 }
 

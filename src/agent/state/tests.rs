@@ -33,7 +33,10 @@ impl Dice {
     }
 
     fn name(&mut self) -> Name {
-        Name::new(format!("n{}", self.roll(6))).unwrap()
+        match self.roll(7) {
+            6 => Name::try_from("n (conflicted copy pi 2026-11-23)").unwrap(),
+            number => Name::new(format!("n{number}")).unwrap(),
+        }
     }
 
     fn content(&mut self) -> Content {
@@ -225,6 +228,15 @@ fn the_database_answers_as_the_trees_in_memory_do() {
             .flat_map(|(_, entry)| lists_of(entry).collect::<Vec<_>>())
             .collect();
         assert_eq!(trees.lists_in_use().unwrap(), lists);
+        let is_copy = |entry: &Entry| {
+            entry
+                .local
+                .as_ref()
+                .is_some_and(|l| !l.parked && conflicts::original_of(l.disk_name()).is_some())
+        };
+        let copies = model.entries().filter(|(_, entry)| is_copy(entry)).count();
+        assert_eq!(trees.conflict_count().unwrap(), copies as u64);
+        assert_eq!(trees.conflict_copies(1000).unwrap().len(), copies);
     }
 }
 
