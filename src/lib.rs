@@ -4,6 +4,7 @@
 //! `docs/architecture.md`.
 
 pub mod agent;
+pub mod content;
 pub mod engine;
 pub mod model;
 pub mod protocol;
