@@ -4,7 +4,6 @@
 //! An unknown key, a bad value or an unreadable file is an error that names the file, the line and
 //! the key. Secrets are not here but in [`super::credentials`].
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 

@@ -24,10 +24,13 @@ pub fn original_of(name: &Name) -> Option<Name> {
     };
     let date_bytes = date.as_bytes();
     let is_date = date_bytes.len() == 10
-        && date_bytes.iter().enumerate().all(|(index, byte)| match index {
-            4 | 7 => *byte == b'-',
-            _ => byte.is_ascii_digit(),
-        });
+        && date_bytes
+            .iter()
+            .enumerate()
+            .all(|(index, byte)| match index {
+                4 | 7 => *byte == b'-',
+                _ => byte.is_ascii_digit(),
+            });
     let original = Name::new([&bytes[..start], &after[end + 1..]].concat()).ok()?;
     // Made again it must be the same: else it is a name that a person gave.
     (is_date && conflict_name(&original, device, date, attempt) == *name).then_some(original)

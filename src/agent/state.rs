@@ -14,11 +14,9 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::trees::{Entry, Local, LocalBody, Meta, Remote, StandsFor, Totals, Trees};
 use super::conflicts;
-use crate::model::{
-    Body, Content, DriveId, FolderId, ListId, Name, Node, NodeId, Place, RelPath,
-};
+use crate::engine::trees::{Entry, Local, LocalBody, Meta, Remote, StandsFor, Totals, Trees};
+use crate::model::{Body, Content, DriveId, FolderId, ListId, Name, Node, NodeId, Place, RelPath};
 
 /// The format written here, in `PRAGMA user_version`.
 const FORMAT: i32 = 1;
@@ -654,9 +652,7 @@ impl SqliteTrees {
     /// When the database cannot be read.
     pub fn conflict_count(&self) -> Result<u64, StateError> {
         self.connection
-            .prepare_cached(
-                "SELECT count(*) FROM entry INDEXED BY entry_conflict WHERE conflict",
-            )
+            .prepare_cached("SELECT count(*) FROM entry INDEXED BY entry_conflict WHERE conflict")
             .and_then(|mut count| count.query_row([], |row| row.get::<_, i64>(0)))
             .map(i64::cast_unsigned)
             .map_err(|error| self.fail(error))

@@ -14,9 +14,9 @@ use crate::content::pack;
 use crate::engine::folder::Fault;
 use crate::engine::seam::{Committed, Expected, Outgoing, Spot};
 use crate::model::{ChunkData, Content, Rev};
-use crate::protocol::connection::{CallError, Pending};
 use crate::protocol::limits::{BATCH_COUNT_MAX, BATCH_LEN_MAX};
 use crate::protocol::message::{ChangeResult, Commit};
+use crate::protocol::{CallError, Pending};
 
 /// Commits that wait to be built: more than the engine has under way.
 pub(super) const JOBS_MAX: usize = 16;
@@ -214,7 +214,9 @@ fn attach(cx: &Context, at: &Spot, expected: &Expected) -> Result<Option<ChunkDa
         .and_then(|file| file.read_chunk_at(0, &id, len));
     match read {
         Ok(Some(bytes)) => Ok(Some(pack(id, &bytes))),
-        Ok(None) | Err(Fault::NotFound | Fault::Changed | Fault::Gone(_)) => Err(Committed::Changed),
+        Ok(None) | Err(Fault::NotFound | Fault::Changed | Fault::Gone(_)) => {
+            Err(Committed::Changed)
+        }
         Err(fault) => Err(Committed::Unreadable {
             reason: fault.to_string(),
         }),

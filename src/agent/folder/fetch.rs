@@ -20,9 +20,9 @@ use crate::engine::seam::{Expected, Outcome, Spot};
 use crate::model::{
     Attrs, ChunkData, ChunkId, Content, ContentList, Extent, ListId, NodeId, Timestamp,
 };
-use crate::protocol::connection::{CallError, Pending};
 use crate::protocol::limits::{BATCH_LEN_MAX, IDS_MAX, INLINE_LEN_MAX, LIST_LEN_MAX};
 use crate::protocol::message::{FailureCode, GetChunks, GetList};
+use crate::protocol::{CallError, Pending};
 
 /// Fetches that wait: more than the engine has disk operations under way.
 pub(super) const JOBS_MAX: usize = 2048;
@@ -357,10 +357,11 @@ impl Fetch {
             }
         }
         if ContentList::id_of_encoded(&encoded) != id {
-            return Err(failed("The server sent another content list than was asked for"));
+            return Err(failed(
+                "The server sent another content list than was asked for",
+            ));
         }
-        let list =
-            ContentList::decode(&encoded).map_err(|error| failed(error.to_string()))?;
+        let list = ContentList::decode(&encoded).map_err(|error| failed(error.to_string()))?;
         let (cx, kept) = (Arc::clone(&self.cx), list.clone());
         // A list that could not be kept is asked for again another time.
         tokio::task::spawn_blocking(move || cx.lists.put(id, &kept))

@@ -1,12 +1,13 @@
 //! The threads that look at the disk and read files for the engine.
 
 use std::collections::VecDeque;
+use std::os::fd::AsFd as _;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use super::{Context, Input};
 use crate::agent::ignore::Ignore;
-use crate::agent::watch::Watcher;
+use crate::agent::watch::{Watched, Watcher};
 use crate::content::Chunker;
 use crate::engine::folder::FolderGone;
 use crate::engine::seam::{DirRef, Event, Hashed, Look, Spot, Stat};
@@ -66,7 +67,7 @@ impl Hands {
     pub(super) fn start(
         cx: &Arc<Context>,
         ignore: &Arc<Ignore>,
-        watcher: &Arc<Watcher>,
+        watcher: &Arc<dyn Watcher>,
     ) -> std::io::Result<Self> {
         let mut hands = Self {
             line: Arc::new(Line::default()),
@@ -91,7 +92,11 @@ impl Hands {
 
     /// Hands a task over; never waits.
     pub(super) fn push(&self, task: Task) {
-        let mut queue = self.line.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self
+            .line
+            .queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         queue.tasks.push_back(task);
         drop(queue);
         // All: the one that wakes may not be the one that takes large files.
@@ -102,7 +107,11 @@ impl Hands {
 impl Drop for Hands {
     /// Drops what waits, and waits for what is being done.
     fn drop(&mut self) {
-        let mut queue = self.line.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self
+            .line
+            .queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         queue.is_closed = true;
         queue.tasks.clear();
         drop(queue);
@@ -118,7 +127,7 @@ impl Drop for Hands {
 struct Worker {
     cx: Arc<Context>,
     ignore: Arc<Ignore>,
-    watcher: Arc<Watcher>,
+    watcher: Arc<dyn Watcher>,
     line: Arc<Line>,
     takes_large: bool,
     chunker: Chunker,
@@ -148,7 +157,11 @@ impl Worker {
     }
 
     fn next(&self) -> Option<Task> {
-        let mut queue = self.line.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self
+            .line
+            .queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         loop {
             if queue.is_closed {
                 return None;
@@ -174,7 +187,13 @@ impl Worker {
             Ok(open) => {
                 if names.is_none() {
                     // Before the listing, so that nothing can come in between unnoticed.
-                    self.watcher.watch(dir.id, &open);
+                    match self.watcher.watch(dir.id, open.as_fd()) {
+                        Watched::Yes | Watched::Polled => self.cx.no_trouble(&dir.path),
+                        Watched::No(reason) => self.cx.trouble(
+                            &dir.path,
+                            format!("This directory cannot be watched, only looked at now and then: {reason}"),
+                        ),
+                    }
                 }
                 open.look(names, &self.ignore)
             }
@@ -183,10 +202,7 @@ impl Worker {
     }
 
     fn hash(&mut self, at: &Spot, stat: &Stat) -> Hashed {
-        let read = self
-            .cx
-            .folder
-            .hash(at, stat, &mut self.chunker, |_, _| {});
+        let read = self.cx.folder.hash(at, stat, &mut self.chunker, |_, _| {});
         if let Some(list) = &read.list {
             self.cx.lists.put(list.id(), list);
         }

@@ -17,9 +17,10 @@ mod supervise;
 mod upload;
 mod view;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 pub(super) use self::supervise::{FolderTask, Settings};
 pub(super) use self::view::View;
@@ -29,8 +30,8 @@ use super::lists::Lists;
 use super::rate::Rate;
 use crate::engine::apply::Payload;
 use crate::engine::seam::{Committed, Event, JournalPage, Outcome, Uploaded};
-use crate::model::{ChunkData, DriveId, Lineage, NodeId, Rev};
-use crate::protocol::connection::Connection;
+use crate::model::{ChunkData, DriveId, Lineage, NodeId, RelPath, Rev};
+use crate::protocol::Connection;
 use crate::protocol::control::Conflict;
 
 /// Small contents that came inside pages and are not applied yet, in bytes as packed.
@@ -41,6 +42,9 @@ const OUTGOING_LEN_MAX: usize = 32 * 1024 * 1024;
 
 /// Events that wait for the engine.
 const INPUTS_MAX: usize = 1024;
+
+/// How much trouble is remembered.
+const TROUBLES_MAX: usize = 100;
 
 /// Both directions' bounds, for all folders together.
 #[derive(Debug)]
@@ -61,6 +65,34 @@ pub(super) struct Context {
     pub inputs: mpsc::Sender<Input>,
     /// Wakes the link out of its back-off.
     pub reconnect: Arc<Notify>,
+    /// The connection for questions, while there is one.
+    pub journal: watch::Sender<Option<Connection>>,
+    /// What is wrong beside what the engine knows, by path; at most [`TROUBLES_MAX`].
+    troubles: Mutex<BTreeMap<RelPath, String>>,
+}
+
+impl Context {
+    /// Remembers what a person should know of a path.
+    fn trouble(&self, path: &RelPath, reason: String) {
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        if troubles.len() < TROUBLES_MAX || troubles.contains_key(path) {
+            troubles.insert(path.clone(), reason);
+        }
+    }
+
+    /// Forgets it.
+    fn no_trouble(&self, path: &RelPath) {
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        troubles.remove(path);
+    }
+
+    fn troubles(&self) -> Vec<(RelPath, String)> {
+        let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        troubles
+            .iter()
+            .map(|(path, reason)| (path.clone(), reason.clone()))
+            .collect()
+    }
 }
 
 /// A connection that is up, with the drive subscribed. Each has a number of its own, so that

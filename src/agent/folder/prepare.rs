@@ -70,7 +70,11 @@ impl Preparer {
 
     /// Hands an operation over; never waits.
     pub(super) fn push(&self, job: Prepared) {
-        let mut queue = self.line.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self
+            .line
+            .queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         queue.jobs.push_back(job);
         drop(queue);
         self.line.filled.notify_one();
@@ -80,7 +84,11 @@ impl Preparer {
 impl Drop for Preparer {
     /// Drops what waits, and waits for what is being handed over.
     fn drop(&mut self) {
-        let mut queue = self.line.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self
+            .line
+            .queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         queue.is_closed = true;
         queue.jobs.clear();
         drop(queue);

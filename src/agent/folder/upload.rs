@@ -15,7 +15,7 @@ use crate::content::{Chunker, pack};
 use crate::engine::folder::Fault;
 use crate::engine::seam::{Expected, Spot, Uploaded};
 use crate::model::{ChunkData, ChunkId, Content, ContentList, Extent, ListId, NodeId};
-use crate::protocol::connection::CallError;
+use crate::protocol::CallError;
 use crate::protocol::limits::{BATCH_LEN_MAX, IDS_MAX, LIST_PART_LEN_MAX};
 use crate::protocol::message::{FailureCode, FindMissing, HasList, PutChunks, PutList};
 
@@ -128,9 +128,7 @@ impl Upload {
         match job.expected.content {
             None => Err(changed()),
             Some(Content::Empty) => Ok(()),
-            Some(Content::Chunk { id, len }) => {
-                self.put_missing(&file, vec![(0, id, len)]).await
-            }
+            Some(Content::Chunk { id, len }) => self.put_missing(&file, vec![(0, id, len)]).await,
             Some(Content::List { id, .. }) => {
                 let drive = self.cx.drive;
                 let has = self.session.bulk.call(&HasList { drive, list: id }).await?;
@@ -205,7 +203,8 @@ impl Upload {
             batch.push(chunk);
             if len >= BATCH_LEN_MAX {
                 len = 0;
-                self.put(file, std::mem::take(&mut batch), &mut puts).await?;
+                self.put(file, std::mem::take(&mut batch), &mut puts)
+                    .await?;
             }
         }
         if !batch.is_empty() {
@@ -292,9 +291,7 @@ fn read(file: &OpenFile, batch: &[(u64, ChunkId, u32)]) -> Result<Vec<ChunkData>
         .collect()
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Stop> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Stop> {
     tokio::task::spawn_blocking(work).await.map_err(|error| {
         Stop::Uploaded(Uploaded::Later {
             reason: format!("An upload ended by a fault in the program: {error}"),

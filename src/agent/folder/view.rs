@@ -42,8 +42,10 @@ pub(in crate::agent) struct View {
     pub paused: bool,
     /// Why nothing is done at all.
     pub stopped: Option<String>,
+    /// Whether the folder is open.
+    pub is_open: bool,
     pub link: LinkView,
-    /// How many tries to connect have failed.
+    /// How many tries to open the folder or to connect have failed.
     pub failed_tries: u64,
     pub engine: EngineView,
 }
@@ -55,10 +57,16 @@ impl View {
             device_name,
             paused,
             stopped: None,
+            is_open: false,
             link: LinkView::default(),
             failed_tries: 0,
             engine: EngineView::default(),
         }
+    }
+
+    /// Returns whether the server does not want this device.
+    pub(in crate::agent) const fn is_refused(&self) -> bool {
+        matches!(self.link, LinkView::Refused(_))
     }
 
     /// Returns the worst of what is the case.
@@ -92,12 +100,7 @@ impl View {
             LinkView::Refused(reason) => Some(reason),
             LinkView::Connecting | LinkView::Online => None,
         };
-        let mut problems: Vec<Problem> = self
-            .stopped
-            .iter()
-            .chain(link)
-            .map(of_folder)
-            .collect();
+        let mut problems: Vec<Problem> = self.stopped.iter().chain(link).map(of_folder).collect();
         let problem_count = engine.problem_count + problems.len() as u64;
         problems.extend(engine.problems.iter().take(PROBLEMS_SHOWN).cloned());
         FolderStatus {
