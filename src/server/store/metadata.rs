@@ -138,7 +138,18 @@ pub struct HeldRow {
     pub since_ms: i64,
 }
 
-/// Who commits, and under which limits.
+/// What became of a commit.
+#[derive(Debug, Clone)]
+pub struct Applied {
+    /// One result per change.
+    pub results: Vec<ChangeResult>,
+    /// The newest rev before it.
+    pub before: Rev,
+    /// The newest rev after it; all revs in between are of this commit.
+    pub head: Rev,
+}
+
+/// Who commits.
 #[derive(Debug, Clone, Copy)]
 pub struct Author {
     /// The device's number.
@@ -247,15 +258,14 @@ pub trait Metadata: Send {
     fn drives(&mut self, user: i64) -> Result<Vec<Drive>>;
     fn drive(&mut self, drive: i64) -> Result<Option<Drive>>;
     /// Applies changes in order, each accepted or refused by itself, by the rules of
-    /// [`crate::server::rules`]. Returns the newest rev with the results.
+    /// [`crate::server::rules`].
     fn apply(
         &mut self,
         drive: i64,
         author: Author,
         changes: &[Change],
         now_ms: i64,
-        gate: &GateLimits,
-    ) -> Result<(Vec<ChangeResult>, Rev)>;
+        gate: &GateLimits) -> Result<Applied>;
     /// Returns what a page after `from` is made of: at most `count_max` nodes.
     fn page(
         &mut self,

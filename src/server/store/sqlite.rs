@@ -8,14 +8,13 @@ use rusqlite::{Connection, OpenFlags, Row, params};
 
 use super::StoreError;
 use super::metadata::{
-    Access, Author, ChunkRow, Database, Device, Drive, HeldRow, ListRow, Metadata, PageNode,
+    Access, Applied, Author, ChunkRow, Database, Device, Drive, HeldRow, ListRow, Metadata, PageNode,
     PageRows, Result, User,
 };
 use crate::model::{
     Attrs, Body, Change, ChunkId, Content, DeviceId, Digest, DriveId, Lineage, ListId, Name, Node,
     NodeId, Place, Rev, Timestamp, UserId, Versioned,
 };
-use crate::protocol::message::ChangeResult;
 use crate::server::gate::{Gate, GateLimits};
 use crate::server::packs::Location;
 use crate::server::rules::{self, Manifest, Presence, Version};
@@ -590,6 +589,12 @@ impl Metadata for SqliteConnection {
         now_ms: i64,
     ) -> Result<()> {
         self.exec("DELETE FROM invitation WHERE expires_ms <= ?1", [now_ms])?;
+        // At most a hundred links of one user are open: the ones that expire last.
+        self.exec(
+            "DELETE FROM invitation WHERE user IS ?1 AND secret NOT IN (SELECT secret FROM invitation
+                 WHERE user IS ?1 ORDER BY expires_ms DESC LIMIT 99)",
+            [user],
+        )?;
         self.exec(
             "INSERT INTO invitation (secret, user, expires_ms) VALUES (?1, ?2, ?3)",
             params![secret, user, expires_ms],
@@ -635,7 +640,7 @@ impl Metadata for SqliteConnection {
         changes: &[Change],
         now_ms: i64,
         gate_limits: &GateLimits,
-    ) -> Result<(Vec<ChangeResult>, Rev)> {
+    ) -> Result<Applied> {
         let state = Metadata::drive(self, drive)?.ok_or_else(|| {
             StoreError::Damaged(format!("drive {drive} is gone while it is written to"))
         })?;
@@ -667,7 +672,11 @@ impl Metadata for SqliteConnection {
         if let Some(gate) = gate {
             self.set_gate(drive.num, author.num, &gate)?;
         }
-        Ok((results, drive.head))
+        Ok(Applied {
+            results,
+            before,
+            head: drive.head,
+        })
     }
 
     fn page(
