@@ -13,7 +13,7 @@ use super::store::metadata::{Access, Database, Device, Drive, HeldRow, Metadata,
 use super::store::{Layout, StoreError, transact};
 use crate::model::{DeviceId, DriveId, JoinLink, Lineage, UserId};
 use crate::protocol::message::FailureCode;
-use crate::protocol::tls::{ServerIdentity, TlsError};
+use crate::protocol::{ServerIdentity, TlsError, generate_certificate};
 
 /// Makes an account with its personal drive; the password is a hash.
 ///
@@ -52,7 +52,9 @@ pub struct Invitation {
 
 impl std::fmt::Debug for Invitation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Invitation").field("expires_ms", &self.expires_ms).finish_non_exhaustive()
+        f.debug_struct("Invitation")
+            .field("expires_ms", &self.expires_ms)
+            .finish_non_exhaustive()
     }
 }
 
@@ -81,21 +83,27 @@ fn unknown_user(name: &str) -> StoreError {
 ///
 /// # Errors
 /// When a file cannot be read or made, or is no certificate.
-pub fn identity(config: &Config, layout: &Layout) -> std::result::Result<ServerIdentity, IdentityError> {
-    let read = |path: &Path| {
-        std::fs::read_to_string(path).map_err(StoreError::file("read", path))
-    };
+pub fn identity(
+    config: &Config,
+    layout: &Layout,
+) -> std::result::Result<ServerIdentity, IdentityError> {
+    let read = |path: &Path| std::fs::read_to_string(path).map_err(StoreError::file("read", path));
     if let (Some(certificate), Some(key)) = (&config.tls.certificate, &config.tls.key) {
         return Ok(ServerIdentity::from_pem(&read(certificate)?, &read(key)?)?);
     }
     let path = layout.identity();
     if !path.exists() {
         let public = public_address(config, config.server.listen.port());
-        let host = public.rsplit_once(':').map_or(public.as_str(), |(host, _)| host);
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let host = public
+            .rsplit_once(':')
+            .map_or(public.as_str(), |(host, _)| host);
+        let host = host
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
         let mut names = vec![host, "localhost".to_owned()];
         names.dedup();
-        let (certificate, key) = crate::protocol::tls::generate_certificate(&names)?;
+        let (certificate, key) = generate_certificate(&names)?;
         create_once(&path, &format!("{certificate}{key}"))?;
     }
     // Also when it was made just now: another process may have been first.
@@ -178,7 +186,9 @@ pub struct Admin {
 
 impl std::fmt::Debug for Admin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Admin").field("layout", &self.layout).finish_non_exhaustive()
+        f.debug_struct("Admin")
+            .field("layout", &self.layout)
+            .finish_non_exhaustive()
     }
 }
 
@@ -206,7 +216,9 @@ impl Admin {
         work: impl FnOnce(&mut dyn Metadata, User) -> Result<T>,
     ) -> Result<T> {
         self.write(|metadata| {
-            let user = metadata.user_by_name(name)?.ok_or_else(|| unknown_user(name))?;
+            let user = metadata
+                .user_by_name(name)?
+                .ok_or_else(|| unknown_user(name))?;
             work(metadata, user)
         })
     }
@@ -258,7 +270,9 @@ impl Admin {
     /// # Errors
     /// When there is no such user.
     pub fn remove_user(&self, name: &str) -> Result<()> {
-        self.with_user(name, |metadata, user| metadata.remove_user(user.num, now_ms()))
+        self.with_user(name, |metadata, user| {
+            metadata.remove_user(user.num, now_ms())
+        })
     }
 
     /// Sets an account's password.
@@ -267,7 +281,9 @@ impl Admin {
     /// When there is no such user, or the password is not legal.
     pub fn set_password(&self, name: &str, password: &str) -> Result<()> {
         let hash = Self::hash(password)?;
-        self.with_user(name, |metadata, user| metadata.set_password(user.num, &hash))
+        self.with_user(name, |metadata, user| {
+            metadata.set_password(user.num, &hash)
+        })
     }
 
     /// Ends TOTP for an account whose owner lost the authenticator.
@@ -370,7 +386,10 @@ fn find_device<'a>(devices: &'a [Device], wanted: &str) -> Result<&'a Device> {
     let fail = |code, message: String| Err(StoreError::request(code, message));
     match (found.next(), found.next()) {
         (Some(device), None) => Ok(device),
-        (None, _) => fail(FailureCode::NotFound, format!("There is no device {wanted:?}")),
+        (None, _) => fail(
+            FailureCode::NotFound,
+            format!("There is no device {wanted:?}"),
+        ),
         _ => fail(
             FailureCode::Exists,
             format!("Several devices are called {wanted:?}: name it by its id"),

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::throttle::address_key;
 use crate::model::{DeviceId, Rev};
-use crate::protocol::message::{Bye, FailureCode};
+use crate::protocol::message::{Failure, FailureCode};
 
 /// How many connections there may be.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +42,7 @@ struct Inner {
 struct Connected {
     address: IpAddr,
     owner: Option<(i64, DeviceId)>,
-    end: watch::Sender<Option<Bye>>,
+    end: watch::Sender<Option<Failure>>,
 }
 
 /// A connection's place in the hub, given back when it is dropped.
@@ -51,7 +51,7 @@ pub struct Seat {
     hub: Arc<Hub>,
     number: u64,
     /// Becomes something when the connection is to end.
-    pub end: watch::Receiver<Option<Bye>>,
+    pub end: watch::Receiver<Option<Failure>>,
 }
 
 impl Drop for Seat {
@@ -60,8 +60,8 @@ impl Drop for Seat {
     }
 }
 
-fn bye(code: FailureCode, message: &str) -> Bye {
-    Bye {
+fn bye(code: FailureCode, message: &str) -> Failure {
+    Failure {
         code,
         message: message.to_owned(),
     }
@@ -85,7 +85,10 @@ impl Hub {
     pub fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Seat> {
         let address = address_key(address);
         let mut inner = self.lock();
-        let from_there = inner.connections.values().filter(|other| other.address == address);
+        let from_there = inner
+            .connections
+            .values()
+            .filter(|other| other.address == address);
         if inner.closing
             || inner.connections.len() >= self.limits.all
             || from_there.count() >= self.limits.per_address
@@ -119,11 +122,19 @@ impl Hub {
     /// Lets nobody in any more, and ends all connections.
     pub fn close(&self) {
         self.lock().closing = true;
-        self.end_where(&bye(FailureCode::Unavailable, "The server is shutting down"), |_| true);
+        self.end_where(
+            &bye(FailureCode::Unavailable, "The server is shutting down"),
+            |_| true,
+        );
     }
 
-    fn end_where(&self, bye: &Bye, which: impl Fn(&Connected) -> bool) {
-        for connected in self.lock().connections.values().filter(|connected| which(connected)) {
+    fn end_where(&self, bye: &Failure, which: impl Fn(&Connected) -> bool) {
+        for connected in self
+            .lock()
+            .connections
+            .values()
+            .filter(|connected| which(connected))
+        {
             connected.end.send_replace(Some(bye.clone()));
         }
     }
@@ -132,7 +143,10 @@ impl Hub {
     #[must_use]
     pub fn devices(&self) -> Vec<DeviceId> {
         let inner = self.lock();
-        let owners = inner.connections.values().filter_map(|connected| connected.owner);
+        let owners = inner
+            .connections
+            .values()
+            .filter_map(|connected| connected.owner);
         let mut devices: Vec<DeviceId> = owners.map(|(_, device)| device).collect();
         devices.sort_unstable();
         devices.dedup();
@@ -189,14 +203,6 @@ impl Seat {
             connected.owner = Some((user, device));
         }
         true
-    }
-
-    /// Returns whether another connection of this device is there.
-    #[must_use]
-    pub fn is_last_of(&self, device: DeviceId) -> bool {
-        !self.hub.lock().connections.iter().any(|(number, connected)| {
-            *number != self.number && connected.owner.is_some_and(|(_, owner)| owner == device)
-        })
     }
 }
 

@@ -35,7 +35,9 @@ impl<K: Hash + Eq + Clone> Throttle<K> {
     pub fn wait(&self, key: &K, now: Instant) -> Option<Duration> {
         let (count, last) = self.failures.get(key)?;
         let wait = Self::wait_after(*count)?;
-        (*last + wait).checked_duration_since(now).filter(|left| !left.is_zero())
+        (*last + wait)
+            .checked_duration_since(now)
+            .filter(|left| !left.is_zero())
     }
 
     fn wait_after(count: u32) -> Option<Duration> {
@@ -46,7 +48,8 @@ impl<K: Hash + Eq + Clone> Throttle<K> {
     /// Counts a failure.
     pub fn failed(&mut self, key: &K, now: Instant) {
         if self.failures.len() >= KEYS_MAX && !self.failures.contains_key(key) {
-            self.failures.retain(|_, (_, last)| now.duration_since(*last) < WAIT_MAX);
+            self.failures
+                .retain(|_, (_, last)| now.duration_since(*last) < WAIT_MAX);
             if self.failures.len() >= KEYS_MAX
                 && let Some(oldest) = self
                     .failures

@@ -3,7 +3,7 @@
 use super::decode;
 use super::reading::Answering;
 use crate::model::JoinLink;
-use crate::protocol::frame::IncomingFrame;
+use crate::protocol::IncomingFrame;
 use crate::protocol::message::{
     ApproveHeld, ChangePassword, DeviceInfo, Devices, Done, FailureCode, Held, HeldList, Invite,
     Invited, ListDevices, Logout, Message, RevokeDevice, TotpBegin, TotpConfirm, TotpDisable,
@@ -107,8 +107,11 @@ impl Answering {
             })
             .await?;
         tracing::info!(revoked = %asked.device, "device revoked");
-        // The reply first: it may be this very connection that ends.
         self.outbox.reply(request, &Done {}).await;
+        if asked.device == self.member.device.id {
+            // This very connection ends: not before it has its answer.
+            self.outbox.finish().await;
+        }
         self.shared.hub.end_device(asked.device);
         Ok(())
     }
@@ -141,10 +144,9 @@ impl Answering {
         };
         // Under its own key: wrong tries of a device must not lock out the log-in, nor the reverse.
         let key = format!("{} (signed in)", user.name);
-        let address = std::net::IpAddr::from([0, 0, 0, 0]);
-        self.shared.check_tries(address, Some(&key))?;
+        self.shared.check_tries(None, Some(&key))?;
         let right = self.shared.verify_password(password, Some(hash)).await?;
-        self.shared.count_try(address, Some(&key), right);
+        self.shared.count_try(None, Some(&key), right);
         if right {
             return Ok(());
         }
@@ -198,7 +200,9 @@ impl Answering {
                     .totp_pending
                     .ok_or_else(|| not_found("No new secret waits for its code"))?;
                 let step = accounts::totp_step(&secret, &asked.code, now_ms().div_euclid(1000))
-                    .ok_or_else(|| wrong("The code is wrong: look at the clocks of both devices"))?;
+                    .ok_or_else(|| {
+                        wrong("The code is wrong: look at the clocks of both devices")
+                    })?;
                 metadata.set_totp(num, Some(&secret))?;
                 metadata.use_totp_step(num, step)?;
                 Ok(())

@@ -71,11 +71,16 @@ impl Guest {
         }
     }
 
+    /// Returns whether a question waits for its answer.
+    pub const fn was_asked(&self) -> bool {
+        self.waiting.is_some()
+    }
+
     /// Counts what came of a try.
     fn count<T>(&self, user: Option<&str>, outcome: Result<T>) -> Result<T> {
         match &outcome {
-            Ok(_) => self.shared.count_try(self.address, user, true),
-            Err(error) if is_wrong(error) => self.shared.count_try(self.address, user, false),
+            Ok(_) => self.shared.count_try(Some(self.address), user, true),
+            Err(error) if is_wrong(error) => self.shared.count_try(Some(self.address), user, false),
             Err(_) => {}
         }
         outcome
@@ -85,7 +90,7 @@ impl Guest {
     pub async fn resume(&mut self, request: Resume) -> Result<Outcome> {
         let outcome = self.try_resume(request).await;
         if outcome.as_ref().is_err_and(is_wrong) {
-            self.shared.count_try(self.address, None, false);
+            self.shared.count_try(Some(self.address), None, false);
         }
         outcome
     }
@@ -122,20 +127,21 @@ impl Guest {
                     "This device was removed from the account: join it again to use it",
                 )),
             },
-            _ => Err(wrong("The server does not know this device, or its token is wrong")),
+            _ => Err(wrong(
+                "The server does not know this device, or its token is wrong",
+            )),
         }
     }
 
     /// Joins with the secret of a link.
     pub async fn join(&mut self, request: Join) -> Result<Outcome> {
-        self.shared.check_tries(self.address, None)?;
+        self.shared.check_tries(Some(self.address), None)?;
         check_device_name(&request.device_name)?;
         let secret = hash_secret(&request.secret);
         let outcome = self
             .admit_new(request.device_name, move |metadata| {
-                let no_link = || {
-                    wrong("The join link was used already or has expired: ask for a new one")
-                };
+                let no_link =
+                    || wrong("The join link was used already or has expired: ask for a new one");
                 let user = metadata
                     .invitation(&secret, now_ms())?
                     .flatten()
@@ -150,7 +156,7 @@ impl Guest {
     /// Adds a device by password, after a question where TOTP is in force.
     pub async fn login(&mut self, request: Login) -> Result<Outcome> {
         let name = request.user;
-        self.shared.check_tries(self.address, Some(&name))?;
+        self.shared.check_tries(Some(self.address), Some(&name))?;
         check_device_name(&request.device_name)?;
         self.waiting = None;
         let wanted = name.clone();
@@ -188,11 +194,16 @@ impl Guest {
 
     /// Takes the answer to the last question.
     pub async fn answer(&mut self, answer: String) -> Result<Outcome> {
-        let Some(mut waiting) = self.waiting.take() else {
-            return Err(wrong("No question was asked"));
-        };
-        let name = waiting.user.name.clone();
-        self.shared.check_tries(self.address, Some(&name))?;
+        let no_question = || wrong("No question was asked");
+        let name = self
+            .waiting
+            .as_ref()
+            .ok_or_else(no_question)?
+            .user
+            .name
+            .clone();
+        self.shared.check_tries(Some(self.address), Some(&name))?;
+        let mut waiting = self.waiting.take().ok_or_else(no_question)?;
         let secret = waiting.user.totp.clone().unwrap_or_default();
         let step = accounts::totp_step(&secret, &answer, now_ms().div_euclid(1000));
         let num = waiting.user.num;
@@ -219,7 +230,7 @@ impl Guest {
 
     /// Makes an account where the settings allow it.
     pub async fn register(&mut self, request: Register) -> Result<Outcome> {
-        self.shared.check_tries(self.address, None)?;
+        self.shared.check_tries(Some(self.address), None)?;
         check_user_name(&request.user)?;
         check_device_name(&request.device_name)?;
         let secret = match (self.shared.config.accounts.registration, request.secret) {
@@ -250,7 +261,7 @@ impl Guest {
             }
         } else {
             // Open registration makes accounts as fast as this lets it: each counts as a try.
-            self.shared.count_try(self.address, None, false);
+            self.shared.count_try(Some(self.address), None, false);
         }
         let hash = self.shared.hash_password(request.password).await?;
         let name = request.user;
@@ -285,7 +296,11 @@ impl Guest {
                 Ok(user)
             })
             .await;
-        if secret.is_some() { self.count(None, outcome) } else { outcome }
+        if secret.is_some() {
+            self.count(None, outcome)
+        } else {
+            outcome
+        }
     }
 
     async fn admit_user(&self, device_name: String, user: User) -> Result<Outcome> {
@@ -328,7 +343,11 @@ impl Guest {
                 })
             })
             .await?;
-        tracing::info!(user = member.user.name, device = member.device.name, "device added");
+        tracing::info!(
+            user = member.user.name,
+            device = member.device.name,
+            "device added"
+        );
         Ok(member.admitted(Some(token.to_vec())))
     }
 }

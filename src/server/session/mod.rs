@@ -27,25 +27,24 @@ use tracing::Instrument;
 use super::clock::now_ms;
 use super::hub::Seat;
 use super::store::StoreError;
-use super::store::metadata::{Author, Result};
+use super::store::metadata::{Author, Metadata, Result};
 use super::throttle::address_key;
 use crate::model::{DriveId, Rev};
-use crate::protocol::connection::ServerConnection;
-use crate::protocol::frame::{FrameError, IncomingFrame, kind_name};
-use crate::protocol::limits::IN_FLIGHT_MAX;
+use crate::protocol::limits::{GUEST_SECS, IN_FLIGHT_MAX};
 use crate::protocol::message::{
-    Answer, Bye, Commit, Done, Failure, FailureCode, GetChunks, GetList, Join, Login, Message,
-    PageSeen, Ping, PutChunks, PutList, Register, Resume, Subscribe, Subscribed,
+    Answer, Commit, Done, Failure, FailureCode, GetChunks, GetList, Join, Login, Message, PageSeen,
+    Ping, PutChunks, PutList, Register, Resume, Subscribe, Subscribed,
 };
+use crate::protocol::{FrameError, FrameReader, IncomingFrame, ServerConnection, kind_name};
 use guest::{Guest, Member, Outcome};
 use lane::Write;
 use outbox::Outbox;
 use pump::{Subscription, Wanted};
-pub use shared::Shared;
 use shared::Memory;
+pub use shared::Shared;
 
-/// How long a connection may take for each step until it is let in.
-const GUEST_PATIENCE: Duration = Duration::from_secs(30);
+/// Seconds of silence after which a guest has to go.
+const GUEST_PATIENCE_SECS: u64 = 30;
 
 /// Failed requests after which a guest has to connect anew.
 const GUEST_FAILURES_MAX: u32 = 8;
@@ -86,24 +85,27 @@ fn is_malformed(error: &StoreError) -> bool {
 /// Serves a connection whose hello is done, until it ends.
 pub async fn serve(
     shared: Arc<Shared>,
-    mut connection: ServerConnection,
+    connection: ServerConnection,
     peer: SocketAddr,
-    mut seat: Seat,
+    seat: Seat,
 ) {
-    let (end, mut ended) = watch::channel(None);
-    let outbox = Outbox::new(connection.sender(), end);
-    let member = tokio::select! {
-        admitted = admit(&shared, &mut connection, &outbox, peer, &seat) => admitted,
-        bye = next_bye(&mut seat.end) => {
-            say_bye(&outbox, bye).await;
+    let mut end = seat.end.clone();
+    let ServerConnection {
+        hello,
+        mut reader,
+        sender,
+    } = connection;
+    let outbox = Outbox::new(sender);
+    let admitted = tokio::select! {
+        admitted = admit(&shared, &mut reader, &outbox, peer, &seat) => admitted,
+        bye = next_bye(&mut end) => {
+            outbox.end(&bye);
             None
         }
     };
-    let Some(member) = member else {
-        connection.close().await;
+    let Some(member) = admitted else {
         return;
     };
-    connection.authenticated();
     let span = tracing::info_span!(
         "session",
         user = member.user.name,
@@ -111,21 +113,19 @@ pub async fn serve(
         %peer
     );
     async {
-        tracing::info!("connected");
-        let device = member.device.clone();
+        tracing::info!(program = hello.program, "connected");
+        let device = member.device.num;
         let mut session = Session::new(Arc::clone(&shared), outbox.clone(), member);
-        let bye = tokio::select! {
-            () = session.read(&mut connection) => None,
-            bye = next_bye(&mut seat.end) => Some(bye),
-            bye = next_bye(&mut ended) => Some(bye),
-        };
-        if let Some(bye) = bye {
-            say_bye(&outbox, bye).await;
+        tokio::select! {
+            () = session.read(&mut reader) => {}
+            bye = next_bye(&mut end) => {
+                tracing::info!(reason = bye.message, "connection ended by the server");
+                outbox.end(&bye);
+            }
         }
         session.finish().await;
-        connection.close().await;
-        let last_seen = shared.store.write(move |metadata| metadata.set_last_seen(device.num, now_ms()));
-        if let Err(error) = last_seen.await {
+        let seen = move |metadata: &mut dyn Metadata| metadata.set_last_seen(device, now_ms());
+        if let Err(error) = shared.store.write(seen).await {
             log_fault(&error);
         }
         tracing::info!("disconnected");
@@ -134,7 +134,7 @@ pub async fn serve(
     .await;
 }
 
-async fn next_bye(end: &mut watch::Receiver<Option<Bye>>) -> Bye {
+async fn next_bye(end: &mut watch::Receiver<Option<Failure>>) -> Failure {
     match end.wait_for(Option::is_some).await.map(|bye| bye.clone()) {
         Ok(Some(bye)) => bye,
         // Nobody is left who could say so.
@@ -142,88 +142,60 @@ async fn next_bye(end: &mut watch::Receiver<Option<Bye>>) -> Bye {
     }
 }
 
-async fn say_bye(outbox: &Outbox, bye: Bye) {
-    tracing::info!(reason = bye.message, "connection ended by the server");
-    // The device may not be reading any more; it will see the connection close.
-    timeout(Duration::from_secs(1), outbox.reply(0, &bye)).await.unwrap_or_default();
-}
-
 /// Tells once why a connection ended, when there is something to tell.
-fn log_end(error: &FrameError) {
+fn log_end(error: &FrameError, peer: Option<SocketAddr>) {
+    let peer = peer.map(tracing::field::display);
     match error {
         FrameError::Io(_) | FrameError::Truncated | FrameError::Silent(_) => {
-            tracing::info!(%error, "connection lost");
+            tracing::info!(peer, %error, "connection lost");
         }
-        _ => tracing::warn!(%error, "connection closed: the other side broke the protocol"),
+        _ => tracing::warn!(peer, %error, "connection closed: the other side broke the protocol"),
     }
 }
 
 /// Answers a guest until it is let in, or has to go.
 async fn admit(
     shared: &Arc<Shared>,
-    connection: &mut ServerConnection,
+    reader: &mut FrameReader,
     outbox: &Outbox,
     peer: SocketAddr,
     seat: &Seat,
 ) -> Option<Member> {
     let mut guest = Guest::new(Arc::clone(shared), address_key(peer.ip()));
-    for _ in 0..GUEST_FAILURES_MAX {
-        let frame = loop {
-            let frame = match timeout(GUEST_PATIENCE, connection.recv()).await {
-                Ok(Ok(Some(frame))) => frame,
-                Ok(Ok(None)) => return None,
-                Ok(Err(error)) => {
-                    log_end(&error);
-                    outbox.fail(0, &StoreError::request(FailureCode::Malformed, error.to_string())).await;
-                    return None;
-                }
-                Err(_) => {
-                    tracing::info!(%peer, "connection closed: nobody was let in for too long");
-                    return None;
-                }
-            };
-            if frame.kind != Ping::KIND {
-                break frame;
+    let mut tries = 0;
+    while tries < GUEST_FAILURES_MAX {
+        // A person who was asked something gets the protocol's own time to answer.
+        let patience = if guest.was_asked() {
+            GUEST_SECS
+        } else {
+            GUEST_PATIENCE_SECS
+        };
+        let next = timeout(Duration::from_secs(patience), reader.next()).await;
+        let silent = || Err(FrameError::Silent(Duration::from_secs(patience)));
+        let frame = match next.unwrap_or_else(|_| silent()) {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return None,
+            Err(error) => {
+                log_end(&error, Some(peer));
+                outbox.refuse(&error.to_string());
+                return None;
             }
+        };
+        if frame.kind == Ping::KIND {
             outbox.reply(frame.request, &Done {}).await;
-        };
-        let outcome = match frame.kind {
-            Join::KIND => match decode::<Join>(&frame) {
-                Ok(request) => guest.join(request).await,
-                Err(error) => Err(error),
-            },
-            Login::KIND => match decode::<Login>(&frame) {
-                Ok(request) => guest.login(request).await,
-                Err(error) => Err(error),
-            },
-            Register::KIND => match decode::<Register>(&frame) {
-                Ok(request) => guest.register(request).await,
-                Err(error) => Err(error),
-            },
-            Answer::KIND => match decode::<Answer>(&frame) {
-                Ok(request) => guest.answer(request.answer).await,
-                Err(error) => Err(error),
-            },
-            Resume::KIND => match decode::<Resume>(&frame) {
-                Ok(request) => guest.resume(request).await,
-                Err(error) => Err(error),
-            },
-            kind => Err(StoreError::request(
-                FailureCode::Unauthenticated,
-                format!("{} needs a log-in first", kind_name(kind)),
-            )),
-        };
-        match outcome {
+            continue;
+        }
+        tries += 1;
+        match ask(&mut guest, &frame).await {
             Ok(Outcome::Asked(reply)) => outbox.reply(frame.request, &reply).await,
-            Ok(Outcome::In(member, reply)) => {
-                match take_seat(shared, seat, &member).await {
-                    Ok(()) => {
-                        outbox.reply(frame.request, &reply).await;
-                        return Some(*member);
-                    }
-                    Err(error) => outbox.fail(frame.request, &error).await,
+            Ok(Outcome::In(member, reply)) => match take_seat(shared, seat, &member).await {
+                Ok(()) => {
+                    reader.authenticated();
+                    outbox.reply(frame.request, &reply).await;
+                    return Some(*member);
                 }
-            }
+                Err(error) => outbox.fail(frame.request, &error).await,
+            },
             Err(error) => {
                 log_fault(&error);
                 tracing::warn!(%peer, request = kind_name(frame.kind), %error, "not let in");
@@ -232,7 +204,25 @@ async fn admit(
         }
     }
     tracing::warn!(%peer, "connection closed: too many failures");
+    outbox.end(&Failure {
+        code: FailureCode::Throttled,
+        message: "Too many tries on one connection".to_owned(),
+    });
     None
+}
+
+async fn ask(guest: &mut Guest, frame: &IncomingFrame) -> Result<Outcome> {
+    match frame.kind {
+        Join::KIND => guest.join(decode::<Join>(frame)?).await,
+        Login::KIND => guest.login(decode::<Login>(frame)?).await,
+        Register::KIND => guest.register(decode::<Register>(frame)?).await,
+        Answer::KIND => guest.answer(decode::<Answer>(frame)?.answer).await,
+        Resume::KIND => guest.resume(decode::<Resume>(frame)?).await,
+        kind => Err(StoreError::request(
+            FailureCode::Unauthenticated,
+            format!("{} needs a log-in first", kind_name(kind)),
+        )),
+    }
 }
 
 /// Registers for whom the connection speaks, and then looks whether that is still so: a device that
@@ -245,7 +235,10 @@ async fn take_seat(shared: &Arc<Shared>, seat: &Seat, member: &Member) -> Result
             "The account has too many connections at once",
         ));
     }
-    let revoked = shared.store.read(move |metadata, _| metadata.revoked(&[id])).await?;
+    let revoked = shared
+        .store
+        .read(move |metadata, _| metadata.revoked(&[id]))
+        .await?;
     if revoked.is_empty() {
         return Ok(());
     }
@@ -280,7 +273,11 @@ impl Session {
         let work = lane::run(Arc::clone(&shared), outbox.clone(), author, queue);
         tasks.spawn(work.in_current_span());
         Self {
-            drives: member.drives.iter().map(|drive| (drive.id, drive.num)).collect(),
+            drives: member
+                .drives
+                .iter()
+                .map(|drive| (drive.id, drive.num))
+                .collect(),
             memory: shared.memory_of(member.user.num),
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
             subscriptions: HashMap::new(),
@@ -294,15 +291,14 @@ impl Session {
     }
 
     /// Reads and passes on requests until the device ends or breaks the protocol.
-    async fn read(&mut self, connection: &mut ServerConnection) {
+    async fn read(&mut self, reader: &mut FrameReader) {
         loop {
-            let frame = match connection.recv().await {
+            let frame = match reader.next().await {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return,
                 Err(error) => {
-                    log_end(&error);
-                    let failure = StoreError::request(FailureCode::Malformed, error.to_string());
-                    self.outbox.fail(0, &failure).await;
+                    log_end(&error, None);
+                    self.outbox.refuse(&error.to_string());
                     return;
                 }
             };
@@ -320,6 +316,7 @@ impl Session {
                 self.outbox.fail(request, &error).await;
                 if self.malformed >= MALFORMED_MAX {
                     tracing::warn!("connection closed: too many malformed messages");
+                    self.outbox.refuse("Too many malformed messages");
                     return;
                 }
             }
@@ -360,7 +357,10 @@ impl Session {
                     request: frame.request,
                     drive,
                     prepared: lane::prepare(&self.shared, frame),
-                    own: self.subscriptions.get(&drive).map(|running| Arc::clone(&running.own)),
+                    own: self
+                        .subscriptions
+                        .get(&drive)
+                        .map(|running| Arc::clone(&running.own)),
                     permit,
                 };
                 if let Some(lane) = &self.lane {
@@ -379,7 +379,9 @@ impl Session {
                     _ => frame.body.len(),
                 };
                 let permit = self.permit(bytes).await?;
-                let drive = reading::drive_of(&frame)?.map(|id| self.drive(id)).transpose()?;
+                let drive = reading::drive_of(&frame)?
+                    .map(|id| self.drive(id))
+                    .transpose()?;
                 let answering = reading::Answering {
                     shared: Arc::clone(&self.shared),
                     outbox: self.outbox.clone(),

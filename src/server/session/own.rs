@@ -81,10 +81,7 @@ impl OwnRevs {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let waits = self
-                .lock()
-                .range(..=upto)
-                .any(|(_, range)| !range.answered);
+            let waits = self.lock().range(..=upto).any(|(_, range)| !range.answered);
             if !waits {
                 return;
             }

@@ -10,7 +10,7 @@ use super::outbox::Outbox;
 use super::own::OwnRevs;
 use super::shared::Shared;
 use crate::model::{ChunkData, Codec, DriveId, Rev};
-use crate::protocol::frame::EncodedFrame;
+use crate::protocol::EncodedFrame;
 use crate::protocol::limits::{
     BATCH_COUNT_MAX, BATCH_LEN_MAX, BODY_LEN_MAX, INLINE_LEN_MAX, PAGES_IN_FLIGHT_MAX,
 };
@@ -89,7 +89,7 @@ impl Subscription {
             {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::error!(%error, cause, "the journal could not be read");
-                pump.outbox.end(error.to_failure());
+                pump.outbox.end(&error.to_failure());
             }
         })
         .abort_handle();
@@ -98,7 +98,11 @@ impl Subscription {
 
     /// Takes note that the device has taken in the pages up to a rev.
     pub fn seen(&self, upto: Rev) {
-        let mut sent = self.window.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sent = self
+            .window
+            .sent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         while sent.front().is_some_and(|end| *end <= upto) {
             sent.pop_front();
             self.window.free.add_permits(1);
@@ -122,7 +126,12 @@ impl Pump {
         // The first page goes out even when it is empty: it proves that both sides agree.
         let mut first = true;
         loop {
-            let free = self.window.free.acquire().await.map_err(|_| StoreError::Closed)?;
+            let free = self
+                .window
+                .free
+                .acquire()
+                .await
+                .map_err(|_| StoreError::Closed)?;
             // Marked before the database is read, so that nothing is missed in between.
             head.mark_unchanged();
             let memory = self.shared.memory(&self.memory, PAGE_MEMORY).await?;

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use super::decode;
 use super::guest::Member;
 use super::outbox::Outbox;
 use super::pump::chunk_data;
 use super::shared::Shared;
-use super::decode;
 use crate::model::{DriveId, NodeId, Versioned};
-use crate::protocol::frame::IncomingFrame;
+use crate::protocol::IncomingFrame;
 use crate::protocol::limits::{BATCH_COUNT_MAX, BATCH_LEN_MAX, IDS_MAX, LIST_PART_LEN_MAX};
 use crate::protocol::message::{
     ApproveHeld, Chunks, Entries, FailureCode, FindMissing, Found, GetChunks, GetList, Has,
@@ -153,7 +153,9 @@ impl Answering {
                         break;
                     }
                     len += next;
-                    reply.chunks.push(chunk_data(packs.read(chunk.at, id.as_bytes())?)?);
+                    reply
+                        .chunks
+                        .push(chunk_data(packs.read(chunk.at, id.as_bytes())?)?);
                 }
                 Ok(reply)
             })
@@ -186,7 +188,9 @@ impl Answering {
             .store
             .read(move |metadata, _| {
                 let is_dir = |found: Option<Versioned>| {
-                    found.and_then(|found| found.node).is_some_and(|node| node.is_dir())
+                    found
+                        .and_then(|found| found.node)
+                        .is_some_and(|node| node.is_dir())
                 };
                 if asked.dir != NodeId::ROOT && !is_dir(metadata.node(drive, asked.dir)?) {
                     return Err(StoreError::request(

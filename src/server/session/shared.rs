@@ -98,7 +98,10 @@ impl Shared {
 
     /// Returns the memory of one user: half of all, so that nobody can take it all.
     pub fn memory_of(&self, user: i64) -> Arc<Semaphore> {
-        let mut all = self.memory_of_users.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self
+            .memory_of_users
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(memory) = all.get(&user).and_then(Weak::upgrade) {
             return memory;
         }
@@ -112,35 +115,52 @@ impl Shared {
     ///
     /// # Errors
     /// When the server is closing.
-    pub async fn memory(&self, of_user: &Arc<Semaphore>, bytes: usize) -> Result<Memory, StoreError> {
+    pub async fn memory(
+        &self,
+        of_user: &Arc<Semaphore>,
+        bytes: usize,
+    ) -> Result<Memory, StoreError> {
         let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
         // What is more than the user's share is granted when all of the share is free.
         let kib = kib.clamp(1, self.memory_kib / 2);
         let closed = |_| StoreError::Closed;
-        let own = Arc::clone(of_user).acquire_many_owned(kib).await.map_err(closed)?;
-        let all = Arc::clone(&self.memory).acquire_many_owned(kib).await.map_err(closed)?;
+        let own = Arc::clone(of_user)
+            .acquire_many_owned(kib)
+            .await
+            .map_err(closed)?;
+        let all = Arc::clone(&self.memory)
+            .acquire_many_owned(kib)
+            .await
+            .map_err(closed)?;
         Ok(Memory(own, all))
     }
 
     /// Refuses when this address, or this user, has failed too often lately.
-    pub fn check_tries(&self, address: IpAddr, user: Option<&str>) -> Result<(), StoreError> {
+    pub fn check_tries(
+        &self,
+        address: Option<IpAddr>,
+        user: Option<&str>,
+    ) -> Result<(), StoreError> {
         let tries = self.tries.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let of_user = user.and_then(|user| tries.users.wait(&user.to_lowercase(), now));
-        match tries.addresses.wait(&address, now).max(of_user) {
+        let of_address = address.and_then(|address| tries.addresses.wait(&address, now));
+        match of_address.max(of_user) {
             None => Ok(()),
             Some(wait) => Err(throttled(wait)),
         }
     }
 
     /// Counts a failure or a success.
-    pub fn count_try(&self, address: IpAddr, user: Option<&str>, admitted: bool) {
+    pub fn count_try(&self, address: Option<IpAddr>, user: Option<&str>, admitted: bool) {
         let mut tries = self.tries.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        if admitted {
-            tries.addresses.succeeded(&address);
-        } else {
-            tries.addresses.failed(&address, now);
+        if let Some(address) = address {
+            if admitted {
+                tries.addresses.succeeded(&address);
+            } else {
+                tries.addresses.failed(&address, now);
+            }
         }
         if let Some(user) = user {
             let user = user.to_lowercase();
@@ -175,15 +195,22 @@ impl Shared {
     /// When it is not legal.
     pub async fn hash_password(&self, password: String) -> Result<String, StoreError> {
         accounts::check_password(&password)?;
-        self.hash_with(move || accounts::hash_password(&password)).await?
+        self.hash_with(move || accounts::hash_password(&password))
+            .await?
     }
 
     async fn hash_with<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, StoreError> {
-        let _permit = self.hashing.acquire().await.map_err(|_| StoreError::Closed)?;
-        tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Closed)
+        let _permit = self
+            .hashing
+            .acquire()
+            .await
+            .map_err(|_| StoreError::Closed)?;
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|_| StoreError::Closed)
     }
 }
 

@@ -265,7 +265,8 @@ pub trait Metadata: Send {
         author: Author,
         changes: &[Change],
         now_ms: i64,
-        gate: &GateLimits) -> Result<Applied>;
+        gate: &GateLimits,
+    ) -> Result<Applied>;
     /// Returns what a page after `from` is made of: at most `count_max` nodes.
     fn page(
         &mut self,

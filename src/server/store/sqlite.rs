@@ -8,8 +8,8 @@ use rusqlite::{Connection, OpenFlags, Row, params};
 
 use super::StoreError;
 use super::metadata::{
-    Access, Applied, Author, ChunkRow, Database, Device, Drive, HeldRow, ListRow, Metadata, PageNode,
-    PageRows, Result, User,
+    Access, Applied, Author, ChunkRow, Database, Device, Drive, HeldRow, ListRow, Metadata,
+    PageNode, PageRows, Result, User,
 };
 use crate::model::{
     Attrs, Body, Change, ChunkId, Content, DeviceId, Digest, DriveId, Lineage, ListId, Name, Node,
