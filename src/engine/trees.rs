@@ -9,7 +9,9 @@ use std::fmt::Debug;
 use serde::{Deserialize, Serialize};
 
 use super::seam::Stat;
-use crate::model::{Body, Content, Digest, Lineage, Name, Node, NodeId, Place, Rev, Timestamp};
+use crate::model::{
+    Attrs, Body, Content, Digest, Lineage, Name, Node, NodeId, Place, Rev, Timestamp,
+};
 
 /// A node on this disk, as last observed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +31,19 @@ pub struct Local {
     /// Whether it waits in `.picloud/parked` for its place to become free.
     #[serde(default)]
     pub parked: bool,
+    /// What its modification time and permissions stand for, where this disk could not hold those
+    /// of the drive: as long as the disk's stay as they are, these count.
+    #[serde(default)]
+    pub stands_for: Option<StandsFor>,
+}
+
+/// A modification time and permissions that a disk could not hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandsFor {
+    /// The drive's modification time.
+    pub mtime: Timestamp,
+    /// The drive's permissions.
+    pub attrs: Attrs,
 }
 
 /// What a node on this disk holds.
@@ -47,6 +62,33 @@ impl Local {
     #[must_use]
     pub fn disk_name(&self) -> &Name {
         self.alias.as_ref().unwrap_or(&self.place.name)
+    }
+
+    /// Takes a new stat in; what it stands for is kept as far as the disk's own did not change.
+    pub fn set_stat(&mut self, stat: Stat) {
+        if let Some(stands_for) = &mut self.stands_for {
+            if stat.mtime != self.stat.mtime {
+                stands_for.mtime = stat.mtime;
+            }
+            if stat.attrs != self.stat.attrs {
+                stands_for.attrs = stat.attrs;
+            }
+        }
+        self.stat = stat;
+    }
+
+    /// Returns the permissions as the drive knows them.
+    #[must_use]
+    pub fn attrs(&self) -> Attrs {
+        self.stands_for
+            .map_or(self.stat.attrs, |stands_for| stands_for.attrs)
+    }
+
+    /// Returns the modification time as the drive knows it.
+    #[must_use]
+    pub fn mtime(&self) -> Timestamp {
+        self.stands_for
+            .map_or(self.stat.mtime, |stands_for| stands_for.mtime)
     }
 
     /// Returns the node this is, or nothing while its bytes are not known.
