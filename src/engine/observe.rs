@@ -70,13 +70,13 @@ struct Newcomer {
 #[derive(Debug, Default)]
 pub(super) struct Looks {
     /// This round's.
-    wanted: HashMap<NodeId, Want>,
+    wanted: BTreeMap<NodeId, Want>,
     /// The order in which to look: the last first, so that a deep look is bounded by the depth
     /// of the tree and the width of its directories.
     stack: Vec<NodeId>,
     /// The next round's: hints that came meanwhile.
-    hints: HashMap<NodeId, Want>,
-    under_way: HashMap<NodeId, Want>,
+    hints: BTreeMap<NodeId, Want>,
+    under_way: BTreeMap<NodeId, Want>,
     missing: BTreeMap<NodeId, Missing>,
     newcomers: BTreeMap<(NodeId, Name), Found>,
     /// Nodes whose old places were looked at in this round for a newcomer.
@@ -85,7 +85,7 @@ pub(super) struct Looks {
     /// again when it is over.
     after: HashMap<NodeId, BTreeSet<(NodeId, Name)>>,
     /// Nodes that wait for looks to come back.
-    waiters: HashSet<NodeId>,
+    waiters: BTreeSet<NodeId>,
     /// Directories with racily read files, and when to look at them again.
     rechecks: BTreeMap<NodeId, u64>,
     rescan_wanted: bool,
