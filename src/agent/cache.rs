@@ -79,10 +79,7 @@ impl<T: Clone> Cache<T> {
     /// Returns a value and keeps it: several files may have the same content.
     #[must_use]
     pub fn get(&self, id: ChunkId) -> Option<T> {
-        self.kept()
-            .by_id
-            .get(&id)
-            .map(|(_, _, value)| value.clone())
+        self.kept().by_id.get(&id).map(|(_, _, value)| value.clone())
     }
 
     /// Drops a value.
@@ -107,16 +104,9 @@ mod tests {
             cache.put(id(7), 1000, number);
         }
         let kept = cache.kept();
-        assert!(
-            kept.len <= 10 * 1128 && kept.by_id.len() == 10,
-            "{}",
-            kept.by_id.len()
-        );
+        assert!(kept.len <= 10 * 1128 && kept.by_id.len() == 10, "{}", kept.by_id.len());
         assert!(kept.order.len() <= 2048, "{}", kept.order.len());
-        assert_eq!(
-            kept.len,
-            kept.by_id.values().map(|(_, len, _)| len).sum::<usize>()
-        );
+        assert_eq!(kept.len, kept.by_id.values().map(|(_, len, _)| len).sum::<usize>());
         drop(kept);
         assert_eq!(cache.get(id(7)), Some(99_999));
         assert_eq!(cache.get(id(0)), None);

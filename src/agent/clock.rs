@@ -13,17 +13,9 @@ pub(crate) fn wall() -> Timestamp {
     let moment = match SystemTime::now().duration_since(UNIX_EPOCH) {
         Ok(after) => (i64::try_from(after.as_secs()).ok(), after.subsec_nanos()),
         // Before 1970: a machine without a clock. The second is enough.
-        Err(before) => (
-            i64::try_from(before.duration().as_secs())
-                .ok()
-                .map(|secs| -secs),
-            0,
-        ),
+        Err(before) => (i64::try_from(before.duration().as_secs()).ok().map(|secs| -secs), 0),
     };
-    moment
-        .0
-        .and_then(|secs| Timestamp::new(secs, moment.1))
-        .unwrap_or_default()
+    moment.0.and_then(|secs| Timestamp::new(secs, moment.1)).unwrap_or_default()
 }
 
 /// Returns the time since the program first asked, on a clock that never goes back.
@@ -33,10 +25,7 @@ pub(crate) fn monotonic() -> Duration {
 
 /// Returns both, as the engine wants them.
 pub(crate) fn now() -> Now {
-    Now {
-        ms: u64::try_from(monotonic().as_millis()).unwrap_or(u64::MAX),
-        wall: wall(),
-    }
+    Now { ms: u64::try_from(monotonic().as_millis()).unwrap_or(u64::MAX), wall: wall() }
 }
 
 /// Returns today's date here, `YYYY-MM-DD`, for conflict copies.

@@ -8,9 +8,7 @@ use crate::model::{Name, conflict_name};
 pub fn original_of(name: &Name) -> Option<Name> {
     const MARK: &[u8] = b" (conflicted copy ";
     let bytes = name.as_bytes();
-    let start = bytes
-        .windows(MARK.len())
-        .rposition(|window| window == MARK)?;
+    let start = bytes.windows(MARK.len()).rposition(|window| window == MARK)?;
     let after = &bytes[start + MARK.len()..];
     let end = after.iter().position(|&byte| byte == b')')?;
     let text = std::str::from_utf8(&after[..end]).ok()?;
@@ -24,13 +22,10 @@ pub fn original_of(name: &Name) -> Option<Name> {
     };
     let date_bytes = date.as_bytes();
     let is_date = date_bytes.len() == 10
-        && date_bytes
-            .iter()
-            .enumerate()
-            .all(|(index, byte)| match index {
-                4 | 7 => *byte == b'-',
-                _ => byte.is_ascii_digit(),
-            });
+        && date_bytes.iter().enumerate().all(|(index, byte)| match index {
+            4 | 7 => *byte == b'-',
+            _ => byte.is_ascii_digit(),
+        });
     let original = Name::new([&bytes[..start], &after[end + 1..]].concat()).ok()?;
     // Made again it must be the same: else it is a name that a person gave.
     (is_date && conflict_name(&original, device, date, attempt) == *name).then_some(original)

@@ -55,25 +55,14 @@ struct ShortPath {
 fn short_path(path: &Path) -> io::Result<ShortPath> {
     use std::os::unix::ffi::OsStrExt as _;
     if path.as_os_str().as_bytes().len() <= SOCKET_PATH_MAX {
-        return Ok(ShortPath {
-            _dir: None,
-            path: path.to_owned(),
-        });
+        return Ok(ShortPath { _dir: None, path: path.to_owned() });
     }
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "the path names no file",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"));
     };
     let dir = std::fs::File::open(dir)?;
-    let path = Path::new("/proc/self/fd")
-        .join(dir.as_raw_fd().to_string())
-        .join(name);
-    Ok(ShortPath {
-        _dir: Some(dir),
-        path,
-    })
+    let path = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
+    Ok(ShortPath { _dir: Some(dir), path })
 }
 
 /// Connects to the control socket at `path`, however long that is.
@@ -120,14 +109,8 @@ impl Control {
             Ok(listener)
         };
         listen()
-            .map(|listener| Self {
-                listener,
-                path: path.to_owned(),
-            })
-            .map_err(|source| ControlError {
-                path: path.to_owned(),
-                source,
-            })
+            .map(|listener| Self { listener, path: path.to_owned() })
+            .map_err(|source| ControlError { path: path.to_owned(), source })
     }
 
     /// Serves until it is dropped.

@@ -48,15 +48,11 @@ impl Lists {
              CREATE TABLE IF NOT EXISTS list
                  (id BLOB PRIMARY KEY, added INTEGER NOT NULL, data BLOB NOT NULL);",
         )?;
-        Ok(Self {
-            connection: Mutex::new(connection),
-        })
+        Ok(Self { connection: Mutex::new(connection) })
     }
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
-        self.connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns a list, if it is here and whole.
@@ -66,18 +62,14 @@ impl Lists {
             .connection()
             .prepare_cached("SELECT data FROM list WHERE id = ?1")
             .and_then(|mut select| {
-                select
-                    .query_row(params![id.as_bytes()], |row| row.get(0))
-                    .optional()
+                select.query_row(params![id.as_bytes()], |row| row.get(0)).optional()
             })
             .unwrap_or_else(|error| {
                 tracing::warn!(%error, "cannot read the cache of content lists");
                 None
             });
         let data = data?;
-        (ContentList::id_of_encoded(&data) == id)
-            .then(|| ContentList::decode(&data).ok())
-            .flatten()
+        (ContentList::id_of_encoded(&data) == id).then(|| ContentList::decode(&data).ok()).flatten()
     }
 
     /// Keeps a list.

@@ -49,11 +49,7 @@ impl LogFile {
     fn open(path: &Path) -> std::io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
         let len = file.metadata()?.len();
-        Ok(Self {
-            path: path.to_owned(),
-            writer: BufWriter::new(file),
-            len,
-        })
+        Ok(Self { path: path.to_owned(), writer: BufWriter::new(file), len })
     }
 
     fn write(&mut self, text: &str) -> std::io::Result<()> {
@@ -72,10 +68,7 @@ impl LogFile {
 
 impl Default for Happenings {
     fn default() -> Self {
-        Self {
-            told: Mutex::default(),
-            follow: broadcast::channel(FOLLOW_LEN).0,
-        }
+        Self { told: Mutex::default(), follow: broadcast::channel(FOLLOW_LEN).0 }
     }
 }
 
@@ -195,9 +188,6 @@ mod tests {
         happenings.tell("/f", "sent", "after".into(), String::new());
         happenings.flush();
         assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1);
-        assert_eq!(
-            std::fs::read_to_string(dir.path().join("picloud.log.1")).unwrap(),
-            text
-        );
+        assert_eq!(std::fs::read_to_string(dir.path().join("picloud.log.1")).unwrap(), text);
     }
 }

@@ -99,10 +99,7 @@ mod tests {
                 Some(nap) => now += nap,
             }
         }
-        assert!(
-            (1900..=2200).contains(&passed),
-            "{passed} KiB in 20 s at 100 KiB/s"
-        );
+        assert!((1900..=2200).contains(&passed), "{passed} KiB in 20 s at 100 KiB/s");
         assert!(rate.try_pass(1 << 30, now).is_some());
         rate.set(0);
         assert_eq!(rate.try_pass(1 << 30, now), None);

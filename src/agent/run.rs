@@ -50,9 +50,7 @@ pub struct Options {
 
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Options")
-            .field("config", &self.config)
-            .finish_non_exhaustive()
+        f.debug_struct("Options").field("config", &self.config).finish_non_exhaustive()
     }
 }
 
@@ -60,10 +58,7 @@ impl Options {
     /// Returns options for the settings at this path.
     #[must_use]
     pub fn new(config: impl Into<PathBuf>) -> Self {
-        Self {
-            config: config.into(),
-            level_changed: None,
-        }
+        Self { config: config.into(), level_changed: None }
     }
 }
 
@@ -161,10 +156,7 @@ pub async fn start(options: Options) -> Result<RunningAgent, StartError> {
 }
 
 fn take_lock(state_dir: &Path, config: &Path) -> Result<File, StartError> {
-    let fail = |source| StartError::StateDir {
-        path: state_dir.to_owned(),
-        source,
-    };
+    let fail = |source| StartError::StateDir { path: state_dir.to_owned(), source };
     std::fs::create_dir_all(state_dir).map_err(fail)?;
     let file = File::options()
         .create(true)
@@ -174,9 +166,9 @@ fn take_lock(state_dir: &Path, config: &Path) -> Result<File, StartError> {
         .map_err(fail)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(StartError::Running {
-            config: config.to_owned(),
-        }),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(StartError::Running { config: config.to_owned() })
+        }
         Err(error) => Err(fail(error.into())),
     }
 }
@@ -238,9 +230,7 @@ async fn watch_config(config: PathBuf, edits: mpsc::Sender<()>) {
     });
     let names = [
         config.file_name().map(std::ffi::OsStr::to_owned),
-        credentials::path_beside(&config)
-            .file_name()
-            .map(std::ffi::OsStr::to_owned),
+        credentials::path_beside(&config).file_name().map(std::ffi::OsStr::to_owned),
     ];
     let mut buffer = vec![0; 4096];
     loop {
@@ -300,15 +290,11 @@ impl RunningAgent {
 
     /// Waits until each folder is open or shows why it is not.
     pub async fn opened(&self) {
-        let views: Vec<watch::Receiver<View>> = lock(&self.shared.folders)
-            .values()
-            .map(|folder| folder.view.clone())
-            .collect();
+        let views: Vec<watch::Receiver<View>> =
+            lock(&self.shared.folders).values().map(|folder| folder.view.clone()).collect();
         for mut view in views {
             // A folder that was taken out meanwhile is not waited for.
-            view.wait_for(|view| view.is_open || view.stopped.is_some())
-                .await
-                .ok();
+            view.wait_for(|view| view.is_open || view.stopped.is_some()).await.ok();
         }
     }
 
@@ -341,8 +327,7 @@ impl Shared {
     }
 
     fn bump(&self) {
-        self.changed
-            .send_modify(|count| *count = count.wrapping_add(1));
+        self.changed.send_modify(|count| *count = count.wrapping_add(1));
     }
 
     fn set_problem(&self, about: &'static str, reason: Option<String>) {
@@ -376,20 +361,11 @@ impl Shared {
                 reason: "No folder is synced yet; join one with: picloud join LINK".to_owned(),
             });
         }
-        let mut state = folders
-            .iter()
-            .map(|folder| folder.state)
-            .min()
-            .unwrap_or(State::InSync);
+        let mut state = folders.iter().map(|folder| folder.state).min().unwrap_or(State::InSync);
         if !problems.is_empty() {
             state = state.min(State::Problem);
         }
-        Status {
-            version: 1,
-            state,
-            folders,
-            problems,
-        }
+        Status { version: 1, state, folders, problems }
     }
 
     /// Pauses or resumes all folders, also over restarts.
@@ -440,9 +416,7 @@ impl Shared {
                 let cause = cause.map(|cause| format!(" ({cause})")).unwrap_or_default();
                 self.set_problem(
                     "config",
-                    Some(format!(
-                        "{error}{cause}; the settings before that edit stay in force"
-                    )),
+                    Some(format!("{error}{cause}; the settings before that edit stay in force")),
                 );
             }
             Err(error) => tracing::error!(%error, "reading the settings failed"),
@@ -552,10 +526,7 @@ impl Shared {
 
     /// Returns the conflict copies of all folders.
     pub(super) async fn conflicts(&self) -> Vec<Conflict> {
-        let inputs: Vec<_> = lock(&self.folders)
-            .values()
-            .filter_map(FolderTask::inputs)
-            .collect();
+        let inputs: Vec<_> = lock(&self.folders).values().filter_map(FolderTask::inputs).collect();
         let mut conflicts = Vec::new();
         for inputs in inputs {
             let (reply, found) = oneshot::channel();
@@ -610,16 +581,8 @@ async fn sync_folder(mut sync: Waiting) {
             && let Some(connection) = connection
         {
             // A commit of nothing: its answer tells the newest rev.
-            let question = Commit {
-                drive: sync.drive,
-                changes: Vec::new(),
-                chunks: Vec::new(),
-            };
-            head = connection
-                .call(&question)
-                .await
-                .ok()
-                .map(|reply| reply.head);
+            let question = Commit { drive: sync.drive, changes: Vec::new(), chunks: Vec::new() };
+            head = connection.call(&question).await.ok().map(|reply| reply.head);
         }
         {
             let view = sync.view.borrow_and_update();

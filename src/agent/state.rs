@@ -204,11 +204,7 @@ fn decode(data: &[u8]) -> Result<Entry, String> {
             stands_for: local.stands_for,
         }),
     };
-    Ok(Entry {
-        local,
-        remote,
-        synced,
-    })
+    Ok(Entry { local, remote, synced })
 }
 
 /// Returns the index key of a name in a directory. Two names may share one: what an index finds is
@@ -267,10 +263,7 @@ fn lists_of(entry: &Entry) -> impl Iterator<Item = ListId> + '_ {
         LocalBody::File(Some(content)) => list(content),
         LocalBody::File(None) | LocalBody::Dir | LocalBody::Link(_) => None,
     });
-    let remote = entry
-        .remote
-        .as_ref()
-        .and_then(|remote| of_node(&remote.node));
+    let remote = entry.remote.as_ref().and_then(|remote| of_node(&remote.node));
     let synced = entry.synced.as_ref().and_then(of_node);
     local.into_iter().chain(remote).chain(synced)
 }
@@ -341,24 +334,16 @@ impl SqliteTrees {
     /// When it belongs to something else, is too new, or the disk refuses.
     pub fn open(path: &Path, folder: FolderId, drive: DriveId) -> Result<Opened, StateError> {
         if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir).map_err(|source| StateError::Disk {
-                path: dir.to_owned(),
-                source,
-            })?;
+            std::fs::create_dir_all(dir)
+                .map_err(|source| StateError::Disk { path: dir.to_owned(), source })?;
         }
         match Self::open_as_is(path, folder, drive) {
-            Ok(trees) => Ok(Opened {
-                trees,
-                set_aside: None,
-            }),
+            Ok(trees) => Ok(Opened { trees, set_aside: None }),
             Err(error) if error.is_damage() => {
                 tracing::error!(%error, "the state database is set aside and begun anew");
                 let set_aside = Self::set_aside(path)?;
                 let trees = Self::open_as_is(path, folder, drive)?;
-                Ok(Opened {
-                    trees,
-                    set_aside: Some(set_aside),
-                })
+                Ok(Opened { trees, set_aside: Some(set_aside) })
             }
             Err(error) => Err(error),
         }
@@ -389,14 +374,8 @@ impl SqliteTrees {
     }
 
     fn open_as_is(path: &Path, folder: FolderId, drive: DriveId) -> Result<Self, StateError> {
-        let fail = |source| StateError::Database {
-            path: path.to_owned(),
-            source,
-        };
-        let damaged = |reason: String| StateError::Damaged {
-            path: path.to_owned(),
-            reason,
-        };
+        let fail = |source| StateError::Database { path: path.to_owned(), source };
+        let damaged = |reason: String| StateError::Damaged { path: path.to_owned(), reason };
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -411,9 +390,8 @@ impl SqliteTrees {
             )
             .map_err(fail)?;
         connection.set_prepared_statement_cache_capacity(64);
-        let format: i32 = connection
-            .query_row("PRAGMA user_version", [], |row| row.get(0))
-            .map_err(fail)?;
+        let format: i32 =
+            connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(fail)?;
         let binding = format!("folder {folder} of drive {drive}");
         match format {
             0 => {
@@ -424,10 +402,7 @@ impl SqliteTrees {
                     ))
                     .map_err(fail)?;
                 connection
-                    .execute(
-                        "INSERT INTO meta VALUES ('binding', ?1)",
-                        params![binding.as_bytes()],
-                    )
+                    .execute("INSERT INTO meta VALUES ('binding', ?1)", params![binding.as_bytes()])
                     .map_err(fail)?;
                 connection.execute_batch("COMMIT").map_err(fail)?;
             }
@@ -444,10 +419,7 @@ impl SqliteTrees {
                 }
             }
             found => {
-                return Err(StateError::TooNew {
-                    path: path.to_owned(),
-                    found,
-                });
+                return Err(StateError::TooNew { path: path.to_owned(), found });
             }
         }
         let meta = match Self::read_meta(&connection, "meta").map_err(fail)? {
@@ -482,17 +454,11 @@ impl SqliteTrees {
     }
 
     fn fail(&self, source: rusqlite::Error) -> StateError {
-        StateError::Database {
-            path: self.path.clone(),
-            source,
-        }
+        StateError::Database { path: self.path.clone(), source }
     }
 
     fn damaged(&self, reason: String) -> StateError {
-        StateError::Damaged {
-            path: self.path.clone(),
-            reason,
-        }
+        StateError::Damaged { path: self.path.clone(), reason }
     }
 
     /// Begins the transaction of this checkpoint with its first write.
@@ -725,10 +691,8 @@ impl Trees for SqliteTrees {
     }
 
     fn local_at(&self, parent: NodeId, disk_name: &Name) -> Result<Vec<NodeId>, StateError> {
-        let mut found = self.ids(
-            "SELECT id FROM entry WHERE local_at = ?1",
-            params![at_key(parent, disk_name)],
-        )?;
+        let mut found = self
+            .ids("SELECT id FROM entry WHERE local_at = ?1", params![at_key(parent, disk_name)])?;
         let mut at = Vec::with_capacity(found.len());
         for id in found.drain(..) {
             if self.load(id)?.1.local.is_some_and(|local| {
@@ -742,10 +706,8 @@ impl Trees for SqliteTrees {
     }
 
     fn remote_at(&self, parent: NodeId, name: &Name) -> Result<Vec<NodeId>, StateError> {
-        let mut found = self.ids(
-            "SELECT id FROM entry WHERE remote_at = ?1",
-            params![at_key(parent, name)],
-        )?;
+        let mut found =
+            self.ids("SELECT id FROM entry WHERE remote_at = ?1", params![at_key(parent, name)])?;
         let mut at = Vec::with_capacity(found.len());
         for id in found.drain(..) {
             if self.load(id)?.1.remote.is_some_and(|remote| {
@@ -783,10 +745,8 @@ impl Trees for SqliteTrees {
     }
 
     fn local_by_inode(&self, ino: u64) -> Result<Vec<NodeId>, StateError> {
-        let mut ids = self.ids(
-            "SELECT id FROM entry WHERE ino = ?1",
-            params![ino.cast_signed()],
-        )?;
+        let mut ids =
+            self.ids("SELECT id FROM entry WHERE ino = ?1", params![ino.cast_signed()])?;
         ids.sort_unstable();
         Ok(ids)
     }
@@ -807,10 +767,7 @@ impl Trees for SqliteTrees {
                     .collect()
             })
             .map_err(|error| self.fail(error))?;
-        Ok(rows
-            .into_iter()
-            .map(|(seq, id)| (seq, NodeId::from_bytes(id)))
-            .collect())
+        Ok(rows.into_iter().map(|(seq, id)| (seq, NodeId::from_bytes(id))).collect())
     }
 
     fn all(&self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeId>, StateError> {

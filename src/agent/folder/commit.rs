@@ -84,12 +84,7 @@ pub(super) async fn run(cx: Arc<Context>, session: Session, mut jobs: mpsc::Rece
         while let Some(sent) = sent.recv().await {
             match answer(sent).await {
                 Ok((batch, results, head)) => {
-                    let input = Input::Committed {
-                        session: session.number,
-                        batch,
-                        results,
-                        head,
-                    };
+                    let input = Input::Committed { session: session.number, batch, results, head };
                     if cx.inputs.send(input).await.is_err() {
                         return;
                     }
@@ -122,11 +117,7 @@ async fn send(cx: &Context, session: &Session, built: Built) -> Result<Sent, Cal
         let pending = session.journal.send(&frame.commit).await?;
         replies.push((frame.indexes, pending));
     }
-    Ok(Sent {
-        batch: built.batch,
-        replies,
-        results: built.results,
-    })
+    Ok(Sent { batch: built.batch, replies, results: built.results })
 }
 
 async fn answer(mut sent: Sent) -> Result<(u64, Vec<Committed>, Rev), CallError> {
@@ -142,11 +133,8 @@ async fn answer(mut sent: Sent) -> Result<(u64, Vec<Committed>, Rev), CallError>
         }
     }
     // A server that answers too little has its changes looked at again.
-    let results = sent
-        .results
-        .into_iter()
-        .map(|result| result.unwrap_or(Committed::Changed))
-        .collect();
+    let results =
+        sent.results.into_iter().map(|result| result.unwrap_or(Committed::Changed)).collect();
     Ok((sent.batch, results, head))
 }
 
@@ -158,11 +146,7 @@ fn build(cx: &Context, job: Job) -> Built {
         results: Vec::with_capacity(job.changes.len()),
     };
     let empty = || Frame {
-        commit: Commit {
-            drive: cx.drive,
-            changes: Vec::new(),
-            chunks: Vec::new(),
-        },
+        commit: Commit { drive: cx.drive, changes: Vec::new(), chunks: Vec::new() },
         indexes: Vec::new(),
     };
     let mut frame = empty();
@@ -208,17 +192,13 @@ fn attach(cx: &Context, at: &Spot, expected: &Expected) -> Result<Option<ChunkDa
     if let Some(bytes) = cx.outgoing.get(id) {
         return Ok(Some(pack(id, &bytes)));
     }
-    let read = cx
-        .folder
-        .open_file(at, &expected.stat)
-        .and_then(|file| file.read_chunk_at(0, &id, len));
+    let read =
+        cx.folder.open_file(at, &expected.stat).and_then(|file| file.read_chunk_at(0, &id, len));
     match read {
         Ok(Some(bytes)) => Ok(Some(pack(id, &bytes))),
         Ok(None) | Err(Fault::NotFound | Fault::Changed | Fault::Gone(_)) => {
             Err(Committed::Changed)
         }
-        Err(fault) => Err(Committed::Unreadable {
-            reason: fault.to_string(),
-        }),
+        Err(fault) => Err(Committed::Unreadable { reason: fault.to_string() }),
     }
 }

@@ -263,9 +263,7 @@ impl Core {
     }
 
     fn is_live(&self, session: u64) -> bool {
-        self.live
-            .as_ref()
-            .is_some_and(|live| live.session.number == session)
+        self.live.as_ref().is_some_and(|live| live.session.number == session)
     }
 
     /// Takes an input; returns why that ends the core, if it does.
@@ -277,19 +275,10 @@ impl Core {
                 }
                 self.event(event)?;
             }
-            Input::Online {
-                live,
-                lineage,
-                from,
-                head,
-            } => {
+            Input::Online { live, lineage, from, head } => {
                 self.disconnect()?;
                 self.live = Some(*live);
-                self.event(Event::Online {
-                    lineage,
-                    from,
-                    head,
-                })?;
+                self.event(Event::Online { lineage, from, head })?;
             }
             Input::Offline { session } => {
                 if self.live.is_none() || self.is_live(session) {
@@ -308,35 +297,18 @@ impl Core {
                     }
                 }
             }
-            Input::Committed {
-                session,
-                batch,
-                results,
-                head,
-            } => {
+            Input::Committed { session, batch, results, head } => {
                 if self.is_live(session) {
                     self.tell_committed(batch, &results);
-                    self.event(Event::Committed {
-                        batch,
-                        results,
-                        head,
-                    })?;
+                    self.event(Event::Committed { batch, results, head })?;
                 }
             }
-            Input::Uploaded {
-                session,
-                node,
-                uploaded,
-            } => {
+            Input::Uploaded { session, node, uploaded } => {
                 if self.is_live(session) {
                     self.event(Event::Uploaded { node, uploaded })?;
                 }
             }
-            Input::Fetched {
-                session,
-                node,
-                fetched,
-            } => self.fetched(session, node, fetched)?,
+            Input::Fetched { session, node, fetched } => self.fetched(session, node, fetched)?,
             Input::BroughtBack(path) => self.tell("conflict", path, String::new()),
             Input::Gone(reason) => return Ok(Some(Ended::Gone(reason))),
             Input::Sync(reply) => {
@@ -385,15 +357,12 @@ impl Core {
     }
 
     fn fetched(&mut self, session: u64, node: NodeId, fetched: Fetched) -> Result<(), Ended> {
-        let is_wanted = self
-            .fetching
-            .get(&node)
-            .is_some_and(|fetching| fetching.session == session);
+        let is_wanted =
+            self.fetching.get(&node).is_some_and(|fetching| fetching.session == session);
         let fetching = is_wanted.then(|| self.fetching.remove(&node)).flatten();
         match (fetching, fetched) {
             (Some(Fetching { op, .. }), Fetched::Payload(payload)) => {
-                self.preparer
-                    .push(Prepared::Ready(Job { node, op, payload }));
+                self.preparer.push(Prepared::Ready(Job { node, op, payload }));
             }
             (Some(_), Fetched::Outcome(outcome)) => self.applied(node, outcome)?,
             (None, Fetched::Payload(Payload::Staged { name, .. })) => {
@@ -412,10 +381,8 @@ impl Core {
             Action::Hash { node, at, stat } => self.hands.push(Task::Hash { node, at, stat }),
             Action::Upload { node, at, expected } => {
                 let job = upload::Job { node, at, expected };
-                let taken = self
-                    .live
-                    .as_ref()
-                    .is_some_and(|live| live.uploads.try_send(job).is_ok());
+                let taken =
+                    self.live.as_ref().is_some_and(|live| live.uploads.try_send(job).is_ok());
                 if !taken {
                     let reason = no_connection_text();
                     let uploaded = Uploaded::Later { reason };
@@ -426,10 +393,8 @@ impl Core {
                 let told = changes.iter().map(|outgoing| self.sent(outgoing)).collect();
                 self.committing.insert(batch, told);
                 let job = commit::Job { batch, changes };
-                let taken = self
-                    .live
-                    .as_ref()
-                    .is_some_and(|live| live.commits.try_send(job).is_ok());
+                let taken =
+                    self.live.as_ref().is_some_and(|live| live.commits.try_send(job).is_ok());
                 if !taken {
                     // The session has ended; that is told in a moment, and answers the commit.
                     self.committing.remove(&batch);
@@ -442,25 +407,15 @@ impl Core {
 
     fn apply(&mut self, node: NodeId, op: DiskOp) -> Result<(), Ended> {
         self.applying.insert(node, told_of(&op));
-        let DiskOp::Write {
-            at: _,
-            content,
-            mtime,
-            attrs,
-            over,
-            ..
-        } = &op
-        else {
+        let DiskOp::Write { at: _, content, mtime, attrs, over, .. } = &op else {
             let payload = Payload::None;
-            self.preparer
-                .push(Prepared::Ready(Job { node, op, payload }));
+            self.preparer.push(Prepared::Ready(Job { node, op, payload }));
             return Ok(());
         };
         match content {
             Content::Empty => {
                 let payload = Payload::Bytes(Vec::new());
-                self.preparer
-                    .push(Prepared::Ready(Job { node, op, payload }));
+                self.preparer.push(Prepared::Ready(Job { node, op, payload }));
                 return Ok(());
             }
             Content::Chunk { id, .. } => {
@@ -479,19 +434,11 @@ impl Core {
             (DiskOp::Write { at, .. }, Some(over)) => Some((at.clone(), *over)),
             _ => None,
         };
-        let job = fetch::Job {
-            node,
-            content: *content,
-            attrs: *attrs,
-            mtime: *mtime,
-            old,
-        };
-        let taken = self.live.as_ref().and_then(|live| {
-            live.fetches
-                .try_send(job)
-                .ok()
-                .map(|()| live.session.number)
-        });
+        let job = fetch::Job { node, content: *content, attrs: *attrs, mtime: *mtime, old };
+        let taken = self
+            .live
+            .as_ref()
+            .and_then(|live| live.fetches.try_send(job).ok().map(|()| live.session.number));
         match taken {
             Some(session) => {
                 self.fetching.insert(node, Fetching { session, op });
@@ -559,24 +506,16 @@ impl Core {
         let mut found = self.engine.problems();
         found.extend(self.cx.troubles());
         found.extend(
-            self.ignore
-                .problems()
-                .into_iter()
-                .map(|(path, error)| (path, error.to_string())),
+            self.ignore.problems().into_iter().map(|(path, error)| (path, error.to_string())),
         );
         found.extend(self.watcher.problem().map(|reason| (RelPath::ROOT, reason)));
         found.truncate(TOLD_MAX);
         let problems: Vec<Problem> = found
             .into_iter()
-            .map(|(path, reason)| Problem {
-                path: path.to_string(),
-                reason,
-            })
+            .map(|(path, reason)| Problem { path: path.to_string(), reason })
             .collect();
-        let pairs: HashSet<(String, String)> = problems
-            .iter()
-            .map(|problem| (problem.path.clone(), problem.reason.clone()))
-            .collect();
+        let pairs: HashSet<(String, String)> =
+            problems.iter().map(|problem| (problem.path.clone(), problem.reason.clone())).collect();
         for (path, reason) in &pairs {
             if !self.told_problems.contains(&(path.clone(), reason.clone())) {
                 self.tell("problem", path.clone(), reason.clone());
@@ -663,16 +602,11 @@ fn no_connection_text() -> String {
 }
 
 fn no_connection() -> Outcome {
-    Outcome::NoContent {
-        reason: no_connection_text(),
-    }
+    Outcome::NoContent { reason: no_connection_text() }
 }
 
 fn told_of(op: &DiskOp) -> Told {
-    let told = |event, spot: &Spot| Told {
-        event,
-        path: spot.path(),
-    };
+    let told = |event, spot: &Spot| Told { event, path: spot.path() };
     match op {
         DiskOp::MakeDir { at, .. }
         | DiskOp::Write { at, .. }
@@ -681,10 +615,7 @@ fn told_of(op: &DiskOp) -> Told {
         DiskOp::Move { from, to, .. } => match (to, from) {
             (Some(spot), _) => told("moved here", spot),
             (None, Some(spot)) => told("moved aside", spot),
-            (None, None) => Told {
-                event: "moved aside",
-                path: RelPath::ROOT,
-            },
+            (None, None) => Told { event: "moved aside", path: RelPath::ROOT },
         },
         DiskOp::SetAside { at, .. } => told("conflict", at),
         DiskOp::Remove { at, .. } => told("deleted here", at),

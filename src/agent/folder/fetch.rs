@@ -66,9 +66,7 @@ impl From<Fault> for Stop {
 }
 
 fn failed(reason: impl Into<String>) -> Stop {
-    Stop::Outcome(Outcome::Failed {
-        reason: reason.into(),
-    })
+    Stop::Outcome(Outcome::Failed { reason: reason.into() })
 }
 
 fn absent() -> Stop {
@@ -124,11 +122,7 @@ struct Fetch {
 
 impl Fetch {
     async fn tell(&self, node: NodeId, fetched: Fetched) {
-        let input = Input::Fetched {
-            session: self.session.number,
-            node,
-            fetched,
-        };
+        let input = Input::Fetched { session: self.session.number, node, fetched };
         // The core ended, and the session with it.
         self.cx.inputs.send(input).await.ok();
     }
@@ -138,9 +132,7 @@ impl Fetch {
         let outcome = match stop {
             Stop::Outcome(outcome) => outcome,
             Stop::Call(CallError::Failed(failure)) if failure.code != FailureCode::Malformed => {
-                Outcome::NoContent {
-                    reason: failure.message,
-                }
+                Outcome::NoContent { reason: failure.message }
             }
             Stop::Call(error) => {
                 tracing::debug!(%error, "a fetch broke off");
@@ -192,10 +184,7 @@ impl Fetch {
             }
         }
         while !ids.is_empty() {
-            let get = GetChunks {
-                drive: self.cx.drive,
-                chunks: ids.clone(),
-            };
+            let get = GetChunks { drive: self.cx.drive, chunks: ids.clone() };
             let reply = match self.session.bulk.call(&get).await {
                 Ok(reply) => reply,
                 Err(error) => {
@@ -216,9 +205,9 @@ impl Fetch {
                 for node in nodes {
                     let fetched = match &bytes {
                         Ok(bytes) => Fetched::Payload(Payload::Bytes(bytes.clone())),
-                        Err(reason) => Fetched::Outcome(Outcome::NoContent {
-                            reason: reason.clone(),
-                        }),
+                        Err(reason) => {
+                            Fetched::Outcome(Outcome::NoContent { reason: reason.clone() })
+                        }
                     };
                     self.tell(node, fetched).await;
                 }
@@ -313,11 +302,7 @@ impl Fetch {
             let packed: usize = reply.chunks.iter().map(|chunk| chunk.data.len()).sum();
             self.cx.rates.down.pass(packed as u64).await;
             let got: HashSet<ChunkId> = reply.chunks.iter().map(|chunk| chunk.id).collect();
-            let rest: Vec<_> = batch
-                .iter()
-                .filter(|(id, _)| !got.contains(id))
-                .copied()
-                .collect();
+            let rest: Vec<_> = batch.iter().filter(|(id, _)| !got.contains(id)).copied().collect();
             if rest.len() == batch.len() {
                 return Err(absent());
             }
@@ -340,11 +325,7 @@ impl Fetch {
         }
         let mut encoded = Vec::new();
         loop {
-            let get = GetList {
-                drive: self.cx.drive,
-                list: id,
-                offset: encoded.len() as u64,
-            };
+            let get = GetList { drive: self.cx.drive, list: id, offset: encoded.len() as u64 };
             let part = self.session.bulk.call(&get).await?;
             self.cx.rates.down.pass(part.data.len() as u64).await;
             let len = encoded.len() + part.data.len();
@@ -357,16 +338,12 @@ impl Fetch {
             }
         }
         if ContentList::id_of_encoded(&encoded) != id {
-            return Err(failed(
-                "The server sent another content list than was asked for",
-            ));
+            return Err(failed("The server sent another content list than was asked for"));
         }
         let list = ContentList::decode(&encoded).map_err(|error| failed(error.to_string()))?;
         let (cx, kept) = (Arc::clone(&self.cx), list.clone());
         // A list that could not be kept is asked for again another time.
-        tokio::task::spawn_blocking(move || cx.lists.put(id, &kept))
-            .await
-            .ok();
+        tokio::task::spawn_blocking(move || cx.lists.put(id, &kept)).await.ok();
         Ok(list)
     }
 }
@@ -376,9 +353,8 @@ fn open_all(chunks: Vec<ChunkData>) -> Vec<(ChunkId, Result<Vec<u8>, String>)> {
     chunks
         .iter()
         .map(|chunk| {
-            let bytes = unpack(chunk)
-                .map(std::borrow::Cow::into_owned)
-                .map_err(|error| error.to_string());
+            let bytes =
+                unpack(chunk).map(std::borrow::Cow::into_owned).map_err(|error| error.to_string());
             (chunk.id, bytes)
         })
         .collect()
@@ -435,11 +411,8 @@ fn write(
 ) -> Result<StagedFile, Stop> {
     while let Some(chunks) = arrived.blocking_recv() {
         for chunk in chunks {
-            let bytes = unpack(&chunk).map_err(|error| {
-                Stop::Outcome(Outcome::NoContent {
-                    reason: error.to_string(),
-                })
-            })?;
+            let bytes = unpack(&chunk)
+                .map_err(|error| Stop::Outcome(Outcome::NoContent { reason: error.to_string() }))?;
             for index in places.get(&chunk.id).into_iter().flatten() {
                 staged.write(*index, &bytes)?;
             }

@@ -22,15 +22,8 @@ const LARGE_LEN: u64 = 4 * 1024 * 1024;
 /// What there is to do.
 #[derive(Debug)]
 pub(super) enum Task {
-    Look {
-        dir: DirRef,
-        names: Option<Vec<Name>>,
-    },
-    Hash {
-        node: NodeId,
-        at: Spot,
-        stat: Stat,
-    },
+    Look { dir: DirRef, names: Option<Vec<Name>> },
+    Hash { node: NodeId, at: Spot, stat: Stat },
 }
 
 impl Task {
@@ -69,10 +62,7 @@ impl Hands {
         ignore: &Arc<Ignore>,
         watcher: &Arc<dyn Watcher>,
     ) -> std::io::Result<Self> {
-        let mut hands = Self {
-            line: Arc::new(Line::default()),
-            threads: Vec::new(),
-        };
+        let mut hands = Self { line: Arc::new(Line::default()), threads: Vec::new() };
         for index in 0..HANDS {
             let worker = Worker {
                 cx: Arc::clone(cx),
@@ -92,11 +82,7 @@ impl Hands {
 
     /// Hands a task over; never waits.
     pub(super) fn push(&self, task: Task) {
-        let mut queue = self
-            .line
-            .queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.line.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.tasks.push_back(task);
         drop(queue);
         // All: the one that wakes may not be the one that takes large files.
@@ -107,11 +93,7 @@ impl Hands {
 impl Drop for Hands {
     /// Drops what waits, and waits for what is being done.
     fn drop(&mut self) {
-        let mut queue = self
-            .line
-            .queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.line.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.is_closed = true;
         queue.tasks.clear();
         drop(queue);
@@ -138,17 +120,12 @@ impl Worker {
         while let Some(task) = self.next() {
             let input = match task {
                 Task::Look { dir, names } => match self.look(&dir, names.as_deref()) {
-                    Ok(look) => Input::Event(Event::Looked {
-                        dir: dir.id,
-                        names,
-                        look,
-                    }),
+                    Ok(look) => Input::Event(Event::Looked { dir: dir.id, names, look }),
                     Err(gone) => Input::Gone(gone.to_string()),
                 },
-                Task::Hash { node, at, stat } => Input::Event(Event::Hashed {
-                    node,
-                    hashed: self.hash(&at, &stat),
-                }),
+                Task::Hash { node, at, stat } => {
+                    Input::Event(Event::Hashed { node, hashed: self.hash(&at, &stat) })
+                }
             };
             if self.cx.inputs.blocking_send(input).is_err() {
                 return;
@@ -157,11 +134,7 @@ impl Worker {
     }
 
     fn next(&self) -> Option<Task> {
-        let mut queue = self
-            .line
-            .queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.line.queue.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if queue.is_closed {
                 return None;
@@ -174,11 +147,7 @@ impl Worker {
             if let Some(task) = found.and_then(|index| queue.tasks.remove(index)) {
                 return Some(task);
             }
-            queue = self
-                .line
-                .filled
-                .wait(queue)
-                .unwrap_or_else(PoisonError::into_inner);
+            queue = self.line.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
     }
 

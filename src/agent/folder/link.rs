@@ -54,11 +54,7 @@ enum End {
 impl From<ConnectError> for End {
     fn from(error: ConnectError) -> Self {
         let text = with_causes(&error);
-        if error.is_offline() {
-            Self::Offline(text)
-        } else {
-            Self::Wrong(text)
-        }
+        if error.is_offline() { Self::Offline(text) } else { Self::Wrong(text) }
     }
 }
 
@@ -173,10 +169,7 @@ impl Link {
             },
         };
         let (connection, pushes) = Connection::open(&endpoint, PROGRAM).await?;
-        let resume = Resume {
-            device: self.config.device,
-            token: self.token.as_bytes().to_vec(),
-        };
+        let resume = Resume { device: self.config.device, token: self.token.as_bytes().to_vec() };
         let reply = connection.call(&resume).await?;
         let has_drive = reply
             .admitted
@@ -194,13 +187,7 @@ impl Link {
     /// Holds one session, and returns why it ended.
     async fn session(&mut self) -> End {
         let (position, found) = oneshot::channel();
-        if self
-            .cx
-            .inputs
-            .send(Input::Position(position))
-            .await
-            .is_err()
-        {
+        if self.cx.inputs.send(Input::Position(position)).await.is_err() {
             return End::Closed;
         }
         let Ok((cursor, lineage)) = found.await else {
@@ -211,22 +198,14 @@ impl Link {
             Ok(connected) => connected,
             Err(end) => return end,
         };
-        let subscribe = Subscribe {
-            drive: self.config.drive,
-            cursor,
-            lineage,
-            inline_len_max: INLINE_LEN_MAX,
-        };
+        let subscribe =
+            Subscribe { drive: self.config.drive, cursor, lineage, inline_len_max: INLINE_LEN_MAX };
         let subscribed = match journal.call(&subscribe).await {
             Ok(subscribed) => subscribed,
             Err(error) => return error.into(),
         };
         self.last_session += 1;
-        let session = Session {
-            number: self.last_session,
-            journal,
-            bulk,
-        };
+        let session = Session { number: self.last_session, journal, bulk };
         let mut tasks = JoinSet::new();
         let (commits, jobs) = mpsc::channel(commit::JOBS_MAX);
         tasks.spawn(commit::run(Arc::clone(&self.cx), session.clone(), jobs));
@@ -236,13 +215,7 @@ impl Link {
         tasks.spawn(fetch::run(Arc::clone(&self.cx), session.clone(), jobs));
         let (seen, mut pages_seen) = mpsc::channel(2 * PAGES_IN_FLIGHT_MAX);
         let online = Input::Online {
-            live: Box::new(Live {
-                session: session.clone(),
-                commits,
-                uploads,
-                fetches,
-                seen,
-            }),
+            live: Box::new(Live { session: session.clone(), commits, uploads, fetches, seen }),
             lineage: subscribed.lineage,
             from: subscribed.from,
             head: subscribed.head,
@@ -257,9 +230,7 @@ impl Link {
         self.cx.journal.send_replace(None);
         session.journal.close();
         session.bulk.close();
-        let offline = Input::Offline {
-            session: session.number,
-        };
+        let offline = Input::Offline { session: session.number };
         if self.cx.inputs.send(offline).await.is_err() {
             return End::Closed;
         }
@@ -304,9 +275,7 @@ impl Link {
 
     async fn page(&self, session: &Session, page: Page) -> Result<(), End> {
         if page.drive != self.config.drive {
-            return Err(End::Wrong(
-                "The server sent a page of another drive".to_owned(),
-            ));
+            return Err(End::Wrong("The server sent a page of another drive".to_owned()));
         }
         let packed: usize = page.chunks.iter().map(|chunk| chunk.data.len()).sum();
         self.cx.rates.down.pass(packed as u64).await;

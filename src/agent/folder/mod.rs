@@ -88,10 +88,7 @@ impl Context {
 
     fn troubles(&self) -> Vec<(RelPath, String)> {
         let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
-        troubles
-            .iter()
-            .map(|(path, reason)| (path.clone(), reason.clone()))
-            .collect()
+        troubles.iter().map(|(path, reason)| (path.clone(), reason.clone())).collect()
     }
 }
 
@@ -131,35 +128,17 @@ pub(super) enum Input {
     /// For the engine, whatever the connection.
     Event(Event),
     /// A connection is up.
-    Online {
-        live: Box<Live>,
-        lineage: Lineage,
-        from: Rev,
-        head: Rev,
-    },
+    Online { live: Box<Live>, lineage: Lineage, from: Rev, head: Rev },
     /// The connection is gone.
     Offline { session: u64 },
     /// A page of the journal came.
     Page { session: u64, page: JournalPage },
     /// What became of a commit.
-    Committed {
-        session: u64,
-        batch: u64,
-        results: Vec<Committed>,
-        head: Rev,
-    },
+    Committed { session: u64, batch: u64, results: Vec<Committed>, head: Rev },
     /// What became of an upload.
-    Uploaded {
-        session: u64,
-        node: NodeId,
-        uploaded: Uploaded,
-    },
+    Uploaded { session: u64, node: NodeId, uploaded: Uploaded },
     /// What became of a fetch.
-    Fetched {
-        session: u64,
-        node: NodeId,
-        fetched: Fetched,
-    },
+    Fetched { session: u64, node: NodeId, fetched: Fetched },
     /// A version that was written to after it was replaced is back, by its path.
     BroughtBack(String),
     /// The folder is gone.

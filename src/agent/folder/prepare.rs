@@ -18,17 +18,9 @@ pub(super) enum Prepared {
     /// At hand.
     Ready(Job),
     /// Packed.
-    Packed {
-        node: NodeId,
-        op: DiskOp,
-        chunk: Arc<ChunkData>,
-    },
+    Packed { node: NodeId, op: DiskOp, chunk: Arc<ChunkData> },
     /// Plain, shared with others.
-    Shared {
-        node: NodeId,
-        op: DiskOp,
-        bytes: Arc<Vec<u8>>,
-    },
+    Shared { node: NodeId, op: DiskOp, bytes: Arc<Vec<u8>> },
 }
 
 #[derive(Debug, Default)]
@@ -62,19 +54,12 @@ impl Preparer {
         let thread = std::thread::Builder::new()
             .name("picloud-prepare".into())
             .spawn(move || run(&cx, &queue, &pool))?;
-        Ok(Self {
-            line,
-            thread: Some(thread),
-        })
+        Ok(Self { line, thread: Some(thread) })
     }
 
     /// Hands an operation over; never waits.
     pub(super) fn push(&self, job: Prepared) {
-        let mut queue = self
-            .line
-            .queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.line.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.jobs.push_back(job);
         drop(queue);
         self.line.filled.notify_one();
@@ -84,11 +69,7 @@ impl Preparer {
 impl Drop for Preparer {
     /// Drops what waits, and waits for what is being handed over.
     fn drop(&mut self) {
-        let mut queue = self
-            .line
-            .queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.line.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.is_closed = true;
         queue.jobs.clear();
         drop(queue);
@@ -112,31 +93,20 @@ fn run(cx: &Context, line: &Line, pool: &SyncSender<Job>) {
                 if let Some(next) = queue.jobs.pop_front() {
                     break next;
                 }
-                queue = line
-                    .filled
-                    .wait(queue)
-                    .unwrap_or_else(PoisonError::into_inner);
+                queue = line.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
             }
         };
         let job = match next {
             Prepared::Ready(job) => job,
-            Prepared::Shared { node, op, bytes } => Job {
-                node,
-                op,
-                payload: Payload::Bytes(bytes.to_vec()),
-            },
+            Prepared::Shared { node, op, bytes } => {
+                Job { node, op, payload: Payload::Bytes(bytes.to_vec()) }
+            }
             Prepared::Packed { node, op, chunk } => match unpack(&chunk) {
-                Ok(bytes) => Job {
-                    node,
-                    op,
-                    payload: Payload::Bytes(bytes.into_owned()),
-                },
+                Ok(bytes) => Job { node, op, payload: Payload::Bytes(bytes.into_owned()) },
                 Err(error) => {
                     // Damaged on its way: next time it is asked for.
                     cx.incoming.remove(chunk.id);
-                    let outcome = Outcome::NoContent {
-                        reason: error.to_string(),
-                    };
+                    let outcome = Outcome::NoContent { reason: error.to_string() };
                     let event = Event::Applied { node, outcome };
                     if cx.inputs.blocking_send(Input::Event(event)).is_err() {
                         return;

@@ -78,18 +78,10 @@ pub(in crate::agent) struct FolderTask {
 
 impl FolderTask {
     pub(in crate::agent) fn start(settings: Settings, paused: bool, scan_every_ms: u64) -> Self {
-        let view = View::new(
-            settings.config.clone(),
-            settings.device_name.clone(),
-            paused,
-        );
+        let view = View::new(settings.config.clone(), settings.device_name.clone(), paused);
         let (view_sender, view) = watch::channel(view);
         let (journal_sender, journal) = watch::channel(None);
-        let (wish, wished) = watch::channel(Wish {
-            stop: false,
-            paused,
-            scan_every_ms,
-        });
+        let (wish, wished) = watch::channel(Wish { stop: false, paused, scan_every_ms });
         let wake = Arc::new(Notify::new());
         let inputs = Arc::default();
         let turned_at_ms = Arc::new(AtomicU64::new(u64::MAX));
@@ -117,10 +109,7 @@ impl FolderTask {
 
     /// Returns the way to the engine, while the folder is open.
     pub(in crate::agent) fn inputs(&self) -> Option<mpsc::Sender<Input>> {
-        self.inputs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.inputs.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(in crate::agent) fn set(&self, paused: bool, scan_every_ms: u64) {
@@ -200,9 +189,7 @@ impl Supervisor {
         let path = self.settings.config.path.to_string_lossy().into_owned();
         let is_news = self.view.borrow().stopped.as_ref() != Some(&reason);
         if is_news {
-            self.settings
-                .happenings
-                .tell(&path, "problem", String::new(), reason.clone());
+            self.settings.happenings.tell(&path, "problem", String::new(), reason.clone());
         }
         self.view.send_modify(|view| {
             view.stopped = Some(reason);
@@ -255,8 +242,7 @@ impl Supervisor {
         let link = tokio::spawn(link.run());
         let ended = self.until_ended(&inputs, ended, wish).await;
         *self.inputs.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.turned_at_ms
-            .store(u64::MAX, std::sync::atomic::Ordering::Relaxed);
+        self.turned_at_ms.store(u64::MAX, std::sync::atomic::Ordering::Relaxed);
         link.abort();
         self.journal.send_replace(None);
         // Sessions of different lives of the folder must not be taken for one another.
@@ -331,10 +317,8 @@ impl Supervisor {
         self.tell_recovered(&cx, &opened.recovered, opened.set_aside.as_deref());
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(std::io::Error::other)?;
-        let engine_settings = engine::Settings {
-            unclean: opened.is_unclean,
-            ..engine::Settings::default()
-        };
+        let engine_settings =
+            engine::Settings { unclean: opened.is_unclean, ..engine::Settings::default() };
         let engine = Engine::new(opened.trees, engine_settings, IdSource::new(seed))
             .map_err(std::io::Error::other)?;
         let (hints, hinted) = mpsc::channel(HINTS_MAX);
@@ -350,9 +334,8 @@ impl Supervisor {
             // The core ended.
             inputs.blocking_send(input).ok();
         })?;
-        let submitter = pool
-            .submitter()
-            .ok_or_else(|| std::io::Error::other("the pool is closed"))?;
+        let submitter =
+            pool.submitter().ok_or_else(|| std::io::Error::other("the pool is closed"))?;
         let preparer = Preparer::start(Arc::clone(&cx), submitter)?;
         let hands = Hands::start(&cx, &ignore, &watcher)?;
         let core = Core::new(Parts {
@@ -413,10 +396,7 @@ async fn hand_on(mut hints: mpsc::Receiver<Hint>, inputs: mpsc::Sender<Input>) {
 /// Opens the folder and everything of it on this disk. Blocks. An error is for a person.
 fn open(settings: &Settings) -> Result<Opened, String> {
     let config = &settings.config;
-    let identity = Identity {
-        folder: config.id,
-        drive: config.drive,
-    };
+    let identity = Identity { folder: config.id, drive: config.drive };
     let token =
         credentials::token(&settings.credentials, config.id).map_err(|error| with_cause(&error))?;
     let ignore = Ignore::new(&config.ignore).map_err(|error| with_cause(&error))?;
@@ -432,9 +412,7 @@ fn open(settings: &Settings) -> Result<Opened, String> {
     let recovered = applier
         .recover(&clock::today(), |node| {
             // What cannot be read counts as parked: it then stays where it is.
-            trees
-                .get(node)
-                .map_or(true, |entry| entry.local.is_some_and(|local| local.parked))
+            trees.get(node).map_or(true, |entry| entry.local.is_some_and(|local| local.parked))
         })
         .map_err(|fault| format!("What the last run left cannot be gone through: {fault}"))?;
     Ok(Opened {

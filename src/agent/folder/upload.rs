@@ -52,9 +52,7 @@ impl From<Fault> for Stop {
     fn from(fault: Fault) -> Self {
         Self::Uploaded(match fault {
             Fault::NotFound | Fault::Changed | Fault::Gone(_) => Uploaded::Changed,
-            fault => Uploaded::Later {
-                reason: fault.to_string(),
-            },
+            fault => Uploaded::Later { reason: fault.to_string() },
         })
     }
 }
@@ -98,9 +96,7 @@ impl Upload {
             Err(Stop::Call(CallError::Failed(failure)))
                 if failure.code != FailureCode::Malformed =>
             {
-                Uploaded::Later {
-                    reason: failure.message,
-                }
+                Uploaded::Later { reason: failure.message }
             }
             Err(Stop::Call(error)) => {
                 // The engine hears of it by the connection's end.
@@ -109,11 +105,7 @@ impl Upload {
                 return;
             }
         };
-        let input = Input::Uploaded {
-            session: self.session.number,
-            node: job.node,
-            uploaded,
-        };
+        let input = Input::Uploaded { session: self.session.number, node: job.node, uploaded };
         // The core ended, and the session with it.
         self.cx.inputs.send(input).await.ok();
     }
@@ -187,14 +179,8 @@ impl Upload {
             drive: self.cx.drive,
             chunks: chunks.iter().map(|(_, id, _)| *id).collect(),
         };
-        let missing: HashSet<ChunkId> = self
-            .session
-            .bulk
-            .call(&find)
-            .await?
-            .chunks
-            .into_iter()
-            .collect();
+        let missing: HashSet<ChunkId> =
+            self.session.bulk.call(&find).await?.chunks.into_iter().collect();
         let mut puts = JoinSet::new();
         let mut batch = Vec::new();
         let mut len = 0;
@@ -203,8 +189,7 @@ impl Upload {
             batch.push(chunk);
             if len >= BATCH_LEN_MAX {
                 len = 0;
-                self.put(file, std::mem::take(&mut batch), &mut puts)
-                    .await?;
+                self.put(file, std::mem::take(&mut batch), &mut puts).await?;
             }
         }
         if !batch.is_empty() {

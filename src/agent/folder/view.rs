@@ -91,10 +91,7 @@ impl View {
     /// Returns the folder's part of a status.
     pub(in crate::agent) fn status(&self) -> FolderStatus {
         let engine = &self.engine;
-        let of_folder = |reason: &String| Problem {
-            path: String::new(),
-            reason: reason.clone(),
-        };
+        let of_folder = |reason: &String| Problem { path: String::new(), reason: reason.clone() };
         let link = match &self.link {
             LinkView::Offline(reason) => reason.as_ref(),
             LinkView::Refused(reason) => Some(reason),
