@@ -190,7 +190,9 @@ impl<T: Trees> Engine<T> {
             if self.is_ring_there(id)? {
                 // Each node of the ring waits for the next to leave its name, or to be there. This
                 // one leaves its own first, to a name nobody has.
-                place = Place { parent: remote.node.place.parent, name: between_name(id) };
+                let is_there = self.trees.get(parent)?.remote.is_some();
+                let parent = if is_there { parent } else { NodeId::ROOT };
+                place = Place { parent, name: between_name(id) };
             } else {
                 ready!(self, id, self.parent_there(parent)?);
                 ready!(self, id, self.name_there(id, &place)?);
@@ -378,12 +380,15 @@ impl<T: Trees> Engine<T> {
     /// can be told.
     fn blocker_there(&self, id: NodeId) -> Result<Option<NodeId>, T::Error> {
         let entry = self.trees.get(id)?;
-        let (Need::PushCreate | Need::PushUpdate(Aspects { place: true, .. }), Some(local)) =
-            (decide(&entry), &entry.local)
-        else {
-            return Ok(None);
+        let place = match (decide(&entry), &entry.local) {
+            (Need::PushCreate | Need::PushUpdate(Aspects { place: true, .. }), Some(local)) => {
+                &local.place
+            }
+            (Need::PushDelete, _) => {
+                return Ok(self.trees.remote_children(id, None, 1)?.first().copied());
+            }
+            _ => return Ok(None),
         };
-        let place = &local.place;
         if place.parent != NodeId::ROOT && self.trees.get(place.parent)?.remote.is_none() {
             return Ok(Some(place.parent));
         }
