@@ -3,6 +3,8 @@
 //! The folder names are the architecture, and arrows point downwards only; see
 //! `docs/architecture.md`.
 
+pub mod agent;
+pub mod content;
 pub mod engine;
 pub mod model;
 pub mod protocol;
