@@ -628,6 +628,25 @@ impl<T: Trees> Engine<T> {
         Ok(())
     }
 
+    /// Brings a parked node that was deleted meanwhile back into the folder, under a name nobody has,
+    /// from where it can be removed like any other.
+    fn unpark_to_delete(
+        &mut self,
+        id: NodeId,
+        local: &Local,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), T::Error> {
+        let (Some(mut node), Some(dir)) = (local.node(), self.dir_ref(NodeId::ROOT)?) else {
+            return Ok(());
+        };
+        node.place = Place { parent: NodeId::ROOT, name: between_name(id) };
+        let to = Some(Spot { dir, name: node.place.name.clone() });
+        let targets = vec![(NodeId::ROOT, node.place.name.clone())];
+        let op = DiskOp::Move { from: None, to, expected: expected(local) };
+        self.apply(id, op, ApplyKind::Move { node, alias: None }, targets, actions);
+        Ok(())
+    }
+
     /// Sees to it that a directory of the server's is on this disk.
     fn parent_here(&mut self, parent: NodeId) -> Result<Ready<DirRef>, T::Error> {
         if let Some(dir) = self.dir_ref(parent)? {
