@@ -15,7 +15,8 @@ use super::outbox::Outbox;
 use super::own::OwnRevs;
 use super::shared::Shared;
 use super::{Permit, log_fault};
-use crate::model::{ChunkData, ChunkId, Codec, Content, ContentList, DriveId, Extent, ListId};
+use crate::content;
+use crate::model::{ChunkData, ChunkId, ContentList, DriveId, Extent, ListId};
 use crate::protocol::IncomingFrame;
 use crate::protocol::limits::{BATCH_COUNT_MAX, IDS_MAX, LIST_LEN_MAX, LIST_PART_LEN_MAX};
 use crate::protocol::message::{
@@ -116,7 +117,7 @@ fn verify(chunks: Vec<ChunkData>) -> Result<Vec<Record>> {
     chunks
         .into_iter()
         .map(|chunk| {
-            check_chunk(&chunk)?;
+            content::unpack(&chunk).map_err(|error| malformed(error.to_string()))?;
             Ok(Record {
                 kind: RecordKind::Chunk,
                 codec: chunk.codec.into(),
@@ -126,30 +127,6 @@ fn verify(chunks: Vec<ChunkData>) -> Result<Vec<Record>> {
             })
         })
         .collect()
-}
-
-/// Unpacks a chunk, into no more than it claims, and checks that its bytes are those of its id.
-fn check_chunk(chunk: &ChunkData) -> Result<()> {
-    let len = chunk.plain_len as usize;
-    if len == 0 || chunk.plain_len > Content::CHUNK_LEN_MAX {
-        return Err(malformed(format!("Chunk {} claims {len} bytes", chunk.id)));
-    }
-    let unpacked;
-    let plain = match chunk.codec {
-        Codec::Plain => chunk.data.as_slice(),
-        Codec::Zstd => {
-            unpacked = zstd::bulk::decompress(&chunk.data, len)
-                .map_err(|error| malformed(format!("Chunk {} is damaged: {error}", chunk.id)))?;
-            unpacked.as_slice()
-        }
-    };
-    if plain.len() == len && ChunkId::of(plain) == chunk.id {
-        return Ok(());
-    }
-    Err(malformed(format!(
-        "Chunk {} is not what its id names",
-        chunk.id
-    )))
 }
 
 /// A content list of several pieces on its way in, kept in a file that has no name.

@@ -53,8 +53,8 @@ pub enum StoreError {
     #[error("The server is shutting down")]
     Closed,
     /// The request cannot be granted; the store is well.
-    #[error("{0}")]
-    Request(#[source] Failure),
+    #[error(transparent)]
+    Request(Failure),
 }
 
 impl StoreError {
