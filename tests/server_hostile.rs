@@ -78,22 +78,13 @@ impl Raw {
         config.alpn_protocols = vec![b"picloud/1".to_vec()];
         let tcp = TcpStream::connect(address).await.unwrap();
         let name = ServerName::try_from("localhost").unwrap();
-        Self(
-            TlsConnector::from(Arc::new(config))
-                .connect(name, tcp)
-                .await
-                .unwrap(),
-        )
+        Self(TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap())
     }
 
     /// Says hello as an honest client does.
     async fn hello(address: SocketAddr) -> Self {
         let mut raw = Self::open(address).await;
-        let hello = Hello {
-            protocol: 1,
-            program: "raw".into(),
-            features: vec![],
-        };
+        let hello = Hello { protocol: 1, program: "raw".into(), features: vec![] };
         raw.send(1, &hello).await;
         assert_eq!(raw.frame().await.unwrap().0, 64);
         raw
@@ -102,10 +93,7 @@ impl Raw {
     /// Comes in as a device that was admitted before.
     async fn resume(address: SocketAddr, device: &Device) -> Self {
         let mut raw = Self::hello(address).await;
-        let resume = Resume {
-            device: device.admitted.device,
-            token: device.token.clone(),
-        };
+        let resume = Resume { device: device.admitted.device, token: device.token.clone() };
         raw.send(2, &resume).await;
         assert_eq!(raw.frame().await.unwrap().0, 65);
         raw
@@ -167,9 +155,7 @@ impl Bystander {
 
     async fn works(&mut self) {
         self.1 += 1;
-        self.0
-            .create(&format!("file {}", self.1), b"undisturbed")
-            .await;
+        self.0.create(&format!("file {}", self.1), b"undisturbed").await;
     }
 }
 
@@ -182,10 +168,7 @@ async fn garbage_before_the_hello_closes_the_connection() {
     let mut plain = TcpStream::connect(address).await.unwrap();
     plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let mut rest = Vec::new();
-    timeout(PATIENCE, plain.read_to_end(&mut rest))
-        .await
-        .unwrap()
-        .unwrap_or_default();
+    timeout(PATIENCE, plain.read_to_end(&mut rest)).await.unwrap().unwrap_or_default();
     for garbage in [
         &b"\xff\xff\xff\xff\x01\0\0\0\x01"[..],
         b"\0\0\0\x01\x01\0\0\0\x01\xc1",
@@ -208,34 +191,17 @@ async fn a_guest_gets_nothing_but_a_log_in() {
     let drive = bystander.0.drive;
     raw.send(3, &ListDevices {}).await;
     assert_eq!(raw.failure().await, FailureCode::Unauthenticated);
-    raw.send(
-        4,
-        &HasList {
-            drive,
-            list: ListId::from_bytes([0; 32]),
-        },
-    )
-    .await;
+    raw.send(4, &HasList { drive, list: ListId::from_bytes([0; 32]) }).await;
     assert_eq!(raw.failure().await, FailureCode::Unauthenticated);
-    raw.send(
-        5,
-        &Answer {
-            answer: "000000".into(),
-        },
-    )
-    .await;
+    raw.send(5, &Answer { answer: "000000".into() }).await;
     assert_eq!(raw.failure().await, FailureCode::Unauthenticated);
-    let resume = Resume {
-        device: bystander.0.admitted.device,
-        token: vec![0; 32],
-    };
+    let resume = Resume { device: bystander.0.admitted.device, token: vec![0; 32] };
     raw.send(6, &resume).await;
     assert_eq!(raw.failure().await, FailureCode::Unauthenticated);
     // A guest's frames are short.
     let mut raw = Raw::hello(address).await;
     let len = u32::try_from(limits::BODY_LEN_MAX_GUEST + 1).unwrap();
-    raw.bytes(&[&len.to_be_bytes()[..], &[2, 0, 0, 0, 9]].concat())
-        .await;
+    raw.bytes(&[&len.to_be_bytes()[..], &[2, 0, 0, 0, 9]].concat()).await;
     raw.closed().await;
     // And so is its patience with wrong tries.
     let mut raw = Raw::hello(address).await;
@@ -254,47 +220,20 @@ async fn malformed_and_oversized_messages_of_a_member_are_answered_and_then_clos
     let address = server.running.address();
     let mut raw = Raw::resume(address, &mallory).await;
     raw.raw_frame(200, b"\x80").await;
-    assert_eq!(
-        raw.failure().await,
-        FailureCode::Malformed,
-        "a kind nobody knows"
-    );
+    assert_eq!(raw.failure().await, FailureCode::Malformed, "a kind nobody knows");
     raw.raw_frame(10, b"\x80").await;
-    assert_eq!(
-        raw.failure().await,
-        FailureCode::Malformed,
-        "an empty commit"
-    );
+    assert_eq!(raw.failure().await, FailureCode::Malformed, "an empty commit");
     raw.send(9, &mallory_hello()).await;
-    assert_eq!(
-        raw.failure().await,
-        FailureCode::Malformed,
-        "a second hello"
-    );
-    raw.send(
-        9,
-        &Resume {
-            device: mallory.admitted.device,
-            token: vec![],
-        },
-    )
-    .await;
-    assert_eq!(
-        raw.failure().await,
-        FailureCode::Malformed,
-        "a second log-in"
-    );
+    assert_eq!(raw.failure().await, FailureCode::Malformed, "a second hello");
+    raw.send(9, &Resume { device: mallory.admitted.device, token: vec![] }).await;
+    assert_eq!(raw.failure().await, FailureCode::Malformed, "a second log-in");
     // Path tricks: such a name cannot even be decoded.
     for bad in ["..", ".", "a/b", "", "a\0b"] {
         raw.raw_frame(10, &commit_with_name(&mallory, bad)).await;
         assert_eq!(raw.failure().await, FailureCode::Malformed, "{bad:?}");
     }
     raw.raw_frame(10, &commit_with_name(&mallory, "fine")).await;
-    assert_eq!(
-        raw.frame().await.unwrap().0,
-        68,
-        "the trick was in the name alone"
-    );
+    assert_eq!(raw.frame().await.unwrap().0, 68, "the trick was in the name alone");
     for _ in 0..20 {
         raw.raw_frame(10, b"\xc1").await;
     }
@@ -311,11 +250,7 @@ async fn malformed_and_oversized_messages_of_a_member_are_answered_and_then_clos
 }
 
 fn mallory_hello() -> Hello {
-    Hello {
-        protocol: 1,
-        program: String::new(),
-        features: vec![],
-    }
+    Hello { protocol: 1, program: String::new(), features: vec![] }
 }
 
 /// A commit of one directory, with a name that our own types would not let us write.
@@ -325,18 +260,12 @@ fn commit_with_name(device: &Device, bad: &str) -> Vec<u8> {
     bytes[0] = 1;
     let commit = Commit {
         drive: device.drive,
-        changes: vec![create(
-            NodeId::from_bytes(bytes),
-            dir(NodeId::ROOT, placeholder),
-        )],
+        changes: vec![create(NodeId::from_bytes(bytes), dir(NodeId::ROOT, placeholder))],
         chunks: vec![],
     };
     let wire = rmp_serde::to_vec_named(&commit).unwrap();
     let name = [&b"\xc4\x04"[..], placeholder.as_bytes()].concat();
-    let at = wire
-        .windows(name.len())
-        .position(|window| window == name)
-        .unwrap();
+    let at = wire.windows(name.len()).position(|window| window == name).unwrap();
     let len = u8::try_from(bad.len()).unwrap();
     let tricky = [&[0xc4, len], bad.as_bytes()].concat();
     [&wire[..at], &tricky, &wire[at + name.len()..]].concat()
@@ -359,56 +288,18 @@ async fn a_drive_of_another_user_is_not_there_whatever_is_asked() {
         };
     }
     refused!(
-        Subscribe {
-            drive,
-            cursor: Rev(0),
-            lineage: None,
-            inline_len_max: 0
-        },
-        Commit {
-            drive,
-            changes: vec![node],
-            chunks: vec![]
-        },
-        FindMissing {
-            drive,
-            chunks: vec![known]
-        },
-        PutChunks {
-            drive,
-            chunks: vec![]
-        },
-        PutList {
-            drive,
-            list,
-            offset: 0,
-            last: true,
-            data: vec![]
-        },
+        Subscribe { drive, cursor: Rev(0), lineage: None, inline_len_max: 0 },
+        Commit { drive, changes: vec![node], chunks: vec![] },
+        FindMissing { drive, chunks: vec![known] },
+        PutChunks { drive, chunks: vec![] },
+        PutList { drive, list, offset: 0, last: true, data: vec![] },
         HasList { drive, list },
-        GetList {
-            drive,
-            list,
-            offset: 0
-        },
-        GetChunks {
-            drive,
-            chunks: vec![known]
-        },
-        Lookup {
-            drive,
-            path: RelPath::parse(b"file 1").unwrap()
-        },
-        ListDir {
-            drive,
-            dir: NodeId::ROOT,
-            after: None
-        },
+        GetList { drive, list, offset: 0 },
+        GetChunks { drive, chunks: vec![known] },
+        Lookup { drive, path: RelPath::parse(b"file 1").unwrap() },
+        ListDir { drive, dir: NodeId::ROOT, after: None },
         ListHeld { drive },
-        ApproveHeld {
-            drive,
-            device: bystander.0.admitted.device
-        },
+        ApproveHeld { drive, device: bystander.0.admitted.device },
     );
     bystander.works().await;
 }
@@ -421,18 +312,9 @@ async fn knowing_a_hash_gives_no_right_to_the_bytes() {
     let mut mallory = server.join("mallory", "bad").await;
     let known = ChunkId::of(b"undisturbed");
     let drive = mallory.drive;
-    let find = FindMissing {
-        drive,
-        chunks: vec![known],
-    };
-    assert_eq!(
-        mallory.connection.call(&find).await.unwrap().chunks,
-        [known]
-    );
-    let get = GetChunks {
-        drive,
-        chunks: vec![known],
-    };
+    let find = FindMissing { drive, chunks: vec![known] };
+    assert_eq!(mallory.connection.call(&find).await.unwrap().chunks, [known]);
+    let get = GetChunks { drive, chunks: vec![known] };
     let got = mallory.connection.call(&get).await.unwrap();
     assert!(got.chunks.is_empty() && got.absent == [known]);
     let id = mallory.id();
@@ -441,9 +323,7 @@ async fn knowing_a_hash_gives_no_right_to_the_bytes() {
     let missing = Refusal::MissingContent { chunk: Some(known) };
     assert_eq!(committed.results, [ChangeResult::Refused(missing)]);
     // Whoever has the bytes may of course put them.
-    let committed = mallory
-        .commit(vec![stolen], vec![chunk(b"undisturbed")])
-        .await;
+    let committed = mallory.commit(vec![stolen], vec![chunk(b"undisturbed")]).await;
     assert_eq!(revs(&committed), [1]);
 }
 
@@ -467,23 +347,14 @@ async fn lying_contents_are_refused_and_store_nothing() {
         codec: Codec::Zstd,
         data: zstd::bulk::compress(&zeros, 1).unwrap(),
     };
-    let huge = ChunkData {
-        plain_len: u32::MAX,
-        ..bomb.clone()
-    };
+    let huge = ChunkData { plain_len: u32::MAX, ..bomb.clone() };
     for lie in [wrong_id, wrong_len, no_zstd, bomb, huge] {
         let chunks = vec![honest.clone(), lie];
         let refused = mallory.connection.call(&PutChunks { drive, chunks }).await;
         assert_eq!(code(refused), FailureCode::Malformed);
     }
-    let find = FindMissing {
-        drive,
-        chunks: vec![honest.id],
-    };
-    assert_eq!(
-        mallory.connection.call(&find).await.unwrap().chunks,
-        [honest.id]
-    );
+    let find = FindMissing { drive, chunks: vec![honest.id] };
+    assert_eq!(mallory.connection.call(&find).await.unwrap().chunks, [honest.id]);
     // Lists: not the one named, not canonical, out of order, too long a piece.
     let put = |offset, last, data: Vec<u8>| PutList {
         drive,
@@ -501,22 +372,15 @@ async fn lying_contents_are_refused_and_store_nothing() {
         assert_eq!(code(refused), FailureCode::Malformed);
     }
     let long = put(0, true, vec![0; limits::LIST_PART_LEN_MAX + 1]);
-    assert_eq!(
-        code(mallory.connection.call(&long).await),
-        FailureCode::TooLarge
-    );
+    assert_eq!(code(mallory.connection.call(&long).await), FailureCode::TooLarge);
     let fine = put(0, true, b"\x01\0\0\0\0\0\0\0\x01".to_vec());
     mallory.connection.call(&fine).await.unwrap();
     // Illegal changes are refused one by one.
     let id = mallory.id();
     let mut state = dir(NodeId::ROOT, "x");
     state.attrs = Attrs { mode: 0o4755 };
-    let committed = mallory
-        .commit(
-            vec![create(id, state), delete(NodeId::ROOT, Rev(0))],
-            vec![],
-        )
-        .await;
+    let committed =
+        mallory.commit(vec![create(id, state), delete(NodeId::ROOT, Rev(0))], vec![]).await;
     let illegal =
         |result: &ChangeResult| matches!(result, ChangeResult::Refused(Refusal::Illegal { .. }));
     assert!(committed.results.iter().all(illegal));
@@ -540,22 +404,13 @@ async fn floods_are_bounded_and_disturb_nobody() {
         raws.push(Raw::resume(address, &mallory).await);
     }
     let (one_more, _pushes) = server.connect().await;
-    let resume = Resume {
-        device: mallory.admitted.device,
-        token: mallory.token.clone(),
-    };
+    let resume = Resume { device: mallory.admitted.device, token: mallory.token.clone() };
     assert_eq!(code(one_more.call(&resume).await), FailureCode::Unavailable);
     // More requests than may be in flight, megabytes of them, and no answer is read.
     let zeros = vec![7; 1024 * 1024];
-    let put = PutChunks {
-        drive: mallory.drive,
-        chunks: vec![chunk(&zeros)],
-    };
+    let put = PutChunks { drive: mallory.drive, chunks: vec![chunk(&zeros)] };
     let frame = EncodedFrame::new(5, &put, limits::BODY_LEN_MAX).unwrap();
-    let get = GetChunks {
-        drive: mallory.drive,
-        chunks: vec![ChunkId::of(&zeros)],
-    };
+    let get = GetChunks { drive: mallory.drive, chunks: vec![ChunkId::of(&zeros)] };
     let asking = EncodedFrame::new(6, &get, limits::BODY_LEN_MAX).unwrap();
     let mut floods = tokio::task::JoinSet::new();
     for mut raw in raws {
@@ -573,10 +428,7 @@ async fn floods_are_bounded_and_disturb_nobody() {
     for _ in 0..20 {
         let started = std::time::Instant::now();
         bystander.works().await;
-        assert!(
-            started.elapsed() < PATIENCE / 3,
-            "a calm device waits too long"
-        );
+        assert!(started.elapsed() < PATIENCE / 3, "a calm device waits too long");
     }
     floods.shutdown().await;
     // More connections than an address may have: the rest is closed without a word.

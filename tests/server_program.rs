@@ -15,10 +15,7 @@ use server_support::*;
 
 fn program(config: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_picloud-server"));
-    command
-        .arg("--config")
-        .arg(config)
-        .env("RUST_BACKTRACE", "0");
+    command.arg("--config").arg(config).env("RUST_BACKTRACE", "0");
     command
 }
 
@@ -64,11 +61,7 @@ impl Running {
         let mut line = String::new();
         while !line.contains("listening") {
             line.clear();
-            assert_ne!(
-                log.read_line(&mut line).unwrap(),
-                0,
-                "the server ended at once"
-            );
+            assert_ne!(log.read_line(&mut line).unwrap(), 0, "the server ended at once");
         }
         // Somebody has to read on, or the server would wait for room in the pipe.
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
@@ -100,27 +93,15 @@ async fn an_invitation_is_the_link_alone_whether_the_server_runs_or_not() {
     let second = JoinLink::parse(during["link"].as_str().unwrap()).unwrap();
     assert_eq!(first.fingerprint, second.fingerprint);
     for link in [first, second] {
-        let endpoint = Endpoint {
-            address: link.address,
-            trust: Trust::Pinned(link.fingerprint),
-        };
+        let endpoint = Endpoint { address: link.address, trust: Trust::Pinned(link.fingerprint) };
         let (connection, _pushes) = Connection::open(&endpoint, "test").await.unwrap();
-        let join = Join {
-            secret: link.secret.to_vec(),
-            device_name: "laptop".into(),
-        };
+        let join = Join { secret: link.secret.to_vec(), device_name: "laptop".into() };
         connection.call(&join).await.unwrap();
     }
     rustix::process::kill_process(server.pid(), rustix::process::Signal::TERM).unwrap();
-    assert!(
-        server.0.wait().unwrap().success(),
-        "SIGTERM ends it cleanly"
-    );
+    assert!(server.0.wait().unwrap().success(), "SIGTERM ends it cleanly");
     let log = std::fs::read_to_string(dir.path().join("picloud.log")).unwrap();
-    assert!(
-        log.contains("alice") && log.contains("laptop") && log.contains("stopped"),
-        "{log}"
-    );
+    assert!(log.contains("alice") && log.contains("laptop") && log.contains("stopped"), "{log}");
 }
 
 #[test]
@@ -129,48 +110,21 @@ fn users_are_added_listed_and_removed_and_errors_are_one_line() {
     let config = write_config(dir.path(), 0);
     let with_input = |arguments: &[&str], input: &str| {
         let mut command = program(&config);
-        command
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        child
-            .stdin
-            .take()
-            .unwrap()
-            .write_all(input.as_bytes())
-            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         child.wait_with_output().unwrap()
     };
-    let added = with_input(
-        &["user", "add", "alice", "--password-stdin"],
-        "correct horse\n",
-    );
-    assert_eq!(
-        (added.status.code(), text(&added.stdout)),
-        (Some(0), "Added user alice\n")
-    );
-    let again = with_input(
-        &["user", "add", "Alice", "--password-stdin"],
-        "correct horse\n",
-    );
+    let added = with_input(&["user", "add", "alice", "--password-stdin"], "correct horse\n");
+    assert_eq!((added.status.code(), text(&added.stdout)), (Some(0), "Added user alice\n"));
+    let again = with_input(&["user", "add", "Alice", "--password-stdin"], "correct horse\n");
     assert_eq!(again.status.code(), Some(1));
-    assert_eq!(
-        text(&again.stderr),
-        "Error: There is a user \"Alice\" already\n"
-    );
+    assert_eq!(text(&again.stderr), "Error: There is a user \"Alice\" already\n");
     let listed = with_input(&["user", "list", "--json"], "");
     let user: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
-    assert_eq!(
-        (&user["name"], &user["has_password"]),
-        (&"alice".into(), &true.into())
-    );
+    assert_eq!((&user["name"], &user["has_password"]), (&"alice".into(), &true.into()));
     let short = with_input(&["user", "passwd", "alice", "--password-stdin"], "short\n");
-    assert_eq!(
-        text(&short.stderr),
-        "Error: A password has 8 characters to 1024 bytes\n"
-    );
+    assert_eq!(text(&short.stderr), "Error: A password has 8 characters to 1024 bytes\n");
     for (arguments, code) in [
         (&["user", "totp", "alice", "--disable"][..], 0),
         (&["devices", "alice"], 0),
@@ -203,22 +157,14 @@ async fn what_was_acknowledged_survives_a_kill_at_any_moment() {
     let mut invite = program(&config);
     invite.args(["invite", "alice"]);
     let link = JoinLink::parse(text(&run(invite).stdout)).unwrap();
-    let endpoint = Endpoint {
-        address: link.address.clone(),
-        trust: Trust::Pinned(link.fingerprint),
-    };
+    let endpoint =
+        Endpoint { address: link.address.clone(), trust: Trust::Pinned(link.fingerprint) };
     let mut server = Running::start(&config);
     let (connection, _pushes) = Connection::open(&endpoint, "test").await.unwrap();
-    let join = Join {
-        secret: link.secret.to_vec(),
-        device_name: "laptop".into(),
-    };
+    let join = Join { secret: link.secret.to_vec(), device_name: "laptop".into() };
     let admitted = connection.call(&join).await.unwrap().admitted.unwrap();
     let drive = admitted.drives[0].id;
-    let resume = Resume {
-        device: admitted.device,
-        token: admitted.token.unwrap(),
-    };
+    let resume = Resume { device: admitted.device, token: admitted.token.unwrap() };
     drop(connection);
     let mut acknowledged = Vec::new();
     let mut number = 0_u32;
@@ -239,10 +185,7 @@ async fn what_was_acknowledged_survives_a_kill_at_any_moment() {
             let at = number.to_string();
             let commit = Commit {
                 drive,
-                changes: vec![create(
-                    NodeId::from_bytes(id),
-                    file(NodeId::ROOT, &at, &bytes),
-                )],
+                changes: vec![create(NodeId::from_bytes(id), file(NodeId::ROOT, &at, &bytes))],
                 chunks: vec![chunk(&bytes)],
             };
             match connection.call(&commit).await {
@@ -254,25 +197,15 @@ async fn what_was_acknowledged_survives_a_kill_at_any_moment() {
         server.0.wait().unwrap();
         server = Running::start(&config);
     }
-    assert!(
-        acknowledged.len() > 20,
-        "only {} commits",
-        acknowledged.len()
-    );
+    assert!(acknowledged.len() > 20, "only {} commits", acknowledged.len());
     let (connection, _pushes) = Connection::open(&endpoint, "test").await.unwrap();
     connection.call(&resume).await.unwrap();
     for (number, rev) in acknowledged {
-        let lookup = Lookup {
-            drive,
-            path: RelPath::parse(number.to_string().as_bytes()).unwrap(),
-        };
+        let lookup = Lookup { drive, path: RelPath::parse(number.to_string().as_bytes()).unwrap() };
         let node = connection.call(&lookup).await.unwrap().node.unwrap();
         assert_eq!(node.rev, Rev(rev));
         let bytes = number.to_string().repeat(500).into_bytes();
-        let get = GetChunks {
-            drive,
-            chunks: vec![ChunkId::of(&bytes)],
-        };
+        let get = GetChunks { drive, chunks: vec![ChunkId::of(&bytes)] };
         assert_eq!(connection.call(&get).await.unwrap().chunks[0].data, bytes);
     }
 }
