@@ -66,16 +66,8 @@ impl ApplyPool {
         let (jobs, queue) = sync_channel(QUEUE_MAX);
         let thread = std::thread::Builder::new()
             .name("picloud-apply".into())
-<<<<<<< HEAD
-            .spawn(move || run(applier, &queue, report))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
-=======
             .spawn(move || run(report, applier, queue))?;
-        Ok(Self {
-            jobs: Some(jobs),
-            thread: Some(thread),
-        })
->>>>>>> disk
+        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
 
     /// Submits an operation; waits while too many are waiting.

@@ -69,11 +69,7 @@ fn malformed(reason: impl Into<String>) -> StoreError {
 pub fn prepare(shared: &Arc<Shared>, frame: IncomingFrame) -> JoinHandle<Result<Prepared>> {
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
-        let _permit = shared
-            .verifying
-            .acquire()
-            .await
-            .map_err(|_| StoreError::Closed)?;
+        let _permit = shared.verifying.acquire().await.map_err(|_| StoreError::Closed)?;
         let work = move || match frame.kind {
             Commit::KIND => {
                 let mut commit: Commit = super::decode(&frame)?;
@@ -101,9 +97,7 @@ pub fn prepare(shared: &Arc<Shared>, frame: IncomingFrame) -> JoinHandle<Result<
                 Ok(Prepared::List(put))
             }
         };
-        tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|_| StoreError::Closed)?
+        tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Closed)?
     })
 }
 
@@ -144,25 +138,14 @@ pub async fn run(
     author: Author,
     mut queue: mpsc::Receiver<Write>,
 ) {
-    let mut lane = Lane {
-        shared,
-        outbox,
-        author,
-        answers: JoinSet::new(),
-        upload: None,
-    };
+    let mut lane = Lane { shared, outbox, author, answers: JoinSet::new(), upload: None };
     while let Some(write) = queue.recv().await {
         // Finished answers are dropped as we go, so that the set stays small.
         while lane.answers.try_join_next().is_some() {}
         let (request, permit) = (write.request, write.permit);
         let outcome = match write.prepared.await {
             Ok(Ok(prepared)) => {
-                let turn = Turn {
-                    request,
-                    drive: write.drive,
-                    own: write.own,
-                    permit,
-                };
+                let turn = Turn { request, drive: write.drive, own: write.own, permit };
                 lane.take(turn, prepared).await
             }
             Ok(Err(error)) => Err((error, permit)),
@@ -199,11 +182,7 @@ impl Lane {
         match prepared {
             Prepared::Commit(commit, chunks) => self.commit(turn, commit, chunks).await,
             Prepared::Chunks(chunks) => {
-                let contents = Contents {
-                    drive: turn.drive,
-                    chunks,
-                    list: None,
-                };
+                let contents = Contents { drive: turn.drive, chunks, list: None };
                 self.put(turn, contents).await
             }
             Prepared::List(put) => self.put_list(turn, put).await,
@@ -216,17 +195,8 @@ impl Lane {
         commit: Commit,
         chunks: Vec<Record>,
     ) -> std::result::Result<(), Failed> {
-        let Turn {
-            request,
-            drive,
-            own,
-            permit,
-        } = turn;
-        let contents = Contents {
-            drive,
-            chunks,
-            list: None,
-        };
+        let Turn { request, drive, own, permit } = turn;
+        let contents = Contents { drive, chunks, list: None };
         let (author, gate) = (self.author, self.shared.config.limits.gate());
         // Set by the work, read when it is done: both on the writer's thread.
         let before = Arc::new(std::sync::OnceLock::new());
@@ -277,10 +247,7 @@ impl Lane {
                 }
             };
             log_refusals(&applied.results);
-            let committed = Committed {
-                results: applied.results,
-                head: applied.head,
-            };
+            let committed = Committed { results: applied.results, head: applied.head };
             outbox.reply(request, &committed).await;
             if let Some(own) = own.filter(|_| applied.head > applied.before) {
                 own.answered(applied.before);
@@ -324,11 +291,8 @@ impl Lane {
         while self.answers.join_next().await.is_some() {}
         match self.check_list(drive, whole).await {
             Ok((record, file_len)) => {
-                let contents = Contents {
-                    drive,
-                    chunks: Vec::new(),
-                    list: Some((record, file_len)),
-                };
+                let contents =
+                    Contents { drive, chunks: Vec::new(), list: Some((record, file_len)) };
                 self.put(turn, contents).await
             }
             Err(error) => Err((error, turn.permit)),
@@ -340,10 +304,7 @@ impl Lane {
         if put.offset == 0 {
             self.upload = None;
             if put.last {
-                return Ok(Some(Whole {
-                    list: put.list,
-                    part: Part::Bytes(put.data),
-                }));
+                return Ok(Some(Whole { list: put.list, part: Part::Bytes(put.data) }));
             }
             self.upload = Some(ListUpload {
                 drive,
@@ -374,9 +335,7 @@ impl Lane {
                 .map_err(StoreError::file("write a content list in", &dir))?;
             Ok::<_, StoreError>(ListUpload { len, ..upload })
         };
-        let upload = tokio::task::spawn_blocking(write)
-            .await
-            .map_err(|_| StoreError::Closed)??;
+        let upload = tokio::task::spawn_blocking(write).await.map_err(|_| StoreError::Closed)??;
         if put.last {
             let ListUpload { list, file, .. } = upload;
             let part = Part::File(file, len);
@@ -400,9 +359,7 @@ impl Lane {
             std::fs::remove_file(&path).map_err(StoreError::file("remove", &path))?;
             Ok(file)
         };
-        tokio::task::spawn_blocking(open)
-            .await
-            .map_err(|_| StoreError::Closed)?
+        tokio::task::spawn_blocking(open).await.map_err(|_| StoreError::Closed)?
     }
 
     /// Checks that a list is what its id says, and that the drive has all its chunks, with the

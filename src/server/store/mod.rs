@@ -53,9 +53,7 @@ impl Layout {
                 .create(dir)
                 .map_err(StoreError::file("create", dir))?;
         }
-        Ok(Self {
-            dir: dir.to_owned(),
-        })
+        Ok(Self { dir: dir.to_owned() })
     }
 
     /// The directory itself.
@@ -127,11 +125,7 @@ pub struct Contents {
 impl Contents {
     fn len(&self) -> usize {
         let list = self.list.iter().map(|(record, _)| record);
-        self.chunks
-            .iter()
-            .chain(list)
-            .map(|record| record.data.len())
-            .sum()
+        self.chunks.iter().chain(list).map(|record| record.data.len()).sum()
     }
 }
 
@@ -195,9 +189,7 @@ pub struct Store {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store")
-            .field("database", &self.database)
-            .finish_non_exhaustive()
+        f.debug_struct("Store").field("database", &self.database).finish_non_exhaustive()
     }
 }
 
@@ -215,9 +207,9 @@ impl Store {
             .open(&path)
             .map_err(StoreError::file("open", &path))?;
         lock.try_lock().map_err(|error| match error {
-            std::fs::TryLockError::WouldBlock => StoreError::InUse {
-                path: layout.dir().to_owned(),
-            },
+            std::fs::TryLockError::WouldBlock => {
+                StoreError::InUse { path: layout.dir().to_owned() }
+            }
             std::fs::TryLockError::Error(error) => StoreError::file("lock", &path)(error),
         })?;
         let database = layout.open_database()?;
@@ -256,19 +248,10 @@ impl Store {
         self: &Arc<Self>,
         work: impl FnOnce(&mut dyn Metadata, &Packs) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let _permit = self
-            .reading
-            .acquire()
-            .await
-            .map_err(|_| StoreError::Closed)?;
+        let _permit = self.reading.acquire().await.map_err(|_| StoreError::Closed)?;
         let store = Arc::clone(self);
         let task = tokio::task::spawn_blocking(move || {
-            let idle = || {
-                store
-                    .idle_readers
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-            };
+            let idle = || store.idle_readers.lock().unwrap_or_else(PoisonError::into_inner);
             let reader = idle().pop();
             let mut reader = match reader {
                 Some(reader) => reader,
@@ -304,39 +287,19 @@ impl Store {
         work: impl FnOnce(&mut dyn Metadata) -> Result<T> + Send + 'static,
         done: impl FnOnce(std::result::Result<&T, &StoreError>) + Send + 'static,
     ) -> Result<oneshot::Receiver<Result<T>>> {
-        let jobs = self
-            .jobs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let jobs = jobs.ok_or(StoreError::Closed)?;
         let (sender, receiver) = oneshot::channel();
-        let task = Task {
-            contents,
-            work: Some(work),
-            done: Some(done),
-            value: None,
-            reply: Some(sender),
-        };
-        jobs.send(Box::new(task))
-            .await
-            .map_err(|_| StoreError::Closed)?;
+        let task =
+            Task { contents, work: Some(work), done: Some(done), value: None, reply: Some(sender) };
+        jobs.send(Box::new(task)).await.map_err(|_| StoreError::Closed)?;
         Ok(receiver)
     }
 
     /// Lets the writer finish what it has, and waits for it. Nothing can be written afterwards.
     pub async fn close(&self) {
-        drop(
-            self.jobs
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take(),
-        );
-        let thread = self
-            .writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        drop(self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let thread = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             let joined = tokio::task::spawn_blocking(move || thread.join()).await;
             if !matches!(joined, Ok(Ok(()))) {
@@ -411,20 +374,14 @@ impl Writer {
             let drive = contents.drive;
             for record in &contents.chunks {
                 if seen.insert((drive, record.id))
-                    && self
-                        .metadata
-                        .chunk(drive, ChunkId::from_bytes(record.id))?
-                        .is_none()
+                    && self.metadata.chunk(drive, ChunkId::from_bytes(record.id))?.is_none()
                 {
                     wanted.push((drive, record, 0));
                 }
             }
             if let Some((record, file_len)) = &contents.list
                 && seen.insert((drive, record.id))
-                && self
-                    .metadata
-                    .list(drive, ListId::from_bytes(record.id))?
-                    .is_none()
+                && self.metadata.list(drive, ListId::from_bytes(record.id))?.is_none()
             {
                 wanted.push((drive, record, *file_len));
             }
@@ -461,11 +418,7 @@ impl Writer {
                 )?,
                 RecordKind::List => self.metadata.add_list(
                     drive,
-                    &ListRow {
-                        id: ListId::from_bytes(record.id),
-                        file_len,
-                        at,
-                    },
+                    &ListRow { id: ListId::from_bytes(record.id), file_len, at },
                 )?,
             }
         }
@@ -490,11 +443,7 @@ mod tests {
     }
 
     fn contents(word: &str) -> Contents {
-        Contents {
-            drive: 1,
-            chunks: vec![record(word)],
-            list: None,
-        }
+        Contents { drive: 1, chunks: vec![record(word)], list: None }
     }
 
     fn add_user(metadata: &mut dyn Metadata, name: &str) -> Result<()> {
@@ -528,15 +477,9 @@ mod tests {
             wait.recv().unwrap();
             Ok(())
         };
-        let first = store
-            .submit(Contents::default(), work, |_| ())
-            .await
-            .unwrap();
+        let first = store.submit(Contents::default(), work, |_| ()).await.unwrap();
         let good = |name: &'static str| move |metadata: &mut dyn Metadata| add_user(metadata, name);
-        let one = store
-            .submit(contents("one"), good("one"), |_| ())
-            .await
-            .unwrap();
+        let one = store.submit(contents("one"), good("one"), |_| ()).await.unwrap();
         let told = Arc::new(Mutex::new(false));
         let tell = Arc::clone(&told);
         let bad = |metadata: &mut dyn Metadata| -> Result<()> {
@@ -547,10 +490,7 @@ mod tests {
             *tell.lock().unwrap() = outcome.is_err();
         };
         let two = store.submit(contents("two"), bad, done).await.unwrap();
-        let three = store
-            .submit(contents("three"), good("three"), |_| ())
-            .await
-            .unwrap();
+        let three = store.submit(contents("three"), good("three"), |_| ()).await.unwrap();
         release.send(()).unwrap();
         first.await.unwrap().unwrap();
         one.await.unwrap().unwrap();
@@ -571,27 +511,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::create(dir.path()).unwrap();
         let full = Store::open(&layout, u64::MAX / 2).unwrap();
-        let refused = full
-            .submit(contents("one"), |_| Ok(()), |_| ())
-            .await
-            .unwrap();
+        let refused = full.submit(contents("one"), |_| Ok(()), |_| ()).await.unwrap();
         let error = refused.await.unwrap().unwrap_err();
         assert_eq!(error.to_failure().code, FailureCode::Unavailable);
         assert_eq!(
             error.to_failure().message,
             "The server's disk is full: free some space there, then it goes on by itself"
         );
-        full.write(|metadata| add_user(metadata, "alice"))
-            .await
-            .unwrap();
+        full.write(|metadata| add_user(metadata, "alice")).await.unwrap();
         full.close().await;
         drop(full);
         let store = Store::open(&layout, 0).unwrap();
         assert!(!has(&store, "one").await);
-        let put = store
-            .submit(contents("one"), |_| Ok(()), |_| ())
-            .await
-            .unwrap();
+        let put = store.submit(contents("one"), |_| Ok(()), |_| ()).await.unwrap();
         put.await.unwrap().unwrap();
         assert!(has(&store, "one").await);
     }
@@ -602,10 +534,7 @@ mod tests {
         let layout = Layout::create(dir.path()).unwrap();
         let store = Store::open(&layout, 0).unwrap();
         let second = Store::open(&layout, 0).unwrap_err().to_string();
-        assert!(
-            second.starts_with("Another picloud-server uses "),
-            "{second}"
-        );
+        assert!(second.starts_with("Another picloud-server uses "), "{second}");
         store.close().await;
         drop(store);
         let newer = rusqlite::Connection::open(layout.database()).unwrap();
@@ -623,23 +552,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::create(dir.path()).unwrap();
         let store = Store::open(&layout, 0).unwrap();
-        let size = || {
-            std::fs::metadata(layout.packs().join("0000000001.pack"))
-                .unwrap()
-                .len()
-        };
+        let size = || std::fs::metadata(layout.packs().join("0000000001.pack")).unwrap().len();
         let put = async |drive| {
-            let contents = Contents {
-                drive,
-                ..contents("one")
-            };
-            store
-                .submit(contents, |_| Ok(()), |_| ())
-                .await
-                .unwrap()
-                .await
-                .unwrap()
-                .unwrap();
+            let contents = Contents { drive, ..contents("one") };
+            store.submit(contents, |_| Ok(()), |_| ()).await.unwrap().await.unwrap().unwrap();
         };
         put(1).await;
         let once = size();
