@@ -51,9 +51,7 @@ async fn names(session: &Session, dir: &str) -> Vec<String> {
 
 fn left_behind(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
-    entries
-        .map(|entry| entry.file_name().into_string().unwrap())
-        .collect()
+    entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
 }
 
 #[tokio::test]
@@ -68,14 +66,8 @@ async fn files_of_every_size_come_back_as_they_were() {
         fs::write(&local, &bytes).unwrap();
         fs::set_permissions(&local, fs::Permissions::from_mode(0o741)).unwrap();
         let times = rustix::fs::Timestamps {
-            last_access: rustix::fs::Timespec {
-                tv_sec: 1,
-                tv_nsec: 1,
-            },
-            last_modification: rustix::fs::Timespec {
-                tv_sec: -77,
-                tv_nsec: 123_456_789,
-            },
+            last_access: rustix::fs::Timespec { tv_sec: 1, tv_nsec: 1 },
+            last_modification: rustix::fs::Timespec { tv_sec: -77, tv_nsec: 123_456_789 },
         };
         rustix::fs::futimens(File::options().write(true).open(&local).unwrap(), &times).unwrap();
         let remote = path(&format!("a/b {size}/file"));
@@ -115,10 +107,7 @@ async fn a_sparse_file_crosses_without_its_holes() {
     assert_eq!(meta.size(), 40 << 30);
     assert!(meta.blocks() * 512 < 1 << 20, "{} blocks", meta.blocks());
     let mut there = [0; 13];
-    File::open(&copy)
-        .unwrap()
-        .read_exact_at(&mut there, 20 << 30)
-        .unwrap();
+    File::open(&copy).unwrap().read_exact_at(&mut there, 20 << 30).unwrap();
     assert_eq!(&there, b"in the middle");
 }
 
@@ -127,10 +116,7 @@ async fn a_put_over_a_file_is_a_new_version_of_the_same_node() {
     let server = Server::start().await;
     let session = session(&server, "laptop").await;
     let put = async |bytes: &'static [u8], mode| {
-        let options = PutOptions {
-            mode,
-            mtime: Timestamp::default(),
-        };
+        let options = PutOptions { mode, mtime: Timestamp::default() };
         session.put(bytes, &path("x/y"), options).await.unwrap()
     };
     let first = put(b"first", Some(0o600)).await;
@@ -148,48 +134,25 @@ async fn what_is_no_file_is_refused_and_nothing_is_left_behind() {
     let server = Server::start().await;
     let session = session(&server, "laptop").await;
     let dir = tempfile::tempdir().unwrap();
-    let options = PutOptions {
-        mode: None,
-        mtime: Timestamp::default(),
-    };
-    session
-        .put(&b"x"[..], &path("dir/file"), options)
-        .await
-        .unwrap();
+    let options = PutOptions { mode: None, mtime: Timestamp::default() };
+    session.put(&b"x"[..], &path("dir/file"), options).await.unwrap();
 
     let target = dir.path().join("target");
-    let error = session
-        .get_file(&path("dir/none"), &target)
-        .await
-        .unwrap_err();
+    let error = session.get_file(&path("dir/none"), &target).await.unwrap_err();
     assert_eq!(error.to_string(), "There is no \"dir/none\" in the drive");
     let error = session.get_file(&path("dir"), &target).await.unwrap_err();
     assert_eq!(error.to_string(), "\"dir\" is a directory");
     assert!(left_behind(dir.path()).is_empty());
-    let error = session
-        .get_file(&path("dir/file"), dir.path())
-        .await
-        .unwrap_err();
+    let error = session.get_file(&path("dir/file"), dir.path()).await.unwrap_err();
     assert!(matches!(error, ClientError::Local { .. }), "{error}");
     let nowhere = dir.path().join("no/such/dir");
-    let error = session
-        .get_file(&path("dir/file"), &nowhere)
-        .await
-        .unwrap_err();
+    let error = session.get_file(&path("dir/file"), &nowhere).await.unwrap_err();
     assert!(matches!(error, ClientError::Local { .. }), "{error}");
     assert!(left_behind(dir.path()).is_empty());
 
-    let put = async |at: &str| {
-        session
-            .put(&b"x"[..], &path(at), options)
-            .await
-            .unwrap_err()
-    };
+    let put = async |at: &str| session.put(&b"x"[..], &path(at), options).await.unwrap_err();
     assert!(matches!(put("dir").await, ClientError::IsDirectory { .. }));
-    assert!(matches!(
-        put("dir/file/below").await,
-        ClientError::NotADirectory { .. }
-    ));
+    assert!(matches!(put("dir/file/below").await, ClientError::NotADirectory { .. }));
     assert!(matches!(put("").await, ClientError::Root));
     let error = session.list(&path("dir/file")).await.unwrap_err();
     assert!(matches!(error, ClientError::NotADirectory { .. }));
@@ -199,9 +162,7 @@ async fn what_is_no_file_is_refused_and_nothing_is_left_behind() {
     let fifo = dir.path().join("fifo");
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
-    let error = timeout(PATIENCE, session.put_file(&fifo, &path("z")))
-        .await
-        .unwrap();
+    let error = timeout(PATIENCE, session.put_file(&fifo, &path("z"))).await.unwrap();
     assert!(matches!(error.unwrap_err(), ClientError::Local { .. }));
     assert_eq!(names(&session, "").await, ["dir"]);
 }
@@ -211,23 +172,15 @@ async fn two_who_put_below_the_same_new_directory_both_succeed() {
     let server = Server::start().await;
     let (one, two) = (session(&server, "one").await, session(&server, "two").await);
     for round in 0..10 {
-        let options = PutOptions {
-            mode: None,
-            mtime: Timestamp::default(),
-        };
+        let options = PutOptions { mode: None, mtime: Timestamp::default() };
         let at = |who: &str| path(&format!("new {round}/deep/{who}"));
         let (first, second) = (at("one"), at("two"));
-        let (a, b) = tokio::join!(
-            one.put(&b"1"[..], &first, options),
-            two.put(&b"2"[..], &second, options)
-        );
+        let (a, b) =
+            tokio::join!(one.put(&b"1"[..], &first, options), two.put(&b"2"[..], &second, options));
         a.unwrap();
         b.unwrap();
         let dir = format!("new {round}/deep");
-        assert_eq!(
-            names(&one, &dir).await,
-            [first.to_string(), second.to_string()]
-        );
+        assert_eq!(names(&one, &dir).await, [first.to_string(), second.to_string()]);
     }
 }
 
@@ -272,10 +225,7 @@ async fn what_the_other_side_has_does_not_travel_again() {
     let bytes = noise(1, 8 << 20);
     let upload = async |bytes: &[u8], expected| {
         let count = Arc::new(Count::default());
-        let bulk = session
-            .bulk()
-            .clone()
-            .with_meter(Arc::clone(&count) as Arc<dyn Meter>);
+        let bulk = session.bulk().clone().with_meter(Arc::clone(&count) as Arc<dyn Meter>);
         let source = Source::Reader(Box::new(io::Cursor::new(bytes.to_vec())));
         let uploaded = bulk.upload(source, expected, 0).await;
         let passed = count.passed.load(Ordering::Relaxed);
@@ -320,24 +270,16 @@ async fn a_download_that_fails_says_why_and_leaves_nothing() {
     }
     let server = Server::start().await;
     let session = session(&server, "laptop").await;
-    let options = PutOptions {
-        mode: None,
-        mtime: Timestamp::default(),
-    };
+    let options = PutOptions { mode: None, mtime: Timestamp::default() };
     let big = io::Cursor::new(noise(3, 20 << 20));
     session.put(big, &path("big"), options).await.unwrap();
-    let error = timeout(PATIENCE, session.get(&path("big"), Full))
-        .await
-        .unwrap();
+    let error = timeout(PATIENCE, session.get(&path("big"), Full)).await.unwrap();
     let Err(ClientError::Transfer(TransferError::Target(error))) = error else {
         panic!("another error");
     };
     assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     // What another drive has is not to be had here, whoever knows its name.
-    let absent = Content::Chunk {
-        id: ChunkId::of(b"not here"),
-        len: 8,
-    };
+    let absent = Content::Chunk { id: ChunkId::of(b"not here"), len: 8 };
     let bulk = session.bulk().clone();
     struct Nowhere;
     impl Target for Nowhere {
@@ -356,18 +298,12 @@ async fn a_download_that_fails_says_why_and_leaves_nothing() {
 async fn a_watch_tells_paths_of_what_others_do() {
     let server = Server::start().await;
     let (watcher, other) = (session(&server, "one").await, session(&server, "two").await);
-    let options = PutOptions {
-        mode: None,
-        mtime: Timestamp::default(),
-    };
+    let options = PutOptions { mode: None, mtime: Timestamp::default() };
     let put = async |at: &str| other.put(&b"x"[..], &path(at), options).await.unwrap();
     put("in/old").await;
     put("out/side").await;
     let mut watch = watcher.watch(&path("in")).await.unwrap();
-    assert!(matches!(
-        watcher.watch(&path("")).await,
-        Err(ClientError::Watching)
-    ));
+    assert!(matches!(watcher.watch(&path("")).await, Err(ClientError::Watching)));
     put("out/more").await;
     let new = put("in/new").await;
     let event = timeout(PATIENCE, watch.next()).await.unwrap().unwrap();
@@ -381,27 +317,12 @@ async fn a_watch_tells_paths_of_what_others_do() {
             base: other.stat(&path("in/new")).await.unwrap().unwrap().rev,
             op,
         };
-        let commit = Commit {
-            drive: other.drive().id,
-            changes: vec![change],
-            chunks: vec![],
-        };
+        let commit = Commit { drive: other.drive().id, changes: vec![change], chunks: vec![] };
         let results = other.connection().call(&commit).await.unwrap().results;
-        assert!(
-            matches!(results[0], ChangeResult::Accepted { .. }),
-            "{results:?}"
-        );
+        assert!(matches!(results[0], ChangeResult::Accepted { .. }), "{results:?}");
     };
-    let place = Some(Place {
-        parent: dir.id,
-        name: Name::try_from("away").unwrap(),
-    });
-    change(ChangeOp::Update {
-        place,
-        body: None,
-        attrs: None,
-    })
-    .await;
+    let place = Some(Place { parent: dir.id, name: Name::try_from("away").unwrap() });
+    change(ChangeOp::Update { place, body: None, attrs: None }).await;
     let event = timeout(PATIENCE, watch.next()).await.unwrap().unwrap();
     assert_eq!((event.before, event.now), (Some(path("in/new")), None));
 }
@@ -423,59 +344,33 @@ async fn the_account_is_in_its_owners_hands() {
         panic!("asked");
     };
     third.logout().await.unwrap();
-    let again = Client::connect(&server.endpoint())
-        .await
-        .unwrap()
-        .join(&link.secret, "x")
-        .await;
-    assert_eq!(
-        again.unwrap_err().code(),
-        Some(FailureCode::Unauthenticated)
-    );
+    let again = Client::connect(&server.endpoint()).await.unwrap().join(&link.secret, "x").await;
+    assert_eq!(again.unwrap_err().code(), Some(FailureCode::Unauthenticated));
 
     let mut client = Client::connect(&server.endpoint()).await.unwrap();
-    let wrong = client
-        .resume(credentials.device, &[0; 32])
-        .await
-        .unwrap_err();
+    let wrong = client.resume(credentials.device, &[0; 32]).await.unwrap_err();
     assert_eq!(wrong.code(), Some(FailureCode::Unauthenticated));
-    let resumed = client
-        .resume(credentials.device, &credentials.token)
-        .await
-        .unwrap();
+    let resumed = client.resume(credentials.device, &credentials.token).await.unwrap();
     assert!(resumed.credentials().is_none());
 
     first.revoke(credentials.device).await.unwrap();
     for revoked in [&second, &resumed] {
-        let reason = timeout(PATIENCE, revoked.connection().closed())
-            .await
-            .unwrap();
+        let reason = timeout(PATIENCE, revoked.connection().closed()).await.unwrap();
         assert_eq!(reason.code(), Some(FailureCode::Revoked));
     }
     let mut client = Client::connect(&server.endpoint()).await.unwrap();
-    let refused = client
-        .resume(credentials.device, &credentials.token)
-        .await
-        .unwrap_err();
+    let refused = client.resume(credentials.device, &credentials.token).await.unwrap_err();
     assert_eq!(refused.code(), Some(FailureCode::Revoked));
     assert!(!refused.is_offline());
 }
 
 /// RFC 6238 with SHA-1, six digits, thirty seconds: what an authenticator app does.
 fn totp(uri: &str, secs: u64) -> String {
-    let secret = uri
-        .split("secret=")
-        .nth(1)
-        .unwrap()
-        .split('&')
-        .next()
-        .unwrap();
+    let secret = uri.split("secret=").nth(1).unwrap().split('&').next().unwrap();
     let mut bits = (0_u64, 0);
     let mut key = vec![];
     for digit in secret.bytes() {
-        let value = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
-            .iter()
-            .position(|b| *b == digit);
+        let value = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567".iter().position(|b| *b == digit);
         bits = ((bits.0 << 5 | value.unwrap() as u64) & 0xffff, bits.1 + 5);
         if bits.1 >= 8 {
             bits.1 -= 8;
@@ -497,20 +392,12 @@ async fn a_second_question_is_asked_once_totp_is_in_force() {
     .await;
     let password = "correct horse battery";
     let mut client = Client::connect(&server.endpoint()).await.unwrap();
-    let step = client
-        .register("bob", password, None, "first")
-        .await
-        .unwrap();
+    let step = client.register("bob", password, None, "first").await.unwrap();
     let Step::Admitted(bob) = step else {
         panic!("asked");
     };
     let uri = bob.totp_begin().await.unwrap();
-    let now = || {
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap()
-            .as_secs()
-    };
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     assert!(bob.totp_confirm("000").await.is_err());
     bob.totp_confirm(&totp(&uri, now())).await.unwrap();
 
@@ -528,14 +415,9 @@ async fn a_second_question_is_asked_once_totp_is_in_force() {
     };
     assert_eq!(second.admitted().user_name, "bob");
     bob.totp_disable(password).await.unwrap();
-    bob.change_password(password, "another long password")
-        .await
-        .unwrap();
+    bob.change_password(password, "another long password").await.unwrap();
     let mut client = Client::connect(&server.endpoint()).await.unwrap();
-    let step = client
-        .login("bob", "another long password", "third")
-        .await
-        .unwrap();
+    let step = client.login("bob", "another long password", "third").await.unwrap();
     assert!(matches!(step, Step::Admitted(_)));
 }
 
@@ -576,15 +458,9 @@ async fn a_file_that_is_written_to_while_it_is_read_does_not_go_up_torn() {
         session.put_file(&local, &path("busy")).await
     };
     let outcome = put(u64::MAX).await;
-    assert!(
-        matches!(outcome, Err(ClientError::Unquiet { .. })),
-        "{outcome:?}"
-    );
+    assert!(matches!(outcome, Err(ClientError::Unquiet { .. })), "{outcome:?}");
     assert!(session.stat(&path("busy")).await.unwrap().is_none());
     put(1).await.unwrap();
     let (_, bytes) = session.get(&path("busy"), vec![]).await.unwrap();
-    assert!(
-        bytes == fs::read(&local).unwrap(),
-        "the version after the writing"
-    );
+    assert!(bytes == fs::read(&local).unwrap(), "the version after the writing");
 }

@@ -3,6 +3,625 @@
 //! It knows only `model`: no tokio, no clock, no randomness, no file system. Events come in, actions
 //! go out ([`seam`]); time and the seed for node ids are passed in; the trees live behind a trait
 //! ([`trees`]).
+//!
+//! The flow: looks at the disk become the local tree (`observe`), pages of the journal the remote
+//! tree (`journal`); a node whose three states differ is planned (`decide` for the node alone,
+//! `plan` for its neighbours), and what became of an action is taken in (`outcome`). What the
+//! engine holds beside the trees (`agenda`, looks and actions under way, problems) is bounded, and
+//! can be lost at any moment: it follows from the trees.
 
+mod agenda;
+pub mod apply;
+mod decide;
+pub mod folder;
+mod journal;
+pub mod memory;
+mod observe;
+mod outcome;
+mod plan;
 pub mod seam;
 pub mod trees;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use self::agenda::Agenda;
+use self::observe::Looks;
+use self::seam::{Action, DirRef, Event, Outgoing, Spot, Stat};
+use self::trees::{Entry, Local, LocalBody, Trees};
+use crate::model::{Content, IdSource, Name, Node, NodeId, RelPath, Rev, Timestamp};
+
+/// The time, as the driver passes it in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Milliseconds of a clock that never goes back.
+    pub ms: u64,
+    /// The time of day.
+    pub wall: Timestamp,
+}
+
+/// What the engine is told once.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Contents up to this length travel inside the commit.
+    pub inline_len_max: u32,
+    /// Whether the machine stopped uncleanly since this folder was last watched (a power cut):
+    /// files that shrank to nothing are then fetched again, not sent.
+    pub unclean: bool,
+    /// How long a name must be missing before it counts as deleted, in milliseconds.
+    pub missing_settle_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { inline_len_max: 64 * 1024, unclean: false, missing_settle_ms: 150 }
+    }
+}
+
+/// The most nodes whose bytes are being read.
+const HASHES_MAX: usize = 64;
+/// The most uploads of larger contents under way.
+const UPLOADS_MAX: usize = 16;
+/// The most disk operations under way.
+const APPLIES_MAX: usize = 1024;
+/// The most commits under way.
+const COMMITS_MAX: usize = 8;
+/// The most changes in a commit.
+const COMMIT_CHANGES_MAX: usize = 512;
+/// A commit is closed once it brings this many bytes of small contents.
+const COMMIT_BYTES_MAX: u64 = 1024 * 1024;
+/// The most nodes planned in one poll, so that events are taken in between.
+const PLANS_PER_POLL: usize = 4096;
+/// The most problems held with their text; more are counted only.
+const PROBLEMS_MAX: usize = 10_000;
+/// The most directory paths remembered.
+const PATHS_MAX: usize = 4096;
+/// An engine that is not in sync looks over its dirty nodes at least this often.
+const SWEEP_MS: u64 = 10_000;
+
+/// What a problem is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Subject {
+    /// A node.
+    Node(NodeId),
+    /// The listing of a directory.
+    Listing(NodeId),
+    /// A name in a directory, where no node is.
+    Spot(NodeId, Name),
+}
+
+/// An action under way for a node.
+#[derive(Debug, Clone)]
+enum Flight {
+    Hash,
+    Upload { content: Content },
+    Commit { pushed: Pushed },
+    Apply(Applying),
+}
+
+/// What a commit asks for: the node as it will be on the server; none for a deletion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Pushed {
+    node: Option<Node>,
+    is_create: bool,
+}
+
+/// A disk operation under way: what it makes of the node.
+#[derive(Debug, Clone)]
+struct Applying {
+    what: ApplyKind,
+    /// The names on disk that it may fill or free; looks at them wait.
+    targets: Vec<(NodeId, Name)>,
+}
+
+#[derive(Debug, Clone)]
+enum ApplyKind {
+    /// The node appears at its place, or gets a new body or attributes: it is then `node` on this
+    /// disk, and `base` is what both sides agreed on.
+    Put {
+        node: Node,
+        alias: Option<Name>,
+        base: Node,
+    },
+    /// It moves.
+    Move {
+        node: Node,
+        alias: Option<Name>,
+    },
+    Park,
+    SetAside,
+    Remove,
+}
+
+/// What is known of the connection.
+#[derive(Debug, Default)]
+struct Link {
+    online: bool,
+    paused: bool,
+    head: Rev,
+    /// The newest rev that a commit of ours got; pages may be behind it.
+    newest_own: Rev,
+    agrees: Option<bool>,
+    needs_resubscribe: bool,
+}
+
+/// The engine of one folder.
+#[derive(Debug)]
+pub struct Engine<T> {
+    trees: T,
+    settings: Settings,
+    ids: IdSource,
+    now: Now,
+    looks: Looks,
+    agenda: Agenda,
+    flights: BTreeMap<NodeId, Flight>,
+    counts: Counts,
+    /// Names on disk that an operation under way may fill or free, with whose operation it is.
+    targets: BTreeMap<(NodeId, Name), NodeId>,
+    link: Link,
+    batches: HashMap<u64, Vec<NodeId>>,
+    next_batch: u64,
+    outbox: Vec<Outgoing>,
+    outbox_bytes: u64,
+    /// Contents that the server has by an upload of ours, until their change is committed.
+    uploaded: HashMap<NodeId, Content>,
+    /// Changes sent on a connection that broke before the answer came.
+    in_doubt: HashMap<NodeId, Pushed>,
+    /// Other names for nodes whose own the disk cannot hold.
+    aliases: HashMap<NodeId, Name>,
+    /// Directories that were not empty although nothing of ours was in them.
+    stubborn: HashMap<NodeId, u32>,
+    problems: BTreeMap<Subject, String>,
+    paths: HashMap<NodeId, Arc<RelPath>>,
+    root_ino: u64,
+    pending: VecDeque<Action>,
+    next_sweep_ms: u64,
+}
+
+/// How many actions of each kind are under way.
+#[derive(Debug, Default)]
+struct Counts {
+    hashes: usize,
+    uploads: usize,
+    applies: usize,
+}
+
+impl<T: Trees> Engine<T> {
+    /// Returns an engine over these trees; it does nothing before [`Event::Rescan`].
+    ///
+    /// # Errors
+    /// When the trees cannot be read.
+    pub fn new(trees: T, settings: Settings, ids: IdSource) -> Result<Self, T::Error> {
+        Ok(Self {
+            trees,
+            settings,
+            ids,
+            now: Now::default(),
+            looks: Looks::default(),
+            agenda: Agenda::default(),
+            flights: BTreeMap::new(),
+            counts: Counts::default(),
+            targets: BTreeMap::new(),
+            link: Link::default(),
+            batches: HashMap::new(),
+            next_batch: 1,
+            outbox: Vec::new(),
+            outbox_bytes: 0,
+            uploaded: HashMap::new(),
+            in_doubt: HashMap::new(),
+            aliases: HashMap::new(),
+            stubborn: HashMap::new(),
+            problems: BTreeMap::new(),
+            paths: HashMap::new(),
+            root_ino: 0,
+            pending: VecDeque::new(),
+            next_sweep_ms: 0,
+        })
+    }
+
+    /// Takes an event in. What follows from it comes with the next [`Engine::poll`].
+    ///
+    /// # Errors
+    /// When the trees cannot be read or written; the engine must then be dropped.
+    pub fn handle(&mut self, now: Now, event: Event) -> Result<(), T::Error> {
+        self.now = now;
+        match event {
+            Event::Touched { dir, name } => self.touched(dir, name),
+            Event::Rescan => self.looks.rescan(),
+            Event::Looked { dir, names, look } => self.looked(dir, names, look)?,
+            Event::Hashed { node, hashed } => self.hashed(node, hashed)?,
+            Event::Uploaded { node, uploaded } => self.uploaded(node, uploaded)?,
+            Event::Applied { node, outcome } => self.applied(node, outcome)?,
+            Event::Committed { batch, results, head } => self.committed(batch, results, head)?,
+            Event::Online { lineage, from, head } => self.online(lineage, from, head)?,
+            Event::Offline => self.offline(),
+            Event::Page(page) => self.page(page)?,
+            Event::Paused(paused) => {
+                self.link.paused = paused;
+                self.agenda.sweep();
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends what is to be done now.
+    ///
+    /// # Errors
+    /// When the trees cannot be read or written; the engine must then be dropped.
+    pub fn poll(&mut self, now: Now, actions: &mut Vec<Action>) -> Result<(), T::Error> {
+        self.now = now;
+        self.agenda.pass_time(now.ms);
+        self.advance_looks(actions)?;
+        if now.ms >= self.next_sweep_ms {
+            self.next_sweep_ms = now.ms + SWEEP_MS;
+            if self.flights.is_empty() {
+                self.agenda.sweep();
+            }
+        }
+        let mut budget = PLANS_PER_POLL;
+        loop {
+            while budget > 0
+                && let Some(id) = self.agenda.next()
+            {
+                budget -= 1;
+                self.plan(id, actions)?;
+            }
+            if budget == 0 {
+                break;
+            }
+            let Some(position) = self.agenda.sweep_position() else {
+                break;
+            };
+            let found = self.trees.dirty(position, 512)?;
+            self.agenda.sweep_to(found.last().map(|(position, _)| *position));
+            for (_, id) in found {
+                if !self.flights.contains_key(&id) {
+                    self.agenda.schedule(id);
+                }
+            }
+        }
+        self.flush(actions);
+        self.advance_looks(actions)?;
+        actions.extend(self.pending.drain(..));
+        if self.is_settled() {
+            self.note_in_sync()?;
+        }
+        Ok(())
+    }
+
+    /// Returns the time in milliseconds by which [`Engine::poll`] must be called even if nothing
+    /// happens.
+    pub fn wake_at_ms(&self) -> Option<u64> {
+        if !self.agenda.is_idle() {
+            let room = self.counts.applies < APPLIES_MAX && self.batches.len() < COMMITS_MAX;
+            if room {
+                return Some(self.now.ms);
+            }
+        }
+        let sweep = (self.trees.totals().uploads + self.trees.totals().downloads > 0)
+            .then_some(self.next_sweep_ms);
+        [self.agenda.next_due_ms(), self.looks.next_due_ms(), sweep].into_iter().flatten().min()
+    }
+
+    /// Returns the trees.
+    pub fn trees(&self) -> &T {
+        &self.trees
+    }
+
+    /// Returns the trees, for checkpoints.
+    pub fn trees_mut(&mut self) -> &mut T {
+        &mut self.trees
+    }
+
+    /// Returns what a person should know, with its path.
+    pub fn problems(&self) -> Vec<(RelPath, String)> {
+        self.problems
+            .iter()
+            .map(|(subject, reason)| {
+                let path = match subject {
+                    Subject::Node(id) | Subject::Listing(id) => self.any_path(*id),
+                    Subject::Spot(dir, name) => self.any_path(*dir).join(name),
+                };
+                (path, reason.clone())
+            })
+            .collect()
+    }
+
+    /// Returns how many paths have a problem.
+    pub fn problem_count(&self) -> usize {
+        self.problems.len()
+    }
+
+    /// Returns how many looks at the whole folder are complete.
+    pub fn rescans_done(&self) -> u64 {
+        self.looks.rescans_done
+    }
+
+    /// Returns whether there is nothing to do: what is still dirty has a problem that a person has
+    /// to see to.
+    pub fn is_settled(&self) -> bool {
+        let totals = self.trees.totals();
+        let known = self.problems.keys().filter(|key| matches!(key, Subject::Node(_))).count();
+        self.link.online
+            && self.trees.meta().consistent
+            && self.trees.meta().cursor >= self.link.head
+            && self.looks.is_idle()
+            && self.looks.rescans_done > 0
+            && self.flights.is_empty()
+            && self.agenda.is_idle()
+            && totals.uploads + totals.downloads <= known as u64
+    }
+
+    /// Returns whether the digest over the remote tree was equal to the server's when last compared.
+    pub fn agrees(&self) -> Option<bool> {
+        self.link.agrees
+    }
+
+    /// Returns, once, whether the journal must be subscribed to anew (from cursor 0).
+    pub fn needs_resubscribe(&mut self) -> bool {
+        std::mem::take(&mut self.link.needs_resubscribe)
+    }
+
+    /// Makes everything ready that waits for its time: a person asked.
+    pub fn retry_now(&mut self) {
+        self.agenda.retry_all_now();
+        self.agenda.sweep();
+    }
+
+    /// Returns what the engine waits for, for a developer's eyes.
+    pub fn describe_waits(&self) -> String {
+        format!("{:?} {:?} {:?} {:?}", self.flights, self.targets, self.looks, self.agenda)
+    }
+
+    fn note_in_sync(&mut self) -> Result<(), T::Error> {
+        let mut meta = self.trees.meta();
+        if meta.last_sync.map(|time| time.secs) != Some(self.now.wall.secs) || !meta.linked {
+            meta.last_sync = Some(self.now.wall);
+            meta.linked = true;
+            self.trees.set_meta(meta)?;
+        }
+        Ok(())
+    }
+
+    /// Writes an entry, and readies whoever has to do with it.
+    fn put(&mut self, id: NodeId, entry: &Entry) -> Result<(), T::Error> {
+        self.trees.put(id, entry)?;
+        self.agenda.wake(id);
+        if entry.is_dirty() {
+            self.agenda.schedule(id);
+        } else {
+            self.agenda.clear_retry(id);
+            self.solve(&Subject::Node(id));
+        }
+        Ok(())
+    }
+
+    fn problem(&mut self, subject: Subject, reason: impl Into<String>) {
+        if self.problems.len() < PROBLEMS_MAX || self.problems.contains_key(&subject) {
+            self.problems.insert(subject, reason.into());
+        }
+    }
+
+    fn solve(&mut self, subject: &Subject) {
+        if !self.problems.is_empty() {
+            self.problems.remove(subject);
+        }
+    }
+
+    /// Returns a directory as it is on this disk; nothing when it is not there.
+    fn dir_ref(&mut self, id: NodeId) -> Result<Option<DirRef>, T::Error> {
+        if id == NodeId::ROOT {
+            let path = Arc::new(RelPath::ROOT);
+            return Ok(Some(DirRef { id, path, ino: self.root_ino }));
+        }
+        let entry = self.trees.get(id)?;
+        let Some(local) = entry.local.filter(|local| local.body == LocalBody::Dir) else {
+            return Ok(None);
+        };
+        let ino = local.stat.ino;
+        Ok(self.local_path(id, &local)?.map(|path| DirRef { id, path, ino }))
+    }
+
+    fn local_path(&mut self, id: NodeId, local: &Local) -> Result<Option<Arc<RelPath>>, T::Error> {
+        if let Some(path) = self.paths.get(&id) {
+            return Ok(Some(path.clone()));
+        }
+        let mut names = Vec::new();
+        let mut at = local.clone();
+        let mut node = id;
+        loop {
+            if at.parked {
+                let mut path = parked_path(node).names().to_vec();
+                path.extend(names.into_iter().rev());
+                return Ok(Some(Arc::new(RelPath::from_names(path))));
+            }
+            names.push(at.disk_name().clone());
+            node = at.place.parent;
+            if node == NodeId::ROOT {
+                break;
+            }
+            // A chain longer than any path can be has lost its way (a cycle in a damaged state).
+            if names.len() > 100_000 {
+                return Ok(None);
+            }
+            match self.trees.get(node)?.local {
+                Some(parent) => at = parent,
+                None => return Ok(None),
+            }
+        }
+        names.reverse();
+        let path = Arc::new(RelPath::from_names(names));
+        if self.paths.len() >= PATHS_MAX {
+            self.paths.clear();
+        }
+        self.paths.insert(id, path.clone());
+        Ok(Some(path))
+    }
+
+    /// Returns where a node is on this disk; nothing when it is parked or its directory is gone.
+    fn spot(&mut self, local: &Local) -> Result<Option<Spot>, T::Error> {
+        if local.parked {
+            return Ok(None);
+        }
+        let name = local.disk_name().clone();
+        Ok(self.dir_ref(local.place.parent)?.map(|dir| Spot { dir, name }))
+    }
+
+    /// Returns a path for people, from whichever tree has the node.
+    fn any_path(&self, id: NodeId) -> RelPath {
+        let mut names = Vec::new();
+        let mut at = id;
+        while at != NodeId::ROOT && names.len() < 1000 {
+            let Ok(entry) = self.trees.get(at) else { break };
+            let place = match (&entry.local, &entry.remote, &entry.synced) {
+                (Some(local), _, _) => {
+                    names.push(local.disk_name().clone());
+                    at = local.place.parent;
+                    continue;
+                }
+                (None, Some(remote), _) => &remote.node.place,
+                (None, None, Some(synced)) => &synced.place,
+                (None, None, None) => break,
+            };
+            names.push(place.name.clone());
+            at = place.parent;
+        }
+        names.reverse();
+        RelPath::from_names(names)
+    }
+
+    /// Begins an action for a node.
+    fn launch(&mut self, id: NodeId, flight: Flight) {
+        match &flight {
+            Flight::Hash => self.counts.hashes += 1,
+            Flight::Upload { .. } => self.counts.uploads += 1,
+            Flight::Apply(applying) => {
+                self.counts.applies += 1;
+                for target in &applying.targets {
+                    self.targets.insert(target.clone(), id);
+                }
+            }
+            Flight::Commit { .. } => {}
+        }
+        self.flights.insert(id, flight);
+    }
+
+    /// Ends the action under way for a node, and readies it and whoever waited for it.
+    fn land(&mut self, id: NodeId) -> Option<Flight> {
+        let flight = self.flights.remove(&id)?;
+        match &flight {
+            Flight::Hash => self.counts.hashes -= 1,
+            Flight::Upload { .. } => self.counts.uploads -= 1,
+            Flight::Apply(applying) => {
+                self.counts.applies -= 1;
+                for target in &applying.targets {
+                    if self.targets.get(target) == Some(&id) {
+                        self.targets.remove(target);
+                    }
+                }
+            }
+            Flight::Commit { .. } => {}
+        }
+        self.agenda.schedule(id);
+        self.agenda.wake(id);
+        self.agenda.make_room();
+        self.looks.operation_over(id);
+        Some(flight)
+    }
+
+    /// Gives the local part of one node to another: two nodes turned out to be one, or a node goes
+    /// on under a new id. Entries of a directory come along, in the local tree and in the base.
+    fn give_local(&mut self, from: NodeId, to: NodeId) -> Result<(), T::Error> {
+        let mut old = self.trees.get(from)?;
+        let Some(local) = old.local.take() else {
+            return Ok(());
+        };
+        let is_dir = local.body == LocalBody::Dir;
+        self.looks.rename_node(from, local.place.parent, local.disk_name().clone());
+        old.synced = None;
+        self.put(from, &old)?;
+        let mut new = self.trees.get(to)?;
+        new.local = Some(local);
+        self.put(to, &new)?;
+        if let Some(content) = self.uploaded.remove(&from) {
+            self.uploaded.insert(to, content);
+        }
+        if is_dir {
+            self.paths.clear();
+            let mut after = None;
+            loop {
+                let children = self.trees.local_children(from, after, 512)?;
+                let Some(last) = children.last() else { break };
+                after = Some(*last);
+                for child in children {
+                    let mut entry = self.trees.get(child)?;
+                    if let Some(local) = &mut entry.local {
+                        local.place.parent = to;
+                    }
+                    if let Some(base) = &mut entry.synced
+                        && base.place.parent == from
+                    {
+                        base.place.parent = to;
+                    }
+                    self.put(child, &entry)?;
+                }
+            }
+            let moved: Vec<_> =
+                self.targets.keys().filter(|(dir, _)| *dir == from).cloned().collect();
+            for (dir, name) in moved {
+                if let Some(id) = self.targets.remove(&(dir, name.clone())) {
+                    self.targets.insert((to, name), id);
+                }
+            }
+            self.looks.rename_dir(from, to);
+        }
+        Ok(())
+    }
+
+    /// Returns whether `dir` is `node` or below it, by the local tree.
+    fn is_below_here(&self, dir: NodeId, node: NodeId) -> Result<bool, T::Error> {
+        self.is_below(dir, node, |entry| entry.local.as_ref().map(|local| local.place.parent))
+    }
+
+    /// Returns whether `dir` is `node` or below it, by the remote tree.
+    fn is_below_there(&self, dir: NodeId, node: NodeId) -> Result<bool, T::Error> {
+        self.is_below(dir, node, |entry| entry.remote.as_ref().map(|r| r.node.place.parent))
+    }
+
+    fn is_below(
+        &self,
+        dir: NodeId,
+        node: NodeId,
+        parent: impl Fn(&Entry) -> Option<NodeId>,
+    ) -> Result<bool, T::Error> {
+        let mut at = dir;
+        for _ in 0..100_000 {
+            if at == node {
+                return Ok(true);
+            }
+            if at == NodeId::ROOT {
+                return Ok(false);
+            }
+            match parent(&self.trees.get(at)?) {
+                Some(next) => at = next,
+                None => return Ok(false),
+            }
+        }
+        // Only a cycle is this long; nothing may be moved into it.
+        Ok(true)
+    }
+}
+
+/// Returns where a parked node is, from the folder's root.
+fn parked_path(id: NodeId) -> RelPath {
+    let path = format!(".picloud/parked/{id}");
+    RelPath::parse(path.as_bytes()).unwrap_or_default()
+}
+
+/// Returns `stat` with what a link does not have taken out, so that equal links are equal.
+fn normal(mut stat: Stat) -> Stat {
+    if stat.kind == Some(crate::model::Kind::Link) {
+        stat.attrs.mode = 0;
+    }
+    stat
+}

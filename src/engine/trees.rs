@@ -9,7 +9,9 @@ use std::fmt::Debug;
 use serde::{Deserialize, Serialize};
 
 use super::seam::Stat;
-use crate::model::{Body, Content, Digest, Lineage, Name, Node, NodeId, Place, Rev, Timestamp};
+use crate::model::{
+    Attrs, Body, Content, Digest, Lineage, Name, Node, NodeId, Place, Rev, Timestamp,
+};
 
 /// A node on this disk, as last observed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +31,19 @@ pub struct Local {
     /// Whether it waits in `.picloud/parked` for its place to become free.
     #[serde(default)]
     pub parked: bool,
+    /// What its modification time and permissions stand for, where this disk could not hold those
+    /// of the drive: as long as the disk's stay as they are, these count.
+    #[serde(default)]
+    pub stands_for: Option<StandsFor>,
+}
+
+/// A modification time and permissions that a disk could not hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandsFor {
+    /// The drive's modification time.
+    pub mtime: Timestamp,
+    /// The drive's permissions.
+    pub attrs: Attrs,
 }
 
 /// What a node on this disk holds.
@@ -49,25 +64,43 @@ impl Local {
         self.alias.as_ref().unwrap_or(&self.place.name)
     }
 
+    /// Takes a new stat in; what it stands for is kept as far as the disk's own did not change.
+    pub fn set_stat(&mut self, stat: Stat) {
+        if let Some(stands_for) = &mut self.stands_for {
+            if stat.mtime != self.stat.mtime {
+                stands_for.mtime = stat.mtime;
+            }
+            if stat.attrs != self.stat.attrs {
+                stands_for.attrs = stat.attrs;
+            }
+        }
+        self.stat = stat;
+    }
+
+    /// Returns the permissions as the drive knows them.
+    #[must_use]
+    pub fn attrs(&self) -> Attrs {
+        self.stands_for.map_or(self.stat.attrs, |stands_for| stands_for.attrs)
+    }
+
+    /// Returns the modification time as the drive knows it.
+    #[must_use]
+    pub fn mtime(&self) -> Timestamp {
+        self.stands_for.map_or(self.stat.mtime, |stands_for| stands_for.mtime)
+    }
+
     /// Returns the node this is, or nothing while its bytes are not known.
     #[must_use]
     pub fn node(&self) -> Option<Node> {
         let body = match &self.body {
             LocalBody::Dir => Body::Dir,
             LocalBody::File(None) => return None,
-            LocalBody::File(Some(content)) => Body::File {
-                content: *content,
-                mtime: self.stat.mtime,
-            },
-            LocalBody::Link(target) => Body::Link {
-                target: target.clone(),
-            },
+            LocalBody::File(Some(content)) => {
+                Body::File { content: *content, mtime: self.stat.mtime }
+            }
+            LocalBody::Link(target) => Body::Link { target: target.clone() },
         };
-        Some(Node {
-            place: self.place.clone(),
-            body,
-            attrs: self.stat.attrs,
-        })
+        Some(Node { place: self.place.clone(), body, attrs: self.stat.attrs })
     }
 }
 
@@ -148,29 +181,15 @@ impl Totals {
     /// Takes the part of one entry into account, or out again with `add` false.
     pub fn count(&mut self, entry: &Entry, add: bool) {
         let step = |total: &mut u64, by: u64| {
-            *total = if add {
-                total.saturating_add(by)
-            } else {
-                total.saturating_sub(by)
-            };
+            *total = if add { total.saturating_add(by) } else { total.saturating_sub(by) };
         };
         if let Some(remote) = &entry.remote {
-            step(
-                if remote.node.is_dir() {
-                    &mut self.dirs
-                } else {
-                    &mut self.files
-                },
-                1,
-            );
+            step(if remote.node.is_dir() { &mut self.dirs } else { &mut self.files }, 1);
             step(&mut self.bytes, remote.node.body.content_len());
         }
         if entry.is_dirty() {
             if entry.comes_here() {
-                let bytes = entry
-                    .remote
-                    .as_ref()
-                    .map_or(0, |r| r.node.body.content_len());
+                let bytes = entry.remote.as_ref().map_or(0, |r| r.node.body.content_len());
                 let same = matches!((&entry.remote, &entry.synced), (Some(r), Some(s))
                     if r.node.body.same_bytes(&s.body));
                 step(&mut self.downloads, 1);

@@ -129,11 +129,7 @@ impl Line {
             started: Instant::now(),
             progress_ms: AtomicU64::new(0),
         });
-        let writer = Writer {
-            half,
-            items,
-            line: Arc::clone(&line),
-        };
+        let writer = Writer { half, items, line: Arc::clone(&line) };
         tokio::spawn(writer.run());
         line
     }
@@ -193,9 +189,7 @@ impl Line {
 
     /// Never waits: frames in the queue have their room, and there is a place for each that has.
     fn queue(&self, item: Item) -> Result<(), SendError> {
-        self.queue
-            .try_send(item)
-            .map_err(|_| SendError::Closed(self.reason()))
+        self.queue.try_send(item).map_err(|_| SendError::Closed(self.reason()))
     }
 
     /// Ends the connection now. Only the first reason counts.
@@ -226,10 +220,7 @@ impl Line {
             Ok(end) => end.clone(),
             Err(_) => None,
         };
-        ended.unwrap_or(End {
-            reason: CloseReason::Dropped,
-            farewell: None,
-        })
+        ended.unwrap_or(End { reason: CloseReason::Dropped, farewell: None })
     }
 
     fn reason(&self) -> CloseReason {
@@ -243,9 +234,7 @@ impl Line {
 
 impl fmt::Debug for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Line")
-            .field("ended", &self.ended())
-            .finish_non_exhaustive()
+        f.debug_struct("Line").field("ended", &self.ended()).finish_non_exhaustive()
     }
 }
 
@@ -270,10 +259,7 @@ const QUEUE_COUNT_MAX: usize = limits::QUEUE_LEN_MAX / COST_MIN + 64;
 
 /// What a frame takes of the queue's room.
 fn cost(frame: &EncodedFrame) -> u32 {
-    let cost = frame
-        .as_bytes()
-        .len()
-        .clamp(COST_MIN, limits::QUEUE_LEN_MAX);
+    let cost = frame.as_bytes().len().clamp(COST_MIN, limits::QUEUE_LEN_MAX);
     u32::try_from(cost).unwrap_or(u32::MAX)
 }
 

@@ -1,0 +1,203 @@
+//! Which nodes to plan next, and what the others wait for.
+//!
+//! Nothing here is durable, and nothing here has to be complete: the trees know what is dirty, and
+//! a sweep over them finds everything again. So each list has a bound, and dropping an id from a
+//! full one only costs a sweep.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+
+use crate::model::{NodeId, Rev};
+
+/// The most ids that are ready at a time.
+const READY_MAX: usize = 32 * 1024;
+/// The most ids that wait for another node.
+const WAITING_MAX: usize = 32 * 1024;
+/// The first delay after a failure, doubled with each further one up to [`DELAY_MAX_MS`].
+const DELAY_MIN_MS: u64 = 50;
+const DELAY_MAX_MS: u64 = 60_000;
+
+/// How often a node failed, and when it may be tried again.
+#[derive(Debug, Clone, Copy)]
+struct Retry {
+    at_ms: u64,
+    attempts: u32,
+}
+
+/// The lists.
+#[derive(Debug, Default)]
+pub(crate) struct Agenda {
+    ready: VecDeque<NodeId>,
+    queued: HashSet<NodeId>,
+    /// Nodes that wait until something happens to the node they are listed under.
+    waiting: HashMap<NodeId, Vec<NodeId>>,
+    waiting_count: usize,
+    /// Nodes that wait until the journal is known up to a rev.
+    after_rev: BTreeMap<Rev, Vec<NodeId>>,
+    retries: HashMap<NodeId, Retry>,
+    due: BTreeSet<(u64, NodeId)>,
+    /// Nodes for whose next step there was no room.
+    crowded: VecDeque<NodeId>,
+    /// Where the sweep over the dirty nodes is; none when there is none.
+    sweep: Option<u64>,
+    /// Whether another sweep is to follow.
+    sweep_again: bool,
+}
+
+impl Agenda {
+    /// Puts a node on the list, unless it is there.
+    pub(crate) fn schedule(&mut self, id: NodeId) {
+        if self.queued.contains(&id) {
+            return;
+        }
+        if self.ready.len() >= READY_MAX {
+            self.sweep_again = true;
+            return;
+        }
+        self.queued.insert(id);
+        self.ready.push_back(id);
+    }
+
+    /// Takes the next node off the list.
+    pub(crate) fn next(&mut self) -> Option<NodeId> {
+        let id = self.ready.pop_front()?;
+        self.queued.remove(&id);
+        Some(id)
+    }
+
+    /// Puts a node aside until something happens to `blocker`.
+    pub(crate) fn wait_for(&mut self, id: NodeId, blocker: NodeId) {
+        if self.waiting_count >= WAITING_MAX {
+            self.sweep_again = true;
+            return;
+        }
+        let list = self.waiting.entry(blocker).or_default();
+        if list.last() != Some(&id) {
+            list.push(id);
+            self.waiting_count += 1;
+        }
+    }
+
+    /// Something happened to `blocker`: who waited for it is ready.
+    pub(crate) fn wake(&mut self, blocker: NodeId) {
+        if let Some(list) = self.waiting.remove(&blocker) {
+            self.waiting_count -= list.len();
+            for id in list {
+                self.schedule(id);
+            }
+        }
+    }
+
+    /// Puts a node aside until the journal is known up to `rev`.
+    pub(crate) fn wait_for_rev(&mut self, id: NodeId, rev: Rev) {
+        self.after_rev.entry(rev).or_default().push(id);
+    }
+
+    /// The journal is known up to `rev`.
+    pub(crate) fn reached(&mut self, rev: Rev) {
+        let later = self.after_rev.split_off(&rev.next());
+        for id in std::mem::replace(&mut self.after_rev, later).into_values().flatten() {
+            self.schedule(id);
+        }
+    }
+
+    /// Puts a node aside for a while, longer each time until [`Agenda::clear_retry`].
+    pub(crate) fn retry(&mut self, id: NodeId, now_ms: u64) {
+        let attempts = self.retries.get(&id).map_or(0, |retry| retry.attempts);
+        self.retry_at(id, now_ms + (DELAY_MIN_MS << attempts.min(11)).min(DELAY_MAX_MS), attempts);
+    }
+
+    /// Puts a node aside for as long as is usual for what a person has to see to.
+    pub(crate) fn retry_slowly(&mut self, id: NodeId, now_ms: u64) {
+        let attempts = self.retries.get(&id).map_or(0, |retry| retry.attempts).max(5);
+        self.retry_at(id, now_ms + (DELAY_MIN_MS << attempts.min(11)).min(DELAY_MAX_MS), attempts);
+    }
+
+    fn retry_at(&mut self, id: NodeId, at_ms: u64, attempts: u32) {
+        let retry = Retry { at_ms, attempts: attempts + 1 };
+        if let Some(old) = self.retries.insert(id, retry) {
+            self.due.remove(&(old.at_ms, id));
+        }
+        self.due.insert((at_ms, id));
+    }
+
+    /// Returns whether a node must not be tried yet.
+    pub(crate) fn must_wait(&self, id: NodeId, now_ms: u64) -> bool {
+        self.retries.get(&id).is_some_and(|retry| retry.at_ms > now_ms)
+    }
+
+    /// Forgets that a node ever failed.
+    pub(crate) fn clear_retry(&mut self, id: NodeId) {
+        if let Some(old) = self.retries.remove(&id) {
+            self.due.remove(&(old.at_ms, id));
+        }
+    }
+
+    /// Makes every node ready that waits for a time.
+    pub(crate) fn retry_all_now(&mut self) {
+        for (_, id) in std::mem::take(&mut self.due) {
+            self.retries.remove(&id);
+            self.schedule(id);
+        }
+    }
+
+    /// Makes the nodes ready whose time has come; they stay remembered as having failed.
+    pub(crate) fn pass_time(&mut self, now_ms: u64) {
+        while let Some(&(at_ms, id)) = self.due.first()
+            && at_ms <= now_ms
+        {
+            self.due.pop_first();
+            self.schedule(id);
+        }
+    }
+
+    /// Returns when the next node's time comes.
+    pub(crate) fn next_due_ms(&self) -> Option<u64> {
+        self.due.first().map(|(at_ms, _)| *at_ms)
+    }
+
+    /// Puts a node aside until there is room for its next step.
+    pub(crate) fn crowd_out(&mut self, id: NodeId) {
+        self.crowded.push_back(id);
+    }
+
+    /// There is room again.
+    pub(crate) fn make_room(&mut self) {
+        for _ in 0..self.crowded.len().min(1024) {
+            if let Some(id) = self.crowded.pop_front() {
+                self.schedule(id);
+            }
+        }
+    }
+
+    /// Begins a sweep over all dirty nodes, or another one after the one under way.
+    pub(crate) fn sweep(&mut self) {
+        if self.sweep.is_some() {
+            self.sweep_again = true;
+        } else {
+            self.sweep = Some(0);
+        }
+    }
+
+    /// Returns the position after which the sweep goes on, when the lists have room for more.
+    pub(crate) fn sweep_position(&mut self) -> Option<u64> {
+        if self.ready.is_empty() && self.crowded.len() < 1024 {
+            if self.sweep.is_none() && self.sweep_again && self.waiting_count < WAITING_MAX {
+                self.sweep_again = false;
+                self.sweep = Some(0);
+            }
+            self.sweep
+        } else {
+            None
+        }
+    }
+
+    /// The sweep got as far as `position`; none ends it.
+    pub(crate) fn sweep_to(&mut self, position: Option<u64>) {
+        self.sweep = position;
+    }
+
+    /// Returns whether nothing is ready or will be without an event or the passing of time.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.ready.is_empty() && self.crowded.is_empty() && self.sweep.is_none()
+    }
+}

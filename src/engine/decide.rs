@@ -1,0 +1,158 @@
+//! What one node needs, from its three states alone: the table of design section 4 as a function.
+//!
+//! Pure. Neighbours (a parent that is not there yet, a name that is taken) are the planner's part.
+
+use super::trees::{Entry, Local};
+use crate::model::{Body, Node};
+
+/// What a node needs next. One thing at a time: when it is done, the node is decided on again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Nothing: the three states are equal.
+    Rest,
+    /// Both sides let go of it: forget it.
+    Forget,
+    /// Its bytes are not known yet.
+    Hash,
+    /// The merge base is to become the local state, so that what differs comes from the server:
+    /// two equal nodes met, or both sides changed an aspect in which the server's order wins.
+    TakeLocalAsBase,
+    /// The base is void: the node was deleted here, but changed there, and the change wins.
+    DropBase,
+    /// It was deleted there, but changed here, and the change wins: it goes on under a new id.
+    Revive,
+    /// Tell the server of it.
+    PushCreate,
+    /// Tell the server what changed.
+    PushUpdate(Aspects),
+    /// Tell the server that it is gone.
+    PushDelete,
+    /// Put it on disk.
+    PullCreate,
+    /// Move it on disk.
+    PullPlace,
+    /// Put the server's bytes on disk; with `keep`, what is there becomes a conflict copy.
+    PullBody {
+        /// Whether what is there is somebody's version.
+        keep: bool,
+    },
+    /// Set permissions and modification time on disk.
+    PullAttrs,
+    /// Take it from disk.
+    PullDelete,
+}
+
+/// Aspects of a node that can change by themselves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Aspects {
+    /// Parent or name.
+    pub(crate) place: bool,
+    /// Bytes, target or modification time.
+    pub(crate) body: bool,
+    /// Permissions.
+    pub(crate) attrs: bool,
+}
+
+/// The side from which one aspect has to go to the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Same,
+    Push,
+    Pull,
+    Both,
+}
+
+fn side<V: PartialEq>(base: &V, local: &V, remote: &V) -> Side {
+    if local == remote {
+        Side::Same
+    } else if remote == base {
+        Side::Push
+    } else if local == base {
+        Side::Pull
+    } else {
+        Side::Both
+    }
+}
+
+/// Returns what a node needs next.
+pub(crate) fn decide(entry: &Entry) -> Need {
+    if !entry.is_dirty() {
+        return Need::Rest;
+    }
+    let remote = entry.remote.as_ref().map(|remote| &remote.node);
+    let Some(local) = &entry.local else {
+        return match (remote, &entry.synced) {
+            (None, _) => Need::Forget,
+            (Some(_), None) => Need::PullCreate,
+            (Some(remote), Some(base)) if remote == base => Need::PushDelete,
+            (Some(_), Some(_)) => Need::DropBase,
+        };
+    };
+    let Some(here) = local.node() else {
+        return Need::Hash;
+    };
+    match (remote, &entry.synced) {
+        (None, None) => Need::PushCreate,
+        (None, Some(base)) if unchanged_since(&here, base) => Need::PullDelete,
+        (None, Some(_)) => Need::Revive,
+        (Some(there), None) if here.body.same_bytes(&there.body) => Need::TakeLocalAsBase,
+        (Some(there), None) if here.body.kind() != there.body.kind() => Need::Revive,
+        (Some(_), None) => Need::PullBody { keep: true },
+        (Some(there), Some(base)) => three_way(local, &here, there, base),
+    }
+}
+
+/// A directory's permissions alone do not keep it alive.
+fn unchanged_since(here: &Node, base: &Node) -> bool {
+    here == base || (here.is_dir() && here.place == base.place)
+}
+
+fn three_way(local: &Local, here: &Node, there: &Node, base: &Node) -> Need {
+    let place = side(&base.place, &here.place, &there.place);
+    let attrs = side(&base.attrs, &here.attrs, &there.attrs);
+    let body = body_side(&base.body, &here.body, &there.body);
+    // The order on disk: first where it is, then what it holds, then its attributes.
+    if local.parked || matches!(place, Side::Pull | Side::Both) {
+        return Need::PullPlace;
+    }
+    match body {
+        Side::Pull => return Need::PullBody { keep: false },
+        Side::Both => return Need::PullBody { keep: true },
+        Side::Same | Side::Push => {}
+    }
+    if matches!(attrs, Side::Pull | Side::Both) || needs_time(here, there, base) {
+        return Need::PullAttrs;
+    }
+    // Now nothing there is unknown here: what still differs was changed here.
+    let push = Aspects {
+        place: place == Side::Push,
+        body: body == Side::Push
+            || (body == Side::Same && here.body != there.body && there.body == base.body),
+        attrs: attrs == Side::Push,
+    };
+    if push == Aspects::default() {
+        // Both sides came to the same by themselves.
+        Need::TakeLocalAsBase
+    } else {
+        Need::PushUpdate(push)
+    }
+}
+
+/// Bytes decide; modification times alone are no conflict.
+fn body_side(base: &Body, here: &Body, there: &Body) -> Side {
+    if here.same_bytes(there) {
+        Side::Same
+    } else if there.same_bytes(base) {
+        Side::Push
+    } else if here.same_bytes(base) {
+        Side::Pull
+    } else {
+        Side::Both
+    }
+}
+
+/// Returns whether equal bytes have another modification time there than here, and it is the
+/// server's that counts: it changed there.
+fn needs_time(here: &Node, there: &Node, base: &Node) -> bool {
+    here.body.same_bytes(&there.body) && here.body != there.body && there.body != base.body
+}

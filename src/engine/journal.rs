@@ -1,0 +1,252 @@
+//! From pages of the journal and answers to commits to the remote tree.
+
+use super::seam::{Committed, JournalPage};
+use super::trees::{Remote, Trees};
+use super::{Engine, Flight, Pushed, Subject};
+use crate::model::{Digest, Lineage, NodeId, Refusal, Rev, Versioned};
+
+impl<T: Trees> Engine<T> {
+    /// A connection is there.
+    pub(super) fn online(
+        &mut self,
+        lineage: Lineage,
+        from: Rev,
+        head: Rev,
+    ) -> Result<(), T::Error> {
+        self.offline();
+        let mut meta = self.trees.meta();
+        let is_new_lineage = meta.lineage.is_some_and(|known| known != lineage);
+        if is_new_lineage || from < meta.cursor {
+            // The journal is told from the beginning. With another lineage nothing that both sides
+            // once agreed on counts any more: what follows is a union.
+            self.forget_remote(is_new_lineage)?;
+            meta = self.trees.meta();
+            meta.digest = Digest::default();
+            meta.cursor = Rev::ZERO;
+            meta.consistent = head == Rev::ZERO;
+            if is_new_lineage {
+                meta.linked = false;
+            }
+        } else if meta.lineage.is_none() || meta.cursor < head {
+            // Nothing is asked before everything is heard that was there at this moment: answers to
+            // what an earlier connection sent are part of it.
+            meta.consistent = meta.cursor == head;
+        }
+        meta.lineage = Some(lineage);
+        self.trees.set_meta(meta)?;
+        self.link.online = true;
+        self.link.head = head;
+        self.agenda.sweep();
+        Ok(())
+    }
+
+    /// The connection is gone: what was asked on it is in doubt, and is planned again.
+    pub(super) fn offline(&mut self) {
+        self.link.online = false;
+        self.batches.clear();
+        self.outbox.clear();
+        self.outbox_bytes = 0;
+        let cut: Vec<NodeId> = self
+            .flights
+            .iter()
+            .filter(|(_, flight)| matches!(flight, Flight::Commit { .. } | Flight::Upload { .. }))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in cut {
+            if let Some(Flight::Commit { pushed }) = self.land(id) {
+                self.in_doubt.insert(id, pushed);
+            }
+        }
+        self.uploaded.clear();
+    }
+
+    fn forget_remote(&mut self, with_base: bool) -> Result<(), T::Error> {
+        let mut after = None;
+        loop {
+            let ids = self.trees.all(after, 512)?;
+            let Some(last) = ids.last() else {
+                return Ok(());
+            };
+            after = Some(*last);
+            for id in ids {
+                let mut entry = self.trees.get(id)?;
+                entry.remote = None;
+                if with_base {
+                    entry.synced = None;
+                }
+                self.trees.put(id, &entry)?;
+            }
+        }
+    }
+
+    /// Takes a page in.
+    pub(super) fn page(&mut self, page: JournalPage) -> Result<(), T::Error> {
+        for Versioned { id, rev, node } in page.nodes {
+            let mut entry = self.trees.get(id)?;
+            if entry.remote.as_ref().is_some_and(|known| known.rev >= rev) {
+                continue;
+            }
+            if let Some(doubt) = self.in_doubt.remove(&id)
+                && doubt.node == node
+            {
+                // The change whose answer was lost: it is what both sides agreed on.
+                entry.synced = node.clone();
+            }
+            let mut meta = self.trees.meta();
+            if let Some(old) = &entry.remote {
+                meta.digest.remove(id, old.rev, &old.node);
+            }
+            if let Some(node) = &node {
+                meta.digest.add(id, rev, node);
+            }
+            self.trees.set_meta(meta)?;
+            entry.remote = node.map(|node| Remote { rev, node });
+            self.agenda.clear_retry(id);
+            self.put(id, &entry)?;
+            if entry.remote.is_none() && entry.synced.is_none() && entry.local.is_some() {
+                // The id is used up: what is here is a new node.
+                let fresh = self.fresh_id();
+                self.give_local(id, fresh)?;
+            }
+        }
+        let mut meta = self.trees.meta();
+        meta.cursor = meta.cursor.max(page.upto);
+        let was_consistent = meta.consistent;
+        meta.consistent = page.consistent;
+        self.trees.set_meta(meta)?;
+        self.link.head = self.link.head.max(page.head);
+        if meta.consistent && !was_consistent {
+            self.agenda.sweep();
+        }
+        if page.upto == page.head && page.consistent {
+            self.in_doubt.clear();
+        }
+        self.compare_digests(&page.digest, page.upto);
+        self.agenda.reached(meta.cursor);
+        Ok(())
+    }
+
+    fn compare_digests(&mut self, theirs: &Option<Digest>, upto: Rev) {
+        // Answers to our commits run ahead of the pages: compare only when the pages have caught up.
+        let Some(theirs) = theirs else { return };
+        if self.link.newest_own > upto {
+            return;
+        }
+        let agrees = self.trees.meta().digest == *theirs;
+        self.link.agrees = Some(agrees);
+        if !agrees {
+            self.link.needs_resubscribe = true;
+        }
+    }
+
+    /// Takes the answers to a commit in.
+    pub(super) fn committed(
+        &mut self,
+        batch: u64,
+        results: Vec<Committed>,
+        head: Rev,
+    ) -> Result<(), T::Error> {
+        let Some(ids) = self.batches.remove(&batch) else {
+            return Ok(());
+        };
+        self.link.head = self.link.head.max(head);
+        for (id, result) in ids.into_iter().zip(results) {
+            let Some(Flight::Commit { pushed }) = self.land(id) else {
+                continue;
+            };
+            match result {
+                Committed::Accepted { rev } => self.accepted(id, rev, pushed)?,
+                Committed::Refused(refusal) => self.refused(id, &pushed, refusal, head)?,
+                Committed::Changed => self.look_again(id)?,
+                Committed::Unreadable { reason } => {
+                    self.problem(Subject::Node(id), reason);
+                    self.agenda.retry_slowly(id, self.now.ms);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn accepted(&mut self, id: NodeId, rev: Rev, pushed: Pushed) -> Result<(), T::Error> {
+        self.link.newest_own = self.link.newest_own.max(rev);
+        self.uploaded.remove(&id);
+        let mut entry = self.trees.get(id)?;
+        // Up to the cursor the journal has told all; an answer about something older was to a change
+        // sent twice.
+        if rev > self.trees.meta().cursor
+            && entry.remote.as_ref().is_none_or(|known| known.rev < rev)
+        {
+            let mut meta = self.trees.meta();
+            if let Some(old) = &entry.remote {
+                meta.digest.remove(id, old.rev, &old.node);
+            }
+            if let Some(node) = &pushed.node {
+                meta.digest.add(id, rev, node);
+            }
+            self.trees.set_meta(meta)?;
+            entry.remote = pushed.node.clone().map(|node| Remote { rev, node });
+        }
+        let parent = pushed.node.as_ref().or(entry.synced.as_ref()).map(|node| node.place.parent);
+        entry.synced = pushed.node;
+        let came_back = entry.synced.is_none() && entry.local.is_some();
+        self.agenda.clear_retry(id);
+        self.put(id, &entry)?;
+        if came_back {
+            // Deleted there, and meanwhile something is here again: that is a new node.
+            let fresh = self.fresh_id();
+            self.give_local(id, fresh)?;
+        }
+        if let Some(parent) = parent {
+            // A directory's deletion waits for that of its entries.
+            self.agenda.wake(parent);
+        }
+        Ok(())
+    }
+
+    fn refused(
+        &mut self,
+        id: NodeId,
+        pushed: &Pushed,
+        refusal: Refusal,
+        head: Rev,
+    ) -> Result<(), T::Error> {
+        let now_ms = self.now.ms;
+        match refusal {
+            Refusal::Stale { .. } | Refusal::Illegal { .. }
+                if pushed.is_create && self.trees.get(id)?.remote.is_none() =>
+            {
+                // The id was used before (a lineage that began anew): go on under another.
+                let fresh = self.fresh_id();
+                self.give_local(id, fresh)?;
+                self.agenda.schedule(fresh);
+            }
+            Refusal::Stale { .. }
+            | Refusal::NoParent
+            | Refusal::NameTaken { .. }
+            | Refusal::Cycle
+            | Refusal::NotEmpty => {
+                // What we planned on is out of date: plan again when we know what the server knew.
+                // If that is so already, something else is wrong; do not ask in a tight loop.
+                if head > self.trees.meta().cursor {
+                    self.agenda.wait_for_rev(id, head);
+                }
+                self.agenda.retry(id, now_ms);
+            }
+            Refusal::MissingContent { .. } => {
+                self.uploaded.remove(&id);
+                self.agenda.retry(id, now_ms);
+            }
+            Refusal::Illegal { .. } | Refusal::NeedsApproval | Refusal::OverQuota => {
+                let reason = match &refusal {
+                    Refusal::NeedsApproval => "A mass deletion waits for approval: see `picloud \
+                                               held`, then `picloud approve`"
+                        .to_owned(),
+                    other => other.to_string(),
+                };
+                self.problem(Subject::Node(id), reason);
+                self.agenda.retry_slowly(id, now_ms);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,280 @@
+//! What became of actions, taken into the trees.
+
+use super::seam::{Hashed, Outcome, Stat, Uploaded};
+use super::trees::{Local, LocalBody, StandsFor, Trees};
+use super::{ApplyKind, Applying, Engine, Flight, Subject, normal};
+use crate::model::{Body, Name, Node, NodeId, Place};
+
+impl<T: Trees> Engine<T> {
+    pub(super) fn hashed(&mut self, id: NodeId, hashed: Hashed) -> Result<(), T::Error> {
+        if !matches!(self.flights.get(&id), Some(Flight::Hash)) {
+            return Ok(());
+        }
+        self.land(id);
+        let mut entry = self.trees.get(id)?;
+        let Some(local) = &mut entry.local else {
+            return Ok(());
+        };
+        match hashed {
+            Hashed::Content { stat, content, racy } => {
+                let stat = normal(stat);
+                if !local.stat.same_inode(&stat) {
+                    return self.look_again(id);
+                }
+                if !matches!(local.body, LocalBody::File(_)) {
+                    return Ok(());
+                }
+                let dir = local.place.parent;
+                local.set_stat(stat);
+                local.body = LocalBody::File(Some(content));
+                local.racy = racy;
+                self.agenda.clear_retry(id);
+                self.solve(&Subject::Node(id));
+                self.put(id, &entry)?;
+                if racy {
+                    self.recheck(dir);
+                }
+            }
+            Hashed::Changed => self.look_again(id)?,
+            Hashed::Unreadable { reason } => {
+                self.problem(Subject::Node(id), reason);
+                self.agenda.retry_slowly(id, self.now.ms);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn uploaded(&mut self, id: NodeId, uploaded: Uploaded) -> Result<(), T::Error> {
+        if !matches!(self.flights.get(&id), Some(Flight::Upload { .. })) {
+            return Ok(());
+        }
+        let Some(Flight::Upload { content }) = self.land(id) else {
+            return Ok(());
+        };
+        match uploaded {
+            Uploaded::Done => {
+                self.solve(&Subject::Node(id));
+                self.agenda.clear_retry(id);
+                self.uploaded.insert(id, content);
+            }
+            Uploaded::Changed => self.look_again(id)?,
+            Uploaded::Later { reason } => {
+                if self.link.online {
+                    self.problem(Subject::Node(id), reason);
+                }
+                self.agenda.retry(id, self.now.ms);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is on disk is not what was expected: look at the place, then plan again.
+    pub(super) fn look_again(&mut self, id: NodeId) -> Result<(), T::Error> {
+        if let Some(local) = self.trees.get(id)?.local {
+            if local.parked {
+                // Only we move things there: whatever became of it, it is not there any more.
+                let mut entry = self.trees.get(id)?;
+                entry.local = None;
+                self.paths.clear();
+                self.put(id, &entry)?;
+                self.looks.rescan();
+            } else {
+                self.looks.hint_name(local.place.parent, local.disk_name().clone());
+            }
+        }
+        self.agenda.retry(id, self.now.ms);
+        Ok(())
+    }
+
+    pub(super) fn applied(&mut self, id: NodeId, outcome: Outcome) -> Result<(), T::Error> {
+        if !matches!(self.flights.get(&id), Some(Flight::Apply(_))) {
+            return Ok(());
+        }
+        let Some(Flight::Apply(applying)) = self.land(id) else {
+            return Ok(());
+        };
+        let subject = Subject::Node(id);
+        match outcome {
+            Outcome::Done { stat, kept } => {
+                self.agenda.clear_retry(id);
+                self.solve(&subject);
+                self.stubborn.remove(&id);
+                self.done(id, applying, normal(stat), kept)?;
+            }
+            Outcome::Changed | Outcome::Taken => {
+                for (dir, name) in applying.targets {
+                    self.looks.hint_name(dir, name);
+                }
+                self.look_again(id)?;
+            }
+            Outcome::NameImpossible { reason } => {
+                if let ApplyKind::Put { node, .. } | ApplyKind::Move { node, .. } = &applying.what {
+                    if self.aliases.contains_key(&id) {
+                        self.agenda.retry_slowly(id, self.now.ms);
+                    } else {
+                        self.aliases.insert(id, alias_name(&node.place.name, id));
+                        self.agenda.schedule(id);
+                    }
+                }
+                self.problem(subject, reason);
+            }
+            Outcome::NotEmpty => {
+                // Something is in it that we do not know, or ignore. If it is still so after
+                // another look, the directory stays, and the others get it back.
+                let times = self.stubborn.entry(id).or_insert(0);
+                *times += 1;
+                if *times > 2 {
+                    self.stubborn.remove(&id);
+                    let fresh = self.fresh_id();
+                    self.give_local(id, fresh)?;
+                    self.agenda.schedule(fresh);
+                } else {
+                    self.looks.hint_all(id);
+                    self.agenda.retry(id, self.now.ms);
+                }
+            }
+            Outcome::NoContent { reason } => {
+                if self.link.online {
+                    self.problem(subject, reason);
+                }
+                self.agenda.retry(id, self.now.ms);
+            }
+            Outcome::Failed { reason } => {
+                self.problem(subject, reason);
+                self.agenda.retry_slowly(id, self.now.ms);
+            }
+        }
+        Ok(())
+    }
+
+    fn done(
+        &mut self,
+        id: NodeId,
+        applying: Applying,
+        stat: Stat,
+        kept: Option<Name>,
+    ) -> Result<(), T::Error> {
+        let mut entry = self.trees.get(id)?;
+        let parent_was = entry.local.as_ref().map(|local| local.place.parent);
+        match applying.what {
+            ApplyKind::Put { node, alias, base } => {
+                if node.place.parent != NodeId::ROOT
+                    && self.trees.get(node.place.parent)?.local.is_none()
+                {
+                    // Its directory went away with it meanwhile.
+                    return Ok(());
+                }
+                if let Some(kept) = kept {
+                    self.looks.hint_name(node.place.parent, kept);
+                }
+                let is_dir = node.is_dir();
+                let was_here = entry.local.is_some();
+                entry.synced = Some(base);
+                entry.local = Some(new_local(node, alias, stat));
+                if is_dir && was_here {
+                    // Only its attributes changed; what is below stays.
+                    return self.put(id, &entry);
+                }
+                self.put(id, &entry)?;
+                if is_dir {
+                    self.looks.hint_all(id);
+                    self.schedule_children_there(id)?;
+                }
+            }
+            ApplyKind::Move { node, alias } => {
+                let Some(local) = &mut entry.local else {
+                    return Ok(());
+                };
+                local.place = node.place.clone();
+                local.alias = alias;
+                local.parked = false;
+                local.set_stat(stat);
+                if let Some(base) = &mut entry.synced {
+                    base.place = node.place;
+                }
+                self.paths.clear();
+                self.put(id, &entry)?;
+            }
+            ApplyKind::Park => {
+                let Some(local) = &mut entry.local else {
+                    return Ok(());
+                };
+                local.parked = true;
+                local.set_stat(stat);
+                self.paths.clear();
+                self.put(id, &entry)?;
+            }
+            ApplyKind::SetAside => {
+                let (Some(local), Some(kept)) = (&mut entry.local, kept) else {
+                    return Ok(());
+                };
+                local.place.name = kept;
+                local.alias = None;
+                local.set_stat(stat);
+                self.paths.clear();
+                self.put(id, &entry)?;
+            }
+            ApplyKind::Remove => {
+                entry.local = None;
+                if entry.remote.is_none() {
+                    entry.synced = None;
+                }
+                self.paths.clear();
+                self.put(id, &entry)?;
+            }
+        }
+        if let Some(parent) = parent_was {
+            // A directory that is to go waits for its entries.
+            self.agenda.wake(parent);
+            self.agenda.schedule(parent);
+        }
+        Ok(())
+    }
+
+    /// A directory is here now: what the server has in it can follow.
+    fn schedule_children_there(&mut self, dir: NodeId) -> Result<(), T::Error> {
+        let mut after = None;
+        loop {
+            let children = self.trees.remote_children(dir, after, 512)?;
+            let Some(last) = children.last() else {
+                return Ok(());
+            };
+            after = Some(*last);
+            for child in children {
+                self.agenda.schedule(child);
+            }
+        }
+    }
+}
+
+fn new_local(node: Node, alias: Option<Name>, stat: Stat) -> Local {
+    let mtime = match &node.body {
+        Body::File { mtime, .. } => *mtime,
+        Body::Dir | Body::Link { .. } => stat.mtime,
+    };
+    let holds = mtime == stat.mtime && node.attrs == stat.attrs;
+    let stands_for = (!holds).then_some(StandsFor { mtime, attrs: node.attrs });
+    let body = match node.body {
+        Body::Dir => LocalBody::Dir,
+        Body::File { content, .. } => LocalBody::File(Some(content)),
+        Body::Link { target } => LocalBody::Link(target),
+    };
+    let place = Place { parent: node.place.parent, name: node.place.name };
+    Local { place, alias, stat, body, racy: false, parked: false, stands_for }
+}
+
+/// Returns another name for a node whose own this disk cannot hold: ASCII letters, digits and a few
+/// signs of it, with the node's id, which no two nodes share.
+fn alias_name(name: &Name, id: NodeId) -> Name {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b' ');
+    let bytes = name.as_bytes();
+    let (stem, extension) = match bytes.iter().rposition(|byte| *byte == b'.') {
+        Some(dot) if dot > 0 && bytes.len() - dot <= 16 => bytes.split_at(dot),
+        _ => (bytes, &b""[..]),
+    };
+    let mut alias: Vec<u8> = stem.iter().copied().filter(is_plain).take(120).collect();
+    let hex = id.to_string();
+    alias.extend_from_slice(format!(" (name clash {})", &hex[hex.len() - 8..]).as_bytes());
+    alias.extend(extension.iter().copied().filter(|byte| is_plain(byte) || *byte == b'.'));
+    Name::new(alias).unwrap_or_else(|_| name.clone())
+}

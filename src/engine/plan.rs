@@ -1,0 +1,806 @@
+//! The planner: what a node needs (`decide`), fitted to its neighbours, as actions.
+//!
+//! A node is planned when it is ready. Whatever it needs first (its parent on the other side, a name
+//! that another node has to leave, room in a window) it waits for, and is planned again. So plans
+//! are small, are made from the newest state, and need no undoing.
+
+use super::decide::{Aspects, Need, decide};
+use super::seam::{Action, DirRef, DiskOp, Expected, Outgoing, Spot};
+use super::trees::{Entry, Local, LocalBody, Remote, Trees};
+use super::{
+    APPLIES_MAX, ApplyKind, Applying, COMMIT_BYTES_MAX, COMMIT_CHANGES_MAX, COMMITS_MAX, Engine,
+    Flight, HASHES_MAX, Pushed, Subject, UPLOADS_MAX,
+};
+use crate::model::{Body, Change, ChangeOp, Content, Name, Node, NodeId, Place, Rev};
+
+/// The longest chain of nodes, each of which waits for the next to leave its name, that is followed
+/// to find a ring; a longer one is taken for one.
+const RING_MAX: usize = 64;
+
+/// Whether a neighbour is ready.
+enum Ready<V> {
+    Yes(V),
+    /// Wait for this node.
+    After(NodeId),
+    /// Something was changed; plan this node again.
+    Again,
+    /// What is on disk at the name is in question; wait for the look at it.
+    Looking,
+}
+
+macro_rules! ready {
+    ($self:ident, $id:ident, $what:expr) => {
+        match $what {
+            Ready::Yes(value) => value,
+            Ready::After(blocker) => {
+                $self.agenda.schedule(blocker);
+                $self.agenda.wait_for($id, blocker);
+                return Ok(());
+            }
+            Ready::Again => {
+                $self.agenda.schedule($id);
+                return Ok(());
+            }
+            Ready::Looking => {
+                $self.looks.wait_for_looks($id);
+                return Ok(());
+            }
+        }
+    };
+}
+
+impl<T: Trees> Engine<T> {
+    /// Plans one node.
+    pub(super) fn plan(&mut self, id: NodeId, actions: &mut Vec<Action>) -> Result<(), T::Error> {
+        if self.flights.contains_key(&id) || self.agenda.must_wait(id, self.now.ms) {
+            return Ok(());
+        }
+        let entry = self.trees.get(id)?;
+        let need = decide(&entry);
+        match need {
+            Need::Rest => return Ok(()),
+            Need::Forget => return self.put(id, &Entry::default()),
+            Need::Hash => return self.hash(id, &entry, actions),
+            _ => {}
+        }
+        if !self.link.online || self.link.paused || !self.trees.meta().consistent {
+            return Ok(());
+        }
+        match need {
+            Need::Rest | Need::Forget | Need::Hash => Ok(()),
+            Need::TakeLocalAsBase => {
+                let mut entry = entry;
+                entry.synced = entry.local.as_ref().and_then(Local::node);
+                self.put(id, &entry)
+            }
+            Need::DropBase => {
+                let mut entry = entry;
+                entry.synced = None;
+                self.put(id, &entry)
+            }
+            Need::Revive => {
+                let fresh = self.fresh_id();
+                self.give_local(id, fresh)
+            }
+            Need::PushCreate | Need::PushUpdate(_) | Need::PushDelete => {
+                if self.batches.len() + usize::from(!self.outbox.is_empty()) > COMMITS_MAX {
+                    self.agenda.crowd_out(id);
+                    return Ok(());
+                }
+                match need {
+                    Need::PushCreate => self.push_create(id, &entry, actions),
+                    Need::PushUpdate(aspects) => self.push_update(id, &entry, aspects, actions),
+                    _ => self.push_delete(id, &entry, actions),
+                }
+            }
+            Need::PullCreate
+            | Need::PullPlace
+            | Need::PullBody { .. }
+            | Need::PullAttrs
+            | Need::PullDelete => {
+                // Before the first look at the disk is complete, what is there is not known.
+                if self.looks.rescans_done == 0 {
+                    return Ok(());
+                }
+                if self.counts.applies >= APPLIES_MAX {
+                    self.agenda.crowd_out(id);
+                    return Ok(());
+                }
+                if let Some(local) = &entry.local
+                    && self.looks.is_pending(local.place.parent, local.disk_name())
+                {
+                    self.looks.wait_for_looks(id);
+                    return Ok(());
+                }
+                match need {
+                    Need::PullCreate => self.pull_create(id, &entry, actions),
+                    Need::PullPlace => self.pull_place(id, &entry, actions),
+                    Need::PullBody { keep } => self.pull_body(id, &entry, keep, actions),
+                    Need::PullAttrs => self.pull_attrs(id, &entry, actions),
+                    _ => self.pull_delete(id, &entry, actions),
+                }
+            }
+        }
+    }
+
+    fn hash(
+        &mut self,
+        id: NodeId,
+        entry: &Entry,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), T::Error> {
+        if self.counts.hashes >= HASHES_MAX {
+            self.agenda.crowd_out(id);
+            return Ok(());
+        }
+        let Some(local) = &entry.local else {
+            return Ok(());
+        };
+        let Some(at) = self.spot(local)? else {
+            return Ok(());
+        };
+        self.launch(id, Flight::Hash);
+        actions.push(Action::Hash { node: id, at, stat: local.stat });
+        Ok(())
+    }
+
+    // To the server.
+
+    fn push_create(
+        &mut self,
+        id: NodeId,
+        entry: &Entry,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), T::Error> {
+        let Some((local, node)) = entry.local.as_ref().and_then(|l| Some((l, l.node()?))) else {
+            return Ok(());
+        };
+        ready!(self, id, self.parent_there(node.place.parent)?);
+        ready!(self, id, self.name_there(id, &node.place)?);
+        let attach = match self.content_there(id, local, &node.body, None, actions)? {
+            Some(attach) => attach,
+            None => return Ok(()),
+        };
+        let change = Change { node: id, base: Rev::ZERO, op: ChangeOp::Create(node.clone()) };
+        let pushed = Pushed { node: Some(node), is_create: true };
+        self.commit(Outgoing { change, attach }, pushed, actions);
+        Ok(())
+    }
+
+    fn push_update(
+        &mut self,
+        id: NodeId,
+        entry: &Entry,
+        mut aspects: Aspects,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), T::Error> {
+        let (Some(local), Some(remote)) = (&entry.local, &entry.remote) else {
+            return Ok(());
+        };
+        let Some(here) = local.node() else {
+            return Ok(());
+        };
+        let mut place = here.place.clone();
+        if aspects.place {
+            let parent = place.parent;
+            if self.is_below_there(parent, id)? {
+                // Somebody moved the new parent into this directory: the server's order wins.
+                return self.pull_place(id, entry, actions);
+            }
+            if self.is_ring_there(id)? {
+                // Each node of the ring waits for the next to leave its name, or to be there. This
+                // one leaves its own first, to a name nobody has.
+                let is_there = self.trees.get(parent)?.remote.is_some();
+                let parent = if is_there { parent } else { NodeId::ROOT };
+                place = Place { parent, name: between_name(id) };
+            } else {
+                ready!(self, id, self.parent_there(parent)?);
+                ready!(self, id, self.name_there(id, &place)?);
+            }
+        }
+        let attach = if aspects.body {
+            match self.content_there(id, local, &here.body, Some(&remote.node.body), actions)? {
+                Some(attach) => attach,
+                None => return Ok(()),
+            }
+        } else {
+            None
+        };
+        aspects.place &= place != remote.node.place;
+        let after = Node {
+            place: if aspects.place { place.clone() } else { remote.node.place.clone() },
+            body: if aspects.body { here.body.clone() } else { remote.node.body.clone() },
+            attrs: if aspects.attrs { here.attrs } else { remote.node.attrs },
+        };
+        let op = ChangeOp::Update {
+            place: aspects.place.then_some(place),
+            body: aspects.body.then_some(here.body),
+            attrs: aspects.attrs.then_some(here.attrs),
+        };
+        let change = Change { node: id, base: remote.rev, op };
+        let pushed = Pushed { node: Some(after), is_create: false };
+        self.commit(Outgoing { change, attach }, pushed, actions);
+        Ok(())
+    }
+
+    fn push_delete(
+        &mut self,
+        id: NodeId,
+        entry: &Entry,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), T::Error> {
+        let Some(remote) = &entry.remote else {
+            return Ok(());
+        };
+        if remote.node.is_dir() {
+            // Its entries first: those deleted here too go the same way; any other brings the
+            // directory back when it is planned.
+            for child in self.trees.remote_children(id, None, 8)? {
+                let on_its_way = matches!(self.flights.get(&child),
+                    Some(Flight::Commit { pushed }) if pushed.node.is_none());
+                if !on_its_way {
+                    self.agenda.schedule(child);
+                    self.agenda.wait_for(id, child);
+                    return Ok(());
+                }
+            }
+            if let [.., last] = self.trees.remote_children(id, None, 9)?.as_slice()
+                && self.trees.remote_children(id, None, 9)?.len() > 8
+            {
+                self.agenda.wait_for(id, *last);
+                return Ok(());
+            }
+        }
+        let change = Change { node: id, base: remote.rev, op: ChangeOp::Delete };
+        let pushed = Pushed { node: None, is_create: false };
+        self.commit(Outgoing { change, attach: None }, pushed, actions);
+        Ok(())
+    }
+
+    fn commit(&mut self, outgoing: Outgoing, pushed: Pushed, actions: &mut Vec<Action>) {
+        let id = outgoing.change.node;
+        if let Some((_, expected)) = &outgoing.attach {
+            self.outbox_bytes += expected.content.map_or(0, |content| content.len());
+        }
+        self.launch(id, Flight::Commit { pushed });
+        self.outbox.push(outgoing);
+        if self.outbox.len() >= COMMIT_CHANGES_MAX || self.outbox_bytes >= COMMIT_BYTES_MAX {
+            self.flush(actions);
+        }
+    }
+
+    /// Sends the changes gathered so far.
+    pub(super) fn flush(&mut self, actions: &mut Vec<Action>) {
+        if self.outbox.is_empty() {
+            return;
+        }
+        let changes = std::mem::take(&mut self.outbox);
+        self.outbox_bytes = 0;
+        let batch = self.next_batch;
+        self.next_batch += 1;
+        self.batches.insert(batch, changes.iter().map(|outgoing| outgoing.change.node).collect());
+        actions.push(Action::Commit { batch, changes });
+    }
+
+    /// Sees to it that the server has the content of a file: nothing when that takes an upload
+    /// first, else what has to be attached to the change.
+    #[expect(clippy::type_complexity, reason = "the inner option is `Outgoing::attach`")]
+    fn content_there(
+        &mut self,
+        id: NodeId,
+        local: &Local,
+        body: &Body,
+        known: Option<&Body>,
+        actions: &mut Vec<Action>,
+    ) -> Result<Option<Option<(Spot, Expected)>>, T::Error> {
+        let Body::File { content, .. } = body else {
+            return Ok(Some(None));
+        };
+        let is_there = content.is_empty()
+            || known.is_some_and(|known| known.same_bytes(body))
+            || self.uploaded.get(&id) == Some(content);
+        if is_there {
+            return Ok(Some(None));
+        }
+        let Some(at) = self.spot(local)? else {
+            return Ok(None);
+        };
+        let expected = Expected { stat: local.stat, content: Some(*content) };
+        match content {
+            Content::Chunk { len, .. } if *len <= self.settings.inline_len_max => {
+                Ok(Some(Some((at, expected))))
+            }
+            _ => {
+                if self.counts.uploads >= UPLOADS_MAX {
+                    self.agenda.crowd_out(id);
+                } else {
+                    self.launch(id, Flight::Upload { content: *content });
+                    actions.push(Action::Upload { node: id, at, expected });
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Sees to it that a directory of this disk is on the server, or will be before what is sent
+    /// next.
+    fn parent_there(&mut self, parent: NodeId) -> Result<Ready<()>, T::Error> {
+        if parent == NodeId::ROOT {
+            return Ok(Ready::Yes(()));
+        }
+        let entry = self.trees.get(parent)?;
+        if entry.remote.is_some()
+            || matches!(self.flights.get(&parent),
+                Some(Flight::Commit { pushed }) if pushed.is_create)
+        {
+            return Ok(Ready::Yes(()));
+        }
+        if entry.synced.is_some() {
+            // Deleted there, but something new or edited is in it here: it lives on.
+            let fresh = self.fresh_id();
+            self.give_local(parent, fresh)?;
+            self.agenda.schedule(fresh);
+            return Ok(Ready::Again);
+        }
+        Ok(Ready::After(parent))
+    }
+
+    /// Sees to it that a name is free on the server, or will be before what is sent next.
+    fn name_there(&mut self, id: NodeId, place: &Place) -> Result<Ready<()>, T::Error> {
+        for other in self.trees.remote_at(place.parent, &place.name)? {
+            if other == id {
+                continue;
+            }
+            if let Some(Flight::Commit { pushed }) = self.flights.get(&other)
+                && pushed.node.as_ref().is_none_or(|node| node.place != *place)
+            {
+                continue;
+            }
+            // It is to leave (deleted or moved here, not told yet), or to come here, and then this
+            // node makes way.
+            return Ok(Ready::After(other));
+        }
+        Ok(Ready::Yes(()))
+    }
+
+    /// Returns whether what a node waits for on the server waits, over others, for the node itself.
+    fn is_ring_there(&self, id: NodeId) -> Result<bool, T::Error> {
+        let mut at = id;
+        for _ in 0..RING_MAX {
+            match self.blocker_there(at)? {
+                None => return Ok(false),
+                Some(next) if next == id => return Ok(true),
+                Some(next) => at = next,
+            }
+        }
+        Ok(false)
+    }
+
+    /// Returns the node that has to be on the server, or to leave its name there, before this one
+    /// can be told.
+    fn blocker_there(&self, id: NodeId) -> Result<Option<NodeId>, T::Error> {
+        let entry = self.trees.get(id)?;
+        let place = match (decide(&entry), &entry.local) {
+            (Need::PushCreate | Need::PushUpdate(Aspects { place: true, .. }), Some(local)) => {
+                &local.place
+            }
+            (Need::PushDelete, _) => {
+                return Ok(self.trees.remote_children(id, None, 1)?.first().copied());
+            }
+            _ => return Ok(None),
+        };
+        if place.parent != NodeId::ROOT && self.trees.get(place.parent)?.remote.is_none() {
+            return Ok(Some(place.parent));
+        }
+        let holders = self.trees.remote_at(place.parent, &place.name)?;
+        Ok(holders.into_iter().find(|holder| *holder != id))
+    }
+
+    // To the disk.
+
+    fn apply(
+        &mut self,
+        id: NodeId,
+        op: DiskOp,
+        what: ApplyKind,
+        targets: Vec<(NodeId, Name)>,
+        actions: &mut Vec<Action>,
+    ) {
+        self.launch(id, Flight::Apply(Applying { what, targets }));
+        actions.push(Action::Apply { node: id, op });
+    }
+
+    fn pull_create(
+        &mut self,
+        id: NodeId,
+        entry: &Entry,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), T::Error> {
+        let Some(Remote { node, .. }) = &entry.remote else {
+            return Ok(());
+        };
+        let parent = node.place.parent;
+        let name = self.disk_name(id, &node.place);
+        if is_reserved(&node.place) {
+            let reason = "The name \".picloud\" is PiCloud's own here; rename it on another device";
+            self.problem(Subject::Node(id), reason);
+            self.agenda.retry_slowly(id, self.now.ms);
+            return Ok(());
+        }
+        let dir = ready!(self, id, self.parent_here(parent)?);
+        ready!(self, id, self.name_here(id, Some(&node.body), parent, &name, actions)?);
+        let at = Spot { dir, name: name.clone() };
+        let alias = (name != node.place.name).then(|| name.clone());
+        let op = match &node.body {
+            Body::Dir => DiskOp::MakeDir { at, attrs: node.attrs },
+            Body::File { content, mtime } => DiskOp::Write {
+                at,
+                content: *content,
+                mtime: *mtime,
+                attrs: node.attrs,
+                over: None,
+                keep: false,
+            },
+            Body::Link { target } => {
+                DiskOp::Link { at, target: target.clone(), over: None, keep: false }
+            }
+        };
+        let what = ApplyKind::Put { node: node.clone(), alias, base: node.clone() };
+        self.apply(id, op, what, vec![(parent, name)], actions);
+        Ok(())
+    }
+
+    fn pull_place(
+        &mut self,
+        id: NodeId,
+        entry: &Entry,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), T::Error> {
+        let (Some(local), Some(Remote { node, .. })) = (&entry.local, &entry.remote) else {
+            return Ok(());
+        };
+        let place = &node.place;
+        let name = self.disk_name(id, place);
+        if is_reserved(place) {
+            let reason = "The name \".picloud\" is PiCloud's own here; rename it on another device";
+            self.problem(Subject::Node(id), reason);
+            self.agenda.retry_slowly(id, self.now.ms);
+            return Ok(());
+        }
+        if !local.parked && local.place == *place {
+            // Moved back and forth: only the base is out of date.
+            let mut entry = entry.clone();
+            if let Some(base) = &mut entry.synced {
+                base.place = place.clone();
+            }
+            return self.put(id, &entry);
+        }
+        if self.is_below_here(place.parent, id)? {
+            // Its new parent is still inside it: out of the way, so that the parent can come out.
+            if !local.parked {
+                return self.park(id, local, actions);
+            }
+            self.agenda.schedule(place.parent);
+            self.agenda.wait_for(id, place.parent);
+            self.agenda.retry(id, self.now.ms);
+            return Ok(());
+        }
+        let dir = ready!(self, id, self.parent_here(place.parent)?);
+        if !local.parked && self.is_ring_here(id, place.parent, &name)? {
+            return self.park(id, local, actions);
+        }
+        ready!(self, id, self.name_here(id, None, place.parent, &name, actions)?);
+        let from = self.spot(local)?;
+        if from.is_none() && !local.parked {
+            self.agenda.retry(id, self.now.ms);
+            return Ok(());
+        }
+        let mut targets = vec![(place.parent, name.clone())];
+        if !local.parked {
+            targets.push((local.place.parent, local.disk_name().clone()));
+        }
+        let to = Some(Spot { dir, name: name.clone() });
+        let op = DiskOp::Move { from, to, expected: expected(local) };
+        let alias = (name != place.name).then_some(name);
+        self.apply(id, op, ApplyKind::Move { node: node.clone(), alias }, targets, actions);
+        Ok(())
+    }
+
+    fn park(
+        &mut self,
+        id: NodeId,
+        local: &Local,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), T::Error> {
+        let Some(from) = self.spot(local)? else {
+            self.agenda.retry(id, self.now.ms);
+            return Ok(());
+        };
+        let targets = vec![(local.place.parent, local.disk_name().clone())];
+        let op = DiskOp::Move { from: Some(from), to: None, expected: expected(local) };
+        self.apply(id, op, ApplyKind::Park, targets, actions);
+        Ok(())
+    }
+
+    fn pull_body(
+        &mut self,
+        id: NodeId,
+        entry: &Entry,
+        keep: bool,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), T::Error> {
+        let (Some(local), Some(Remote { node, .. })) = (&entry.local, &entry.remote) else {
+            return Ok(());
+        };
+        let Some(at) = self.spot(local)? else {
+            self.agenda.retry(id, self.now.ms);
+            return Ok(());
+        };
+        // Permissions changed here, and only here, stay.
+        let attrs = match &entry.synced {
+            Some(base) if base.attrs == node.attrs => local.attrs(),
+            _ => node.attrs,
+        };
+        let over = Some(expected(local));
+        let op = match &node.body {
+            Body::Dir => return Ok(()),
+            Body::File { content, mtime } => {
+                DiskOp::Write { at, content: *content, mtime: *mtime, attrs, over, keep }
+            }
+            Body::Link { target } => DiskOp::Link { at, target: target.clone(), over, keep },
+        };
+        let put = Node { place: local.place.clone(), body: node.body.clone(), attrs };
+        let base = Node {
+            place: entry.synced.as_ref().map_or(&local.place, |base| &base.place).clone(),
+            body: node.body.clone(),
+            attrs: node.attrs,
+        };
+        let what = ApplyKind::Put { node: put, alias: local.alias.clone(), base };
+        let targets = vec![(local.place.parent, local.disk_name().clone())];
+        self.apply(id, op, what, targets, actions);
+        Ok(())
+    }
+
+    fn pull_attrs(
+        &mut self,
+        id: NodeId,
+        entry: &Entry,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), T::Error> {
+        let (Some(local), Some(Remote { node, .. }), Some(base)) =
+            (&entry.local, &entry.remote, &entry.synced)
+        else {
+            return Ok(());
+        };
+        let Some(here) = local.node() else {
+            return Ok(());
+        };
+        let Some(at) = self.spot(local)? else {
+            self.agenda.retry(id, self.now.ms);
+            return Ok(());
+        };
+        let attrs = if base.attrs == node.attrs { here.attrs } else { node.attrs };
+        // The time comes along where the bytes are equal; an edit made here keeps its own.
+        let takes_time = here.body.same_bytes(&node.body) && node.body != base.body;
+        let body = if takes_time { node.body.clone() } else { here.body };
+        let mtime = match &body {
+            Body::File { mtime, .. } => Some(*mtime),
+            Body::Dir | Body::Link { .. } => None,
+        };
+        let op = DiskOp::SetAttrs { at, expected: expected(local), attrs, mtime };
+        let put = Node { place: local.place.clone(), body, attrs };
+        let base = Node {
+            place: base.place.clone(),
+            body: if takes_time { node.body.clone() } else { base.body.clone() },
+            attrs: node.attrs,
+        };
+        let what = ApplyKind::Put { node: put, alias: local.alias.clone(), base };
+        let targets = vec![(local.place.parent, local.disk_name().clone())];
+        self.apply(id, op, what, targets, actions);
+        Ok(())
+    }
+
+    fn pull_delete(
+        &mut self,
+        id: NodeId,
+        entry: &Entry,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), T::Error> {
+        let Some(local) = &entry.local else {
+            return Ok(());
+        };
+        if local.body == LocalBody::Dir {
+            // Its entries first: those deleted there too go the same way, those moved there leave;
+            // any that stays brings the directory back when it is planned.
+            if let Some(child) = self.trees.local_children(id, None, 1)?.first() {
+                self.agenda.schedule(*child);
+                self.agenda.wait_for(id, *child);
+                return Ok(());
+            }
+        }
+        let Some(at) = self.spot(local)? else {
+            self.agenda.retry(id, self.now.ms);
+            return Ok(());
+        };
+        let targets = vec![(local.place.parent, local.disk_name().clone())];
+        let op = DiskOp::Remove { at, expected: expected(local) };
+        self.apply(id, op, ApplyKind::Remove, targets, actions);
+        Ok(())
+    }
+
+    /// Brings a parked node that was deleted meanwhile back into the folder, under a name nobody has,
+    /// from where it can be removed like any other.
+    fn unpark_to_delete(
+        &mut self,
+        id: NodeId,
+        local: &Local,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), T::Error> {
+        let (Some(mut node), Some(dir)) = (local.node(), self.dir_ref(NodeId::ROOT)?) else {
+            return Ok(());
+        };
+        node.place = Place { parent: NodeId::ROOT, name: between_name(id) };
+        let to = Some(Spot { dir, name: node.place.name.clone() });
+        let targets = vec![(NodeId::ROOT, node.place.name.clone())];
+        let op = DiskOp::Move { from: None, to, expected: expected(local) };
+        self.apply(id, op, ApplyKind::Move { node, alias: None }, targets, actions);
+        Ok(())
+    }
+
+    /// Sees to it that a directory of the server's is on this disk.
+    fn parent_here(&mut self, parent: NodeId) -> Result<Ready<DirRef>, T::Error> {
+        if let Some(dir) = self.dir_ref(parent)? {
+            return Ok(if matches!(self.flights.get(&parent), Some(Flight::Apply(_))) {
+                Ready::After(parent)
+            } else {
+                Ready::Yes(dir)
+            });
+        }
+        let mut entry = self.trees.get(parent)?;
+        if entry.local.is_none() && entry.synced.is_some() && entry.remote.is_some() {
+            // Deleted here, but something new or edited is in it there: it lives on.
+            entry.synced = None;
+            self.put(parent, &entry)?;
+        }
+        Ok(Ready::After(parent))
+    }
+
+    /// Sees to it that a name is free on this disk for a node of the server's.
+    ///
+    /// `coming` is the body that is to be created there, none for a node that is moved.
+    fn name_here(
+        &mut self,
+        id: NodeId,
+        coming: Option<&Body>,
+        parent: NodeId,
+        name: &Name,
+        actions: &mut Vec<Action>,
+    ) -> Result<Ready<()>, T::Error> {
+        if let Some(by) = self.targets.get(&(parent, name.clone()))
+            && *by != id
+            && self.flights.contains_key(by)
+        {
+            return Ok(Ready::After(*by));
+        }
+        if self.looks.is_pending(parent, name) {
+            return Ok(Ready::Looking);
+        }
+        for other in self.trees.local_at(parent, name)? {
+            if other == id {
+                continue;
+            }
+            if self.flights.contains_key(&other) {
+                return Ok(Ready::After(other));
+            }
+            let entry = self.trees.get(other)?;
+            let Some(local) = &entry.local else { continue };
+            let need = decide(&entry);
+            if let (Need::PullPlace, Some(remote)) = (need, &entry.remote) {
+                let parent = remote.node.place.parent;
+                if parent != NodeId::ROOT && self.trees.get(parent)?.local.is_none() {
+                    // It will leave, but for a directory that is not here yet, and may itself wait
+                    // for this name: out of the way with it.
+                    self.park(other, local, actions)?;
+                    return Ok(Ready::After(other));
+                }
+            }
+            let stays = match need {
+                // It will leave, or become something else, or its bytes are not known.
+                Need::Hash
+                | Need::PullPlace
+                | Need::PullDelete
+                | Need::Revive
+                | Need::TakeLocalAsBase
+                | Need::DropBase
+                | Need::Forget
+                | Need::PushDelete
+                | Need::PullCreate => false,
+                Need::Rest | Need::PullAttrs | Need::PullBody { .. } => {
+                    entry.remote.as_ref().is_none_or(|r| r.node.place != local.place)
+                }
+                Need::PushCreate | Need::PushUpdate(_) => true,
+            };
+            if !stays {
+                return Ok(Ready::After(other));
+            }
+            let same = |coming: &Body| match &local.node() {
+                Some(here) => here.is_dir() && *coming == Body::Dir || here.body.same_bytes(coming),
+                None => false,
+            };
+            if entry.remote.is_none() && entry.synced.is_none() && coming.is_some_and(same) {
+                // Made on both sides: directories merge, equal files are one.
+                self.give_local(other, id)?;
+                return Ok(Ready::Again);
+            }
+            self.set_aside(other, local, actions)?;
+            return Ok(Ready::After(other));
+        }
+        Ok(Ready::Yes(()))
+    }
+
+    /// Renames what has a name that the server gave to another node.
+    fn set_aside(
+        &mut self,
+        id: NodeId,
+        local: &Local,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), T::Error> {
+        let Some(at) = self.spot(local)? else {
+            return Ok(());
+        };
+        let targets = vec![(local.place.parent, local.disk_name().clone())];
+        let op = DiskOp::SetAside { at, expected: expected(local) };
+        self.apply(id, op, ApplyKind::SetAside, targets, actions);
+        Ok(())
+    }
+
+    /// Returns whether the node that has this name here waits, over others, for `id` to leave its
+    /// own, or cannot go because its new parent is still inside it.
+    fn is_ring_here(&self, id: NodeId, parent: NodeId, name: &Name) -> Result<bool, T::Error> {
+        let (mut parent, mut name) = (parent, name.clone());
+        for _ in 0..RING_MAX {
+            let Some(other) = self.trees.local_at(parent, &name)?.into_iter().next() else {
+                return Ok(false);
+            };
+            if other == id {
+                return Ok(true);
+            }
+            let entry = self.trees.get(other)?;
+            match (decide(&entry), &entry.remote) {
+                (Need::PullPlace, Some(remote)) => {
+                    parent = remote.node.place.parent;
+                    if self.is_below_here(parent, id)? {
+                        return Ok(true);
+                    }
+                    name = self.disk_name(other, &remote.node.place);
+                }
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Returns the name a node gets on this disk.
+    fn disk_name(&self, id: NodeId, place: &Place) -> Name {
+        self.aliases.get(&id).unwrap_or(&place.name).clone()
+    }
+}
+
+fn expected(local: &Local) -> Expected {
+    let content = match &local.body {
+        LocalBody::File(content) => *content,
+        LocalBody::Dir | LocalBody::Link(_) => None,
+    };
+    Expected { stat: local.stat, content }
+}
+
+/// Returns whether this place is PiCloud's own.
+fn is_reserved(place: &Place) -> bool {
+    place.parent == NodeId::ROOT && place.name.as_bytes() == b".picloud"
+}
+
+/// Returns a name that nobody has, for a node on its way between two names.
+fn between_name(id: NodeId) -> Name {
+    let name = format!(".picloud-moving-{id}");
+    Name::new(name.into_bytes()).unwrap_or_else(|_| unreachable!("48 legal bytes"))
+}
