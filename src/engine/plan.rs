@@ -777,6 +777,8 @@ impl<T: Trees> Engine<T> {
                     }
                     name = self.disk_name(other, &remote.node.place);
                 }
+                // A directory that is to go waits for what is in it to leave.
+                (Need::PullDelete, _) => return self.is_below_here(id, other),
                 _ => return Ok(false),
             }
         }
