@@ -3,6 +3,7 @@
 //! The folder names are the architecture, and arrows point downwards only; see
 //! `docs/architecture.md`.
 
+pub mod agent;
 pub mod cli;
 pub mod engine;
 pub mod model;

@@ -11,7 +11,9 @@
 //! can be lost at any moment: it follows from the trees.
 
 mod agenda;
+pub mod apply;
 mod decide;
+pub mod folder;
 mod journal;
 pub mod memory;
 mod observe;

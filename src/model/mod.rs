@@ -5,6 +5,7 @@
 //! again when it is deserialised, so a value of these types is always legal.
 
 mod change;
+mod chunk;
 mod conflict;
 mod content;
 mod digest;
@@ -15,6 +16,7 @@ mod node;
 mod time;
 
 pub use change::{Change, ChangeOp, Refusal};
+pub use chunk::{ChunkData, Codec};
 pub use conflict::conflict_name;
 pub use content::{Content, ContentList, ContentListError, Extent};
 pub use digest::Digest;

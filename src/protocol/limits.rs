@@ -42,3 +42,17 @@ pub const HANDSHAKE_SECS: u64 = 15;
 
 /// Seconds of silence after which the device pings; the server closes after three times this.
 pub const KEEPALIVE_SECS: u64 = 20;
+
+/// Seconds a guest may take to become an authenticated device: time for a person to find a phone
+/// and type a code.
+pub const GUEST_SECS: u64 = 180;
+
+/// Seconds a peer may take to accept 64 KiB before the connection is given up.
+pub const STALL_SECS: u64 = 60;
+
+/// Bytes of frames that may wait to be written on one connection: a few batches, enough to keep a
+/// fast link busy. A longer frame waits for an empty queue.
+pub const QUEUE_LEN_MAX: usize = 4 * 1024 * 1024;
+
+/// Pushed messages that wait on a device to be taken: the window of pages and some others.
+pub const PUSHES_MAX: usize = PAGES_IN_FLIGHT_MAX + 8;

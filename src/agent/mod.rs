@@ -1,0 +1,6 @@
+//! The engine's driver on a real machine.
+
+pub mod config;
+pub mod credentials;
+mod durable;
+pub mod state;

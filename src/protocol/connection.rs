@@ -1,0 +1,594 @@
+//! The device's end of a connection.
+//!
+//! Two tasks serve a [`Connection`]: one reads, hands replies to whoever waits for them and pushes
+//! to the one channel, and keeps the connection alive; the other writes. Both end with the
+//! connection, which ends when its last clone is dropped. Everything that then still waits for a
+//! reply fails with the same reason.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use tokio::io::ReadHalf;
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+
+use super::frame::{FrameError, IncomingFrame, kind_name, read_frame};
+use super::limits;
+use super::line::{CloseReason, Line, SendError, Stream};
+use super::message::{
+    AuthReply, Bye, Failure, Hello, HelloReply, Message, PROTOCOL, Page, Ping, Request,
+};
+use super::tls::{ALPN, TlsError, Trust, WrongFingerprint, connector};
+use crate::model::Fingerprint;
+
+/// Where a server is, and how it is known to be the right one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `HOST:PORT`; an IPv6 address in brackets.
+    pub address: String,
+    /// How it is known.
+    pub trust: Trust,
+}
+
+impl Endpoint {
+    fn host_and_port(&self) -> Option<(&str, u16)> {
+        let (host, port) = self.address.rsplit_once(':')?;
+        let inner = host
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'));
+        let host = inner.unwrap_or(host);
+        (!host.is_empty()).then_some((host, port.parse().ok()?))
+    }
+}
+
+/// Why no connection came about.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The address is not one.
+    #[error("{address:?} is not HOST:PORT")]
+    Address {
+        /// What was given.
+        address: String,
+    },
+    /// The server cannot be reached.
+    #[error("Cannot reach the server at {address}")]
+    Unreachable {
+        /// Its address.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The server was too slow.
+    #[error(
+        "The server at {address} did not answer within {} seconds",
+        limits::HANDSHAKE_SECS
+    )]
+    Timeout {
+        /// Its address.
+        address: String,
+    },
+    /// The server is another one, or somebody sits in between.
+    #[error(
+        "The server at {address} shows another certificate than the join link names: \
+         expected {expected}, found {found}"
+    )]
+    WrongFingerprint {
+        /// Its address.
+        address: String,
+        /// The certificate pinned.
+        expected: Fingerprint,
+        /// The certificate shown.
+        found: Fingerprint,
+    },
+    /// No encrypted connection to the server came about.
+    #[error("Cannot make an encrypted connection to {address}")]
+    Tls {
+        /// Its address.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// TLS cannot be set up on this machine.
+    #[error(transparent)]
+    Setup(#[from] TlsError),
+    /// What answers is not a PiCloud server.
+    #[error("What answers at {address} is not a PiCloud server")]
+    NotPicloud {
+        /// Its address.
+        address: String,
+    },
+    /// The two speak no common protocol.
+    #[error("The server speaks protocol {theirs}, this program {PROTOCOL}: upgrade this program")]
+    Version {
+        /// What the server chose.
+        theirs: u16,
+    },
+    /// The server answered the hello with a refusal.
+    #[error(transparent)]
+    Refused(Failure),
+    /// The connection ended during the hello.
+    #[error("The server at {address} ended the connection: {reason}")]
+    Closed {
+        /// Its address.
+        address: String,
+        /// Why.
+        reason: CloseReason,
+    },
+}
+
+impl ConnectError {
+    /// Returns whether the server could just not be reached, so that trying again later may help
+    /// without anyone doing anything.
+    #[must_use]
+    pub const fn is_offline(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::Timeout { .. } | Self::Closed { .. }
+        )
+    }
+}
+
+/// Why a request has no reply.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// The server refused it.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    /// The connection ended first: the request may have been carried out or not.
+    #[error("The connection to the server ended: {0}")]
+    Closed(CloseReason),
+    /// The request cannot be sent, or its reply cannot be understood.
+    #[error(transparent)]
+    Message(#[from] FrameError),
+}
+
+impl From<SendError> for CallError {
+    fn from(error: SendError) -> Self {
+        match error {
+            SendError::Closed(reason) => Self::Closed(reason),
+            SendError::Message(error) => Self::Message(error),
+        }
+    }
+}
+
+/// What the server says unasked.
+#[derive(Debug)]
+pub enum Push {
+    /// A piece of a journal.
+    Page(Page),
+    /// The server ends the connection; nothing follows.
+    Bye(Bye),
+}
+
+/// A connection to a server; clones share it.
+#[derive(Clone)]
+pub struct Connection {
+    handle: Arc<Handle>,
+}
+
+/// Ends the connection with its last owner.
+struct Handle {
+    shared: Arc<Shared>,
+    hello: HelloReply,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.line.end(CloseReason::Dropped, None);
+    }
+}
+
+struct Shared {
+    line: Arc<Line>,
+    calls: Mutex<Calls>,
+    in_flight: Arc<Semaphore>,
+}
+
+/// The requests that wait for their replies.
+#[derive(Default)]
+struct Calls {
+    last: u32,
+    waiting: HashMap<u32, Call>,
+    /// Set once, when nothing more can be answered.
+    over: Option<CloseReason>,
+}
+
+struct Call {
+    reply: oneshot::Sender<Result<IncomingFrame, CloseReason>>,
+    /// Held until the server has answered, even if nobody waits any more.
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Calls {
+    /// Enters a call under a number that is not in use. Numbers are at most a few dozen, so the
+    /// loop ends at once.
+    fn enter(&mut self, call: Call) -> u32 {
+        loop {
+            self.last = self.last.wrapping_add(1);
+            if self.last != 0 && !self.waiting.contains_key(&self.last) {
+                self.waiting.insert(self.last, call);
+                return self.last;
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        // No code that holds the lock can panic half-way through a change.
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Connection {
+    /// Connects, checks that the server is the right one, and says hello.
+    ///
+    /// `program` is the program's name and version, for the server's log.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn open(
+        endpoint: &Endpoint,
+        program: &str,
+    ) -> Result<(Self, mpsc::Receiver<Push>), ConnectError> {
+        let limit = Duration::from_secs(limits::HANDSHAKE_SECS);
+        let opening = Box::pin(Self::open_patiently(endpoint, program));
+        timeout(limit, opening).await.unwrap_or_else(|_| {
+            Err(ConnectError::Timeout {
+                address: endpoint.address.clone(),
+            })
+        })
+    }
+
+    async fn open_patiently(
+        endpoint: &Endpoint,
+        program: &str,
+    ) -> Result<(Self, mpsc::Receiver<Push>), ConnectError> {
+        let address = || endpoint.address.clone();
+        let not_an_address = || ConnectError::Address { address: address() };
+        let (host, port) = endpoint.host_and_port().ok_or_else(not_an_address)?;
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| not_an_address())?;
+        let connector = connector(endpoint.trust)?;
+        let unreachable = |source| ConnectError::Unreachable {
+            address: address(),
+            source,
+        };
+        let tcp = TcpStream::connect((host, port))
+            .await
+            .map_err(unreachable)?;
+        tcp.set_nodelay(true).map_err(unreachable)?;
+        let tls =
+            connector.connect(name, tcp).await.map_err(
+                |source| match WrongFingerprint::find_in(&source) {
+                    Some(WrongFingerprint { expected, found }) => ConnectError::WrongFingerprint {
+                        address: address(),
+                        expected,
+                        found,
+                    },
+                    None => ConnectError::Tls {
+                        address: address(),
+                        source,
+                    },
+                },
+            )?;
+        if tls.get_ref().1.alpn_protocol() != Some(ALPN) {
+            return Err(ConnectError::NotPicloud { address: address() });
+        }
+        Self::over(tls, program, &endpoint.address).await
+    }
+
+    /// Says hello over a stream that is connected and encrypted already.
+    pub(super) async fn over<S: Stream>(
+        stream: S,
+        program: &str,
+        address: &str,
+    ) -> Result<(Self, mpsc::Receiver<Push>), ConnectError> {
+        let (mut read, write) = tokio::io::split(stream);
+        let line = Line::start(write);
+        let closed = |reason| {
+            line.end(CloseReason::Dropped, None);
+            ConnectError::Closed {
+                address: address.to_owned(),
+                reason,
+            }
+        };
+        let hello = Hello {
+            protocol: PROTOCOL,
+            program: program.to_owned(),
+            features: vec![],
+        };
+        let sending = line.encode(1, &hello).map_err(SendError::from);
+        let sent = match sending {
+            Ok(frame) => line.send(frame).await,
+            Err(error) => Err(error),
+        };
+        sent.map_err(|error| match error {
+            SendError::Closed(reason) => closed(reason),
+            SendError::Message(error) => closed(error.into()),
+        })?;
+        let answer = read_frame(&mut read, || line.body_len_max(), &*line).await;
+        let frame = match answer {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return Err(closed(CloseReason::ClosedByPeer)),
+            Err(error) => return Err(closed(error.into())),
+        };
+        if let Ok(failure) = frame.decode::<Failure>() {
+            line.end(CloseReason::Dropped, None);
+            return Err(ConnectError::Refused(failure));
+        }
+        if let Ok(bye) = frame.decode::<Bye>() {
+            return Err(closed(CloseReason::Bye(bye)));
+        }
+        let hello = frame
+            .decode::<HelloReply>()
+            .map_err(|error| closed(error.into()))?;
+        if hello.protocol != PROTOCOL {
+            line.end(CloseReason::Dropped, None);
+            return Err(ConnectError::Version {
+                theirs: hello.protocol,
+            });
+        }
+        let shared = Arc::new(Shared {
+            line,
+            calls: Mutex::new(Calls {
+                last: 1,
+                ..Calls::default()
+            }),
+            in_flight: Arc::new(Semaphore::new(limits::IN_FLIGHT_MAX)),
+        });
+        let (pushes, receiver) = mpsc::channel(limits::PUSHES_MAX);
+        tokio::spawn(serve(read, Arc::clone(&shared), pushes));
+        let handle = Arc::new(Handle { shared, hello });
+        Ok((Self { handle }, receiver))
+    }
+
+    /// Returns what the server said in its hello.
+    #[must_use]
+    pub fn hello(&self) -> &HelloReply {
+        &self.handle.hello
+    }
+
+    /// Sends a request and waits for its reply.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn call<R: Request>(&self, request: &R) -> Result<R::Reply, CallError> {
+        self.send(request).await?.reply().await
+    }
+
+    /// Sends a request; its reply can be waited for later. Requests that one task sends one after
+    /// the other arrive in that order. Waits while [`limits::IN_FLIGHT_MAX`] are unanswered.
+    ///
+    /// # Errors
+    /// When the request is over a limit, or the connection has ended.
+    pub async fn send<R: Request>(&self, request: &R) -> Result<Pending<R>, CallError> {
+        let shared = &self.handle.shared;
+        let permit = tokio::select! {
+            permit = Arc::clone(&shared.in_flight).acquire_owned() => permit.ok(),
+            reason = shared.line.closed() => return Err(CallError::Closed(reason)),
+        };
+        let (reply, outcome) = oneshot::channel();
+        let number = {
+            let mut calls = shared.calls();
+            if let Some(reason) = &calls.over {
+                return Err(CallError::Closed(reason.clone()));
+            }
+            calls.enter(Call {
+                reply,
+                _permit: permit,
+            })
+        };
+        // Until the frame is queued, giving up must take the number back: no reply will come.
+        let mut entered = Entered {
+            shared,
+            number: Some(number),
+        };
+        let frame = shared.line.encode(number, request)?;
+        shared.line.send(frame).await?;
+        entered.number = None;
+        Ok(Pending {
+            outcome,
+            connection: self.clone(),
+            request: PhantomData,
+        })
+    }
+
+    /// Sends a message that has no reply.
+    ///
+    /// # Errors
+    /// When the message is over a limit, or the connection has ended.
+    pub async fn notify<M: Message>(&self, message: &M) -> Result<(), CallError> {
+        let line = &self.handle.shared.line;
+        Ok(line.send(line.encode(0, message)?).await?)
+    }
+
+    /// Waits until the connection has ended, and returns why.
+    pub async fn closed(&self) -> CloseReason {
+        self.handle.shared.line.closed().await
+    }
+
+    /// Returns why the connection has ended, when it has.
+    #[must_use]
+    pub fn ended(&self) -> Option<CloseReason> {
+        self.handle.shared.line.ended()
+    }
+
+    /// Ends the connection once what has been sent is on its way.
+    pub fn close(&self) {
+        self.handle.shared.line.finish(CloseReason::Dropped);
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("line", &self.handle.shared.line)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A call whose frame is not queued yet.
+struct Entered<'a> {
+    shared: &'a Shared,
+    number: Option<u32>,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.shared.calls().waiting.remove(&number);
+        }
+    }
+}
+
+/// A request that was sent and whose reply has not been looked at. Dropping it gives up the reply,
+/// not the request.
+#[must_use = "the reply tells whether the request was carried out"]
+pub struct Pending<R> {
+    outcome: oneshot::Receiver<Result<IncomingFrame, CloseReason>>,
+    connection: Connection,
+    request: PhantomData<fn() -> R>,
+}
+
+impl<R: Request> Pending<R> {
+    /// Waits for the reply.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn reply(self) -> Result<R::Reply, CallError> {
+        let line = &self.connection.handle.shared.line;
+        let frame = match self.outcome.await {
+            Ok(Ok(frame)) => frame,
+            Ok(Err(reason)) => return Err(CallError::Closed(reason)),
+            Err(_) => return Err(CallError::Closed(line.closed().await)),
+        };
+        if frame.kind == Failure::KIND {
+            return Err(CallError::Failed(frame.decode()?));
+        }
+        Ok(frame.decode()?)
+    }
+}
+
+impl<R> fmt::Debug for Pending<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pending").finish_non_exhaustive()
+    }
+}
+
+/// Reads until the connection ends, then fails what still waits.
+async fn serve<S: Stream>(mut read: ReadHalf<S>, shared: Arc<Shared>, pushes: mpsc::Sender<Push>) {
+    let line = &shared.line;
+    let reason = tokio::select! {
+        biased;
+        reason = line.closed() => reason,
+        reason = receive(&mut read, &shared, &pushes) => reason,
+        reason = keep_alive(&shared) => reason,
+    };
+    line.end(reason.clone(), None);
+    let waiting = {
+        let mut calls = shared.calls();
+        calls.over = Some(reason.clone());
+        std::mem::take(&mut calls.waiting)
+    };
+    for call in waiting.into_values() {
+        // Whoever gave up waiting does not need to know.
+        call.reply.send(Err(reason.clone())).ok();
+    }
+}
+
+async fn receive<S: Stream>(
+    read: &mut ReadHalf<S>,
+    shared: &Shared,
+    pushes: &mpsc::Sender<Push>,
+) -> CloseReason {
+    let line = &shared.line;
+    loop {
+        let frame = match read_frame(read, || line.body_len_max(), &**line).await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return CloseReason::ClosedByPeer,
+            Err(error) => return error.into(),
+        };
+        match dispatch(frame, shared, pushes).await {
+            Ok(None) => {}
+            Ok(Some(reason)) => return reason,
+            Err(error) => return error.into(),
+        }
+    }
+}
+
+/// Hands a frame to whom it is for; returns why it ends the connection, if it does.
+async fn dispatch(
+    frame: IncomingFrame,
+    shared: &Shared,
+    pushes: &mpsc::Sender<Push>,
+) -> Result<Option<CloseReason>, FrameError> {
+    if frame.request != 0 {
+        let call = shared.calls().waiting.remove(&frame.request);
+        let Some(call) = call else {
+            return Err(FrameError::Unexpected {
+                expected: "the reply to a request",
+                found: kind_name(frame.kind),
+            });
+        };
+        // Here, and not where the reply is awaited, so that the limit is right for the next frame.
+        if frame.kind == AuthReply::KIND && frame.decode::<AuthReply>()?.admitted.is_some() {
+            shared.line.set_authenticated();
+        }
+        call.reply.send(Ok(frame)).ok();
+        return Ok(None);
+    }
+    match frame.kind {
+        // A receiver that was dropped wants no pushes.
+        Page::KIND => {
+            pushes.send(Push::Page(frame.decode()?)).await.ok();
+            Ok(None)
+        }
+        Bye::KIND => {
+            let bye: Bye = frame.decode()?;
+            pushes.try_send(Push::Bye(bye.clone())).ok();
+            Ok(Some(CloseReason::Bye(bye)))
+        }
+        Failure::KIND => Ok(Some(CloseReason::Refused(frame.decode()?))),
+        // A push of a newer server's, which it may send although we did not ask for its feature.
+        _ => Ok(None),
+    }
+}
+
+/// Pings at intervals, so that the server hears something, and something comes back to be heard.
+async fn keep_alive(shared: &Shared) -> CloseReason {
+    let period = Duration::from_secs(limits::KEEPALIVE_SECS);
+    let mut ticks = interval_at(Instant::now() + period, period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut last: Option<oneshot::Receiver<_>> = None;
+    loop {
+        ticks.tick().await;
+        // One at a time: a server that owes us a pong will not owe us more.
+        if let Some(pong) = &mut last
+            && matches!(pong.try_recv(), Err(oneshot::error::TryRecvError::Empty))
+        {
+            continue;
+        }
+        let (reply, pong) = oneshot::channel();
+        let number = shared.calls().enter(Call {
+            reply,
+            _permit: None,
+        });
+        match shared.line.encode(number, &Ping {}) {
+            Ok(frame) => {
+                if shared.line.try_send(frame) {
+                    last = Some(pong);
+                } else {
+                    // No room: the writer is at work, which is sign of life enough, or it stalls.
+                    shared.calls().waiting.remove(&number);
+                }
+            }
+            Err(error) => return error.into(),
+        }
+    }
+}
