@@ -147,7 +147,11 @@ impl Agent {
     /// # Errors
     /// When the agent does not run or answers wrongly.
     pub fn set_paused(&self, output: Output, paused: bool) -> Result<Exit, Failure> {
-        let request = if paused { Request::Pause } else { Request::Resume };
+        let request = if paused {
+            Request::Pause
+        } else {
+            Request::Resume
+        };
         match self.ask(&request)?.only()? {
             Reply::Ok | Reply::Status(_) => {}
             _ => return Err(unexpected()),
@@ -300,7 +304,12 @@ pub(super) fn summary_line(status: &Status) -> String {
 pub(super) fn status_text(output: Output, status: &Status) -> String {
     let (words, tone) = state_words(status.state);
     let mut lines = vec![output.paint(tone, words)];
-    problem_lines(output, &mut lines, &status.problems, status.problems.len() as u64);
+    problem_lines(
+        output,
+        &mut lines,
+        &status.problems,
+        status.problems.len() as u64,
+    );
     for folder in &status.folders {
         lines.push(format!(
             "{}  {}",
@@ -433,7 +442,10 @@ fn show_log_line(output: Output, line: &LogLine) -> io::Result<()> {
         printable(&full_path(&line.folder, &line.path)),
     );
     if !line.detail.is_empty() {
-        text.push_str(&format!("  {}", output.paint(Tone::Faint, &printable(&line.detail))));
+        text.push_str(&format!(
+            "  {}",
+            output.paint(Tone::Faint, &printable(&line.detail))
+        ));
     }
     output.line(&text)
 }
@@ -618,8 +630,18 @@ mod tests {
         assert_eq!(object["version"], 1);
         assert_eq!(object["state"], "in-sync");
         for key in [
-            "files", "dirs", "bytes", "uploads", "upload_bytes", "downloads", "download_bytes",
-            "conflicts", "problem_count", "problems", "last_sync", "folders",
+            "files",
+            "dirs",
+            "bytes",
+            "uploads",
+            "upload_bytes",
+            "downloads",
+            "download_bytes",
+            "conflicts",
+            "problem_count",
+            "problems",
+            "last_sync",
+            "folders",
         ] {
             assert!(object.get(key).is_some(), "{key}");
         }

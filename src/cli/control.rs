@@ -24,11 +24,12 @@ impl Conversation {
     /// Exit code 6 when no agent listens there.
     pub fn open(socket: &Path, config: &Path, request: &Request) -> Result<Self, Failure> {
         let mut stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                Failure::no_agent(config)
-            }
-            _ => Failure::new(Exit::NoAgent, format!("Cannot talk to the agent at {socket:?}"))
-                .because(&error),
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Failure::no_agent(config),
+            _ => Failure::new(
+                Exit::NoAgent,
+                format!("Cannot talk to the agent at {socket:?}"),
+            )
+            .because(&error),
         })?;
         let mut line = serde_json::to_vec(request).map_err(|error| {
             Failure::failed("Cannot write the request to the agent").because(&error)

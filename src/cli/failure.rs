@@ -209,8 +209,8 @@ mod tests {
     #[test]
     fn a_refused_connection_says_where_and_what_next() {
         let refused = Unreachable(io::Error::from_raw_os_error(111));
-        let failure = Failure::from_error(Exit::Offline, &refused)
-            .hint("is `picloud-server` running there?");
+        let failure =
+            Failure::from_error(Exit::Offline, &refused).hint("is `picloud-server` running there?");
         assert_eq!(
             failure.render(),
             "Error: Cannot reach server home.example:46000\n\

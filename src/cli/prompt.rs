@@ -25,8 +25,11 @@ pub fn secret(prompt: &str, file: Option<&Path>, option: &str) -> Result<String,
     match file {
         Some(file) => lines(file).map(|lines| lines.into_iter().next().unwrap_or_default()),
         None if interactive() => ask_secret(prompt),
-        None => Err(Failure::failed(format!("There is no terminal to ask for: {prompt}"))
-            .hint(format!("give it in a file with {option} FILE, or {option} - for standard input"))),
+        None => Err(
+            Failure::failed(format!("There is no terminal to ask for: {prompt}")).hint(format!(
+                "give it in a file with {option} FILE, or {option} - for standard input"
+            )),
+        ),
     }
 }
 
@@ -80,7 +83,8 @@ pub fn lines(file: &Path) -> Result<Vec<String>, Failure> {
     let text = if file == Path::new("-") {
         bounded(file, io::stdin().lock())?
     } else {
-        let opened = File::open(file).map_err(|error| Failure::file("Cannot read", file, &error))?;
+        let opened =
+            File::open(file).map_err(|error| Failure::file("Cannot read", file, &error))?;
         bounded(file, opened)?
     };
     Ok(text
@@ -113,8 +117,10 @@ pub fn id_file(file: &Path) -> Result<(String, String), Failure> {
         .file_stem()
         .and_then(|stem| stem.to_str())
         .ok_or_else(|| {
-            Failure::failed(format!("The name of the ID file {file:?} is no account name"))
-                .hint("it is the account's name with an extension: alice.id")
+            Failure::failed(format!(
+                "The name of the ID file {file:?} is no account name"
+            ))
+            .hint("it is the account's name with an extension: alice.id")
         })?;
     let opened = File::open(file).map_err(|error| Failure::file("Cannot read", file, &error))?;
     let content = bounded(file, opened)?;

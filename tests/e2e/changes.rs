@@ -17,7 +17,11 @@ fn two(base: &[(&str, &str)]) -> (World, Device, Device) {
 
 /// Plays `here` on a and `there` on b while neither knows of the other, b's changes reaching the
 /// server first, and lets them settle.
-fn apart(base: &[(&str, &str)], here: impl FnOnce(&Device), there: impl FnOnce(&Device)) -> Outcome {
+fn apart(
+    base: &[(&str, &str)],
+    here: impl FnOnce(&Device),
+    there: impl FnOnce(&Device),
+) -> Outcome {
     let (world, mut a, b) = two(base);
     a.stop();
     there(&b);
@@ -25,7 +29,11 @@ fn apart(base: &[(&str, &str)], here: impl FnOnce(&Device), there: impl FnOnce(&
     here(&a);
     a.start();
     settle(&[&a, &b]);
-    Outcome { _world: world, a, b }
+    Outcome {
+        _world: world,
+        a,
+        b,
+    }
 }
 
 struct Outcome {
@@ -38,7 +46,13 @@ impl Outcome {
     #[track_caller]
     fn holds(&self, path: &str, text: &str) {
         for device in [&self.a, &self.b] {
-            assert_eq!(device.read(path).as_deref(), Some(text), "{}\n{}", path, device.tree());
+            assert_eq!(
+                device.read(path).as_deref(),
+                Some(text),
+                "{}\n{}",
+                path,
+                device.tree()
+            );
         }
     }
 
@@ -91,7 +105,10 @@ fn an_editors_save_by_rename_is_an_edit() {
 fn a_directory_of_many_files_is_renamed_by_one_change() {
     let (_world, a, b) = two(&[]);
     for index in 0..2_000 {
-        a.write(format!("many/{}/{index}", index % 20), format!("file {index}"));
+        a.write(
+            format!("many/{}/{index}", index % 20),
+            format!("file {index}"),
+        );
     }
     settle(&[&a, &b]);
     let before = a.status()["folders"][0]["cursor"].as_u64().unwrap();
@@ -124,7 +141,14 @@ fn devices_that_were_off_catch_up() {
     assert_eq!(b.read("new/file").unwrap(), "y");
     assert_eq!(
         b.tree().paths(),
-        ["added", "edited and moved", "new", "new/file", "old", "while off"]
+        [
+            "added",
+            "edited and moved",
+            "new",
+            "new/file",
+            "old",
+            "while off"
+        ]
     );
 }
 
@@ -156,7 +180,11 @@ fn a_big_file_arrives_whole_and_an_edit_of_it_too() {
 
 #[test]
 fn different_edits_keep_both_and_the_servers_keeps_the_name() {
-    let o = apart(&[("doc.txt", "0")], |a| a.write("doc.txt", "of a"), |b| b.write("doc.txt", "of b"));
+    let o = apart(
+        &[("doc.txt", "0")],
+        |a| a.write("doc.txt", "of a"),
+        |b| b.write("doc.txt", "of b"),
+    );
     o.holds("doc.txt", "of b");
     o.holds(&copy_of("doc", "a", ".txt"), "of a");
     o.paths(&[&copy_of("doc", "a", ".txt"), "doc.txt"]);
@@ -169,22 +197,38 @@ fn different_edits_keep_both_and_the_servers_keeps_the_name() {
 
 #[test]
 fn the_same_edit_on_both_is_no_conflict() {
-    let o = apart(&[("doc.txt", "0")], |a| a.write("doc.txt", "1"), |b| b.write("doc.txt", "1"));
+    let o = apart(
+        &[("doc.txt", "0")],
+        |a| a.write("doc.txt", "1"),
+        |b| b.write("doc.txt", "1"),
+    );
     o.holds("doc.txt", "1");
     o.paths(&["doc.txt"]);
 }
 
 #[test]
 fn an_edit_wins_against_a_deletion() {
-    let o = apart(&[("d/f", "0")], |a| a.write("d/f", "edited"), |b| b.remove("d"));
+    let o = apart(
+        &[("d/f", "0")],
+        |a| a.write("d/f", "edited"),
+        |b| b.remove("d"),
+    );
     o.holds("d/f", "edited");
-    let o = apart(&[("d/f", "0")], |a| a.remove("d/f"), |b| b.write("d/f", "edited"));
+    let o = apart(
+        &[("d/f", "0")],
+        |a| a.remove("d/f"),
+        |b| b.write("d/f", "edited"),
+    );
     o.holds("d/f", "edited");
 }
 
 #[test]
 fn two_moves_end_as_the_servers() {
-    let o = apart(&[("f", "0")], |a| a.rename("f", "from a"), |b| b.rename("f", "from b"));
+    let o = apart(
+        &[("f", "0")],
+        |a| a.rename("f", "from a"),
+        |b| b.rename("f", "from b"),
+    );
     o.holds("from b", "0");
     o.paths(&["from b"]);
 }
@@ -202,10 +246,14 @@ fn an_edit_and_a_move_both_apply() {
 #[test]
 fn a_deleted_directory_stays_with_what_is_new_in_it() {
     let base = [("d/old", "0"), ("d/edited", "0")];
-    let o = apart(&base, |a| a.remove("d"), |b| {
-        b.write("d/new", "n");
-        b.write("d/edited", "1");
-    });
+    let o = apart(
+        &base,
+        |a| a.remove("d"),
+        |b| {
+            b.write("d/new", "n");
+            b.write("d/edited", "1");
+        },
+    );
     o.holds("d/new", "n");
     o.holds("d/edited", "1");
     o.paths(&["d", "d/edited", "d/new"]);
