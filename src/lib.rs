@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod cli;
+pub mod content;
 pub mod engine;
 pub mod model;
 pub mod protocol;

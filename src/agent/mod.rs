@@ -2,5 +2,8 @@
 
 pub mod config;
 pub mod credentials;
-mod durable;
+pub(crate) mod durable;
 pub mod state;
+pub mod disk;
+pub mod ignore;
+pub mod watch;

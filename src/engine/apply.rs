@@ -1180,11 +1180,11 @@ impl<F: Folder> Applier<F> {
                 match (back, to) {
                     (Err(Fault::Gone(gone)), _) => return Err(gone.into()),
                     (Err(_), None) => {
-                        match self.keep_beside(&to_dir, to_name, &from_dir, from_name, &batch.today)
-                        {
-                            Err(Fault::Gone(gone)) => return Err(gone.into()),
-                            // It stays parked under its id until the next recovery.
-                            Ok(_) | Err(_) => {}
+                        // Else it stays parked under its id until the next recovery.
+                        let beside =
+                            self.keep_beside(&to_dir, to_name, &from_dir, from_name, &batch.today);
+                        if let Err(Fault::Gone(gone)) = beside {
+                            return Err(gone.into());
                         }
                     }
                     _ => {}

@@ -1,0 +1,625 @@
+//! The folder itself: opening it beneath its root, and the primitive operations of [`Folder`].
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{
+    AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps,
+    UTIME_OMIT,
+};
+use rustix::io::Errno;
+
+use super::identity::{self, FolderError, Identity};
+use super::{STATX, fault, look, reason, stat_of};
+use crate::engine::apply::OWN_DIR;
+use crate::engine::folder::{Fault, Folder, FolderGone, Own, Rename};
+use crate::engine::seam::{DirRef, Stat};
+use crate::model::{Attrs, Content, Kind, Name, RelPath, Timestamp};
+
+/// The longest path given to the kernel at once; longer ones are walked in pieces.
+const PATH_PIECE_MAX: usize = 4000;
+
+const DIR_FLAGS: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+
+/// Never across a symbolic link, a magic link or a mount, never upwards.
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
+
+/// A linked folder, open and locked for this process. Clones are the same folder.
+#[derive(Debug, Clone)]
+pub struct DiskFolder(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    root: Arc<OwnedFd>,
+    device: (u32, u32),
+    ino: u64,
+    identity: Identity,
+    /// Holds the lock.
+    _lock: OwnedFd,
+    identity_ino: u64,
+    staging: Arc<OwnedFd>,
+    trash: Arc<OwnedFd>,
+    parked: Arc<OwnedFd>,
+    /// Whether this disk holds names for the same that differ in case.
+    folds_case: bool,
+    next_staged: AtomicU64,
+}
+
+impl DiskFolder {
+    /// Gives a folder its identity, and creates it if it is not there. A folder that has the very
+    /// same identity already is left as it is.
+    ///
+    /// # Errors
+    /// When it has another identity, or cannot be written.
+    pub fn link(path: &Path, identity: Identity) -> Result<(), FolderError> {
+        let io = |error: std::io::Error| FolderError::Io {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        };
+        std::fs::create_dir_all(path).map_err(io)?;
+        let errno = |errno: Errno| FolderError::Io {
+            path: path.to_owned(),
+            reason: reason(errno),
+        };
+        let root =
+            rustix::fs::open(path, DIR_FLAGS & !OFlags::NOFOLLOW, Mode::empty()).map_err(errno)?;
+        make_private_dir(&root, OWN_DIR).map_err(errno)?;
+        let own = open_one(root.as_fd(), OWN_DIR, DIR_FLAGS).map_err(errno)?;
+        let temporary = "identity.new";
+        match rustix::fs::unlinkat(&own, temporary, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(errno(error)),
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&own, temporary, flags, Mode::from_raw_mode(0o600))
+            .map_err(errno)?;
+        let mut file = File::from(file);
+        file.write_all(identity.to_text().as_bytes()).map_err(io)?;
+        file.sync_all().map_err(io)?;
+        let renamed =
+            rustix::fs::renameat_with(&own, temporary, &own, "identity", RenameFlags::NOREPLACE);
+        match renamed {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                rustix::fs::unlinkat(&own, temporary, AtFlags::empty()).map_err(errno)?;
+                let (_, found) = read_identity(path, own.as_fd())?;
+                if found != identity {
+                    return Err(FolderError::OtherIdentity {
+                        path: path.to_owned(),
+                    });
+                }
+            }
+            Err(Errno::INVAL) => {
+                return Err(FolderError::Unsupported {
+                    path: path.to_owned(),
+                });
+            }
+            Err(error) => return Err(errno(error)),
+        }
+        rustix::fs::fsync(&own).map_err(errno)?;
+        rustix::fs::fsync(&root).map_err(errno)
+    }
+
+    /// Returns the identity of the folder at a path, if it has one.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read.
+    pub fn identity_at(path: &Path) -> Result<Option<Identity>, FolderError> {
+        let Ok(root) = rustix::fs::open(path, DIR_FLAGS & !OFlags::NOFOLLOW, Mode::empty()) else {
+            return Ok(None);
+        };
+        match open_one(root.as_fd(), OWN_DIR, DIR_FLAGS) {
+            Ok(own) => match read_identity(path, own.as_fd()) {
+                Ok((_, identity)) => Ok(Some(identity)),
+                Err(FolderError::NotLinked { .. }) => Ok(None),
+                Err(error) => Err(error),
+            },
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Opens a linked folder, and locks it against other agents.
+    ///
+    /// # Errors
+    /// When it is not there, not this one, or not fit.
+    pub fn open(path: &Path, identity: Identity) -> Result<Self, FolderError> {
+        let errno = |errno: Errno| FolderError::Io {
+            path: path.to_owned(),
+            reason: reason(errno),
+        };
+        let root = match rustix::fs::open(path, DIR_FLAGS & !OFlags::NOFOLLOW, Mode::empty()) {
+            Ok(root) => root,
+            Err(Errno::NOENT | Errno::NOTDIR) => {
+                return Err(FolderError::Missing {
+                    path: path.to_owned(),
+                });
+            }
+            Err(error) => return Err(errno(error)),
+        };
+        let own = match open_one(root.as_fd(), OWN_DIR, DIR_FLAGS) {
+            Ok(own) => own,
+            Err(Errno::NOENT) => {
+                return Err(FolderError::NotLinked {
+                    path: path.to_owned(),
+                });
+            }
+            Err(error) => return Err(errno(error)),
+        };
+        let (identity_file, found) = read_identity(path, own.as_fd())?;
+        if found != identity {
+            return Err(FolderError::OtherIdentity {
+                path: path.to_owned(),
+            });
+        }
+        match rustix::fs::flock(&identity_file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                return Err(FolderError::Busy {
+                    path: path.to_owned(),
+                });
+            }
+            Err(error) => return Err(errno(error)),
+        }
+        let own_dir = |name: &str| {
+            make_private_dir(&own, name.as_bytes())?;
+            open_one(own.as_fd(), name.as_bytes(), DIR_FLAGS).map(Arc::new)
+        };
+        let staging = own_dir("staging").map_err(errno)?;
+        let statx = statx_fd(root.as_fd()).map_err(errno)?;
+        let identity_ino = statx_fd(identity_file.as_fd()).map_err(errno)?.stx_ino;
+        let Some(folds_case) = probe(staging.as_fd()).map_err(errno)? else {
+            return Err(FolderError::Unsupported {
+                path: path.to_owned(),
+            });
+        };
+        Ok(Self(Arc::new(Inner {
+            path: path.to_owned(),
+            device: (statx.stx_dev_major, statx.stx_dev_minor),
+            ino: statx.stx_ino,
+            identity,
+            _lock: identity_file,
+            identity_ino,
+            trash: own_dir("trash").map_err(errno)?,
+            parked: own_dir("parked").map_err(errno)?,
+            staging,
+            root: Arc::new(root),
+            folds_case,
+            next_staged: AtomicU64::new(1),
+        })))
+    }
+
+    /// Returns the folder's path, for people.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// Returns which folder this is.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.0.identity
+    }
+
+    /// Returns whether this disk holds names for the same that differ in case.
+    #[must_use]
+    pub fn folds_case(&self) -> bool {
+        self.0.folds_case
+    }
+
+    /// Returns a name for a file in staging that no other has.
+    pub(super) fn fresh_staged_name(&self) -> Result<Name, Fault> {
+        let number = self.0.next_staged.fetch_add(1, Ordering::Relaxed);
+        Name::new(format!("w{number:x}.part")).map_err(|error| Fault::Other(error.to_string()))
+    }
+
+    /// Opens the directory that `dir` tells of.
+    ///
+    /// # Errors
+    /// [`Fault::Changed`] when another one is there.
+    pub(super) fn open_ref(&self, dir: &DirRef) -> Result<(Arc<OwnedFd>, Stat), Fault> {
+        let (handle, stat) = self.open_dir(&dir.path)?;
+        // The root's identity is known better than by its inode.
+        if stat.ino == dir.ino || dir.path.is_root() {
+            Ok((handle, stat))
+        } else {
+            Err(Fault::Changed)
+        }
+    }
+
+    fn open_beneath(&self, names: &[Name], flags: OFlags) -> Result<OwnedFd, Errno> {
+        let root = self.0.root.as_fd();
+        let mut at: Option<OwnedFd> = None;
+        let mut rest = names;
+        while !rest.is_empty() {
+            let mut len = 0;
+            let count = rest
+                .iter()
+                .take_while(|name| {
+                    len += name.as_bytes().len() + 1;
+                    len <= PATH_PIECE_MAX
+                })
+                .count();
+            let (piece, later) = rest.split_at(count);
+            let flags = if later.is_empty() { flags } else { DIR_FLAGS };
+            let dir = at.as_ref().map_or(root, AsFd::as_fd);
+            let path = RelPath::from_names(piece.to_vec()).to_bytes();
+            let next = open_one(dir, &path, flags).or_else(|errno| match errno {
+                // No openat2 here: name by name, each without following.
+                Errno::NOSYS => self.walk(dir, piece, flags),
+                other => Err(other),
+            })?;
+            at = Some(next);
+            rest = later;
+        }
+        at.ok_or(Errno::INVAL)
+    }
+
+    fn walk(&self, from: BorrowedFd<'_>, names: &[Name], flags: OFlags) -> Result<OwnedFd, Errno> {
+        let mut at: Option<OwnedFd> = None;
+        for (index, name) in names.iter().enumerate() {
+            let flags = if index + 1 == names.len() {
+                flags
+            } else {
+                DIR_FLAGS
+            };
+            let dir = at.as_ref().map_or(from, AsFd::as_fd);
+            let next = rustix::fs::openat(dir, name.as_bytes(), flags, Mode::empty())?;
+            let statx = statx_fd(next.as_fd())?;
+            if (statx.stx_dev_major, statx.stx_dev_minor) != self.0.device {
+                return Err(Errno::XDEV);
+            }
+            at = Some(next);
+        }
+        at.ok_or(Errno::INVAL)
+    }
+}
+
+impl Folder for DiskFolder {
+    type Dir = Arc<OwnedFd>;
+
+    fn check(&self) -> Result<(), FolderGone> {
+        let gone = |reason: &str| FolderGone {
+            reason: format!("{}: {reason}", self.0.path.display()),
+        };
+        let statx = rustix::fs::statx(CWD, &self.0.path, AtFlags::NO_AUTOMOUNT, STATX)
+            .map_err(|errno| gone(&reason(errno)))?;
+        if (statx.stx_dev_major, statx.stx_dev_minor) != self.0.device
+            || statx.stx_ino != self.0.ino
+        {
+            return Err(gone("another directory is in its place"));
+        }
+        let path = [OWN_DIR, b"/identity"].concat();
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        let statx = rustix::fs::statx(&*self.0.root, path, flags, STATX)
+            .map_err(|_| gone("its .picloud/identity is missing"))?;
+        if statx.stx_ino == self.0.identity_ino {
+            return Ok(());
+        }
+        let own = open_one(self.0.root.as_fd(), OWN_DIR, DIR_FLAGS)
+            .map_err(|_| gone("its .picloud is missing"))?;
+        match read_identity(&self.0.path, own.as_fd()) {
+            Ok((_, identity)) if identity == self.0.identity => Ok(()),
+            Ok(_) => Err(gone("its .picloud/identity is another folder's")),
+            Err(error) => Err(gone(&error.to_string())),
+        }
+    }
+
+    fn open_dir(&self, path: &RelPath) -> Result<(Self::Dir, Stat), Fault> {
+        let names = path.names();
+        let handle = match names {
+            [] => self.0.root.clone(),
+            [first, rest @ ..] => {
+                let is_ours = first.as_bytes() == OWN_DIR;
+                let is_parked = rest.len() > 1 && rest[0].as_bytes() == b"parked";
+                if is_ours && !is_parked {
+                    return Err(Fault::NotFound);
+                }
+                Arc::new(self.open_beneath(names, DIR_FLAGS).map_err(fault)?)
+            }
+        };
+        let stat = stat_of(&statx_fd(handle.as_fd()).map_err(fault)?);
+        Ok((handle, stat))
+    }
+
+    fn own_dir(&self, own: Own) -> Self::Dir {
+        match own {
+            Own::Staging => self.0.staging.clone(),
+            Own::Trash => self.0.trash.clone(),
+            Own::Parked => self.0.parked.clone(),
+        }
+    }
+
+    fn stat(&self, dir: &Self::Dir, name: &Name) -> Result<Stat, Fault> {
+        statx_at(dir.as_fd(), name).map_err(fault)
+    }
+
+    fn list(&self, dir: &Self::Dir) -> Result<Vec<Name>, Fault> {
+        look::list(dir.as_fd()).map_err(|error| Fault::Other(error.to_string()))
+    }
+
+    fn read_link(&self, dir: &Self::Dir, name: &Name) -> Result<Vec<u8>, Fault> {
+        match rustix::fs::readlinkat(&**dir, name.as_bytes(), Vec::new()) {
+            Ok(target) => Ok(target.into_bytes()),
+            Err(Errno::INVAL) => Err(Fault::Changed),
+            Err(errno) => Err(fault(errno)),
+        }
+    }
+
+    fn content(&self, dir: &Self::Dir, name: &Name) -> Result<(Stat, Content), Fault> {
+        super::hash::content_at(dir.as_fd(), name)
+    }
+
+    fn make_file(
+        &self,
+        dir: &Self::Dir,
+        name: &Name,
+        bytes: &[u8],
+        attrs: Attrs,
+        mtime: Option<Timestamp>,
+    ) -> Result<(), Fault> {
+        let mut file = create(dir.as_fd(), name)?;
+        file.write_all(bytes).map_err(io_fault)?;
+        set_on(&file, attrs, mtime)
+    }
+
+    fn read_file(&self, dir: &Self::Dir, name: &Name, limit: usize) -> Result<Vec<u8>, Fault> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file =
+            rustix::fs::openat(&**dir, name.as_bytes(), flags, Mode::empty()).map_err(fault)?;
+        let mut bytes = Vec::new();
+        let limit = u64::try_from(limit).unwrap_or(u64::MAX);
+        File::from(file)
+            .take(limit.saturating_add(1))
+            .read_to_end(&mut bytes)
+            .map_err(io_fault)?;
+        if bytes.len() as u64 > limit {
+            return Err(Fault::Other("The file is longer than it can be".into()));
+        }
+        Ok(bytes)
+    }
+
+    fn make_dir(&self, dir: &Self::Dir, name: &Name, attrs: Attrs) -> Result<(), Fault> {
+        let mode = Mode::from_raw_mode(attrs.mode.into());
+        rustix::fs::mkdirat(&**dir, name.as_bytes(), mode).map_err(fault)?;
+        // The process's umask took bits away, perhaps; a handle cannot be led astray by a swap.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let made =
+            rustix::fs::openat(&**dir, name.as_bytes(), flags, Mode::empty()).map_err(fault)?;
+        let statx = statx_fd(made.as_fd()).map_err(fault)?;
+        set_mode(made.as_fd(), statx.stx_mode, attrs)
+    }
+
+    fn make_link(&self, dir: &Self::Dir, name: &Name, target: &[u8]) -> Result<(), Fault> {
+        rustix::fs::symlinkat(target, &**dir, name.as_bytes()).map_err(|errno| match errno {
+            // A link on a file system that has none.
+            Errno::PERM => Fault::Other("This disk cannot hold symbolic links".into()),
+            other => fault(other),
+        })
+    }
+
+    fn rename(
+        &self,
+        from: (&Self::Dir, &Name),
+        to: (&Self::Dir, &Name),
+        how: Rename,
+    ) -> Result<(), Fault> {
+        let flags = match how {
+            Rename::NoReplace => RenameFlags::NOREPLACE,
+            Rename::Exchange => RenameFlags::EXCHANGE,
+        };
+        let (from_name, to_name) = (from.1.as_bytes(), to.1.as_bytes());
+        rustix::fs::renameat_with(&**from.0, from_name, &**to.0, to_name, flags).map_err(fault)
+    }
+
+    fn unlink(&self, dir: &Self::Dir, name: &Name) -> Result<(), Fault> {
+        rustix::fs::unlinkat(&**dir, name.as_bytes(), AtFlags::empty()).map_err(fault)
+    }
+
+    fn remove_dir(&self, dir: &Self::Dir, name: &Name) -> Result<(), Fault> {
+        match rustix::fs::unlinkat(&**dir, name.as_bytes(), AtFlags::REMOVEDIR) {
+            Err(Errno::EXIST) => Err(Fault::NotEmpty),
+            other => other.map_err(fault),
+        }
+    }
+
+    fn set_attrs(
+        &self,
+        dir: &Self::Dir,
+        name: &Name,
+        expected: &Stat,
+        attrs: Attrs,
+        mtime: Option<Timestamp>,
+    ) -> Result<(), Fault> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let handle =
+            rustix::fs::openat(&**dir, name.as_bytes(), flags, Mode::empty()).map_err(fault)?;
+        let statx = statx_fd(handle.as_fd()).map_err(fault)?;
+        let stat = stat_of(&statx);
+        if !stat.unchanged(expected) || !matches!(stat.kind, Some(Kind::File | Kind::Dir)) {
+            return Err(Fault::Changed);
+        }
+        set_mode(handle.as_fd(), statx.stx_mode, attrs)?;
+        let Some(mtime) = mtime.filter(|_| stat.kind == Some(Kind::File)) else {
+            return Ok(());
+        };
+        let now = stat_of(&statx_fd(handle.as_fd()).map_err(fault)?);
+        if now.mtime != expected.mtime || now.size != expected.size {
+            return Err(Fault::Changed);
+        }
+        rustix::fs::utimensat(
+            CWD,
+            proc_path(handle.as_fd()),
+            &times(mtime),
+            AtFlags::empty(),
+        )
+        .map_err(fault)
+    }
+
+    fn sync_all(&self) -> Result<(), Fault> {
+        rustix::fs::syncfs(&*self.0.root).map_err(fault)
+    }
+
+    fn sync_entry(&self, dir: &Self::Dir, name: &Name) -> Result<(), Fault> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        match rustix::fs::openat(&**dir, name.as_bytes(), flags, Mode::empty()) {
+            Ok(file) => rustix::fs::fsync(file).map_err(fault),
+            // A file that its owner may not read.
+            Err(Errno::ACCESS) => self.sync_all(),
+            Err(errno) => Err(fault(errno)),
+        }
+    }
+
+    fn sync_dir(&self, dir: &Self::Dir) -> Result<(), Fault> {
+        rustix::fs::fsync(&**dir).map_err(fault)
+    }
+}
+
+/// Opens a path beneath a directory.
+fn open_one(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    loop {
+        match rustix::fs::openat2(dir, path, flags, Mode::empty(), BENEATH) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            other => return other,
+        }
+    }
+}
+
+/// Tells what is at a name.
+pub(super) fn statx_at(dir: BorrowedFd<'_>, name: &Name) -> Result<Stat, Errno> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    rustix::fs::statx(dir, name.as_bytes(), flags, STATX).map(|statx| stat_of(&statx))
+}
+
+pub(super) fn statx_fd(fd: BorrowedFd<'_>) -> Result<rustix::fs::Statx, Errno> {
+    rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, STATX)
+}
+
+/// Creates a file for writing, where nothing is, that nobody else may read yet.
+pub(super) fn create(dir: BorrowedFd<'_>, name: &Name) -> Result<File, Fault> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name.as_bytes(), flags, Mode::from_raw_mode(0o600))
+        .map(File::from)
+        .map_err(fault)
+}
+
+/// Sets the attributes of an open file, once everything is written to it.
+pub(super) fn set_on(file: &File, attrs: Attrs, mtime: Option<Timestamp>) -> Result<(), Fault> {
+    if attrs.mode != 0o600 {
+        rustix::fs::fchmod(file, Mode::from_raw_mode(attrs.mode.into())).map_err(fault)?;
+    }
+    match mtime {
+        Some(mtime) => rustix::fs::futimens(file, &times(mtime)).map_err(fault),
+        None => Ok(()),
+    }
+}
+
+fn times(mtime: Timestamp) -> Timestamps {
+    Timestamps {
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        last_modification: Timespec {
+            tv_sec: mtime.secs,
+            tv_nsec: mtime.nanos().into(),
+        },
+    }
+}
+
+/// Sets the carried permission bits of what is open, and leaves the others.
+fn set_mode(handle: BorrowedFd<'_>, old: u16, attrs: Attrs) -> Result<(), Fault> {
+    let mode = (old & 0o7000) | attrs.mode;
+    if old & 0o7777 == mode {
+        return Ok(());
+    }
+    let mode = Mode::from_raw_mode(mode.into());
+    rustix::fs::chmodat(CWD, proc_path(handle), mode, AtFlags::empty()).map_err(fault)
+}
+
+/// Returns a path that names an open handle, whatever became of its name.
+pub(super) fn proc_path(handle: BorrowedFd<'_>) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()))
+}
+
+pub(super) fn io_fault(error: std::io::Error) -> Fault {
+    match Errno::from_io_error(&error) {
+        Some(errno) => Fault::Other(reason(errno)),
+        None => Fault::Other(error.to_string()),
+    }
+}
+
+fn make_private_dir(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+    match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o700)) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn read_identity(path: &Path, own: BorrowedFd<'_>) -> Result<(OwnedFd, Identity), FolderError> {
+    let bad = |reason: String| FolderError::BadIdentity {
+        path: path.to_owned(),
+        reason,
+    };
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::openat(own, "identity", flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => {
+            return Err(FolderError::NotLinked {
+                path: path.to_owned(),
+            });
+        }
+        Err(errno) => return Err(bad(reason(errno))),
+    };
+    let mut bytes = Vec::new();
+    let file = File::from(file);
+    (&file)
+        .take(identity::LEN_MAX as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| bad(error.to_string()))?;
+    if bytes.len() > identity::LEN_MAX {
+        return Err(bad("It is too long".into()));
+    }
+    Ok((file.into(), Identity::parse(&bytes).map_err(bad)?))
+}
+
+/// Tries out whether the disk can exchange two files; tells whether it folds case, or nothing when
+/// it cannot exchange.
+fn probe(staging: BorrowedFd<'_>) -> Result<Option<bool>, Errno> {
+    let (one, two) = ("probe-a", "probe-b");
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    for name in [one, two] {
+        drop(rustix::fs::openat(
+            staging,
+            name,
+            flags,
+            Mode::from_raw_mode(0o600),
+        )?);
+    }
+    let exchanged = rustix::fs::renameat_with(staging, one, staging, two, RenameFlags::EXCHANGE);
+    let folds = rustix::fs::accessat(
+        staging,
+        "PROBE-A",
+        rustix::fs::Access::EXISTS,
+        AtFlags::empty(),
+    )
+    .is_ok();
+    for name in [one, two] {
+        rustix::fs::unlinkat(staging, name, AtFlags::empty())?;
+    }
+    match exchanged {
+        Ok(()) => Ok(Some(folds)),
+        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}

@@ -1,0 +1,121 @@
+//! A folder's identity: `.picloud/identity`, which tells a folder from a missing one.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{DriveId, FolderId};
+
+/// The newest format of what is in `.picloud`.
+const VERSION: u32 = 1;
+
+/// The longest identity file that is read.
+pub(super) const LEN_MAX: usize = 4096;
+
+const HEADER: &str = "\
+# PiCloud made this when the folder was linked. It tells the folder from a missing one (an unmounted
+# disk, say): without it nothing is synced, and nothing is deleted anywhere.
+";
+
+/// Which folder this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// The folder; drawn when it was linked.
+    pub folder: FolderId,
+    /// The drive it is a copy of.
+    pub drive: DriveId,
+}
+
+#[derive(Serialize, Deserialize)]
+struct File {
+    version: u32,
+    folder: FolderId,
+    drive: DriveId,
+}
+
+/// Why a folder could not be linked or opened.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// The folder does not exist.
+    #[error("The folder {path} is not there; mount or create it, or unlink it")]
+    Missing {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// The folder has no identity.
+    #[error(
+        "The folder {path} is not the one that was linked (it has no .picloud/identity); is its \
+         disk mounted? If it is to be linked anew, join it again"
+    )]
+    NotLinked {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The folder has another identity than it should have.
+    #[error(
+        "The folder {path} belongs to another drive; unlink it there, or choose another folder"
+    )]
+    OtherIdentity {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The identity cannot be understood.
+    #[error("The file {path}/.picloud/identity cannot be read: {reason}")]
+    BadIdentity {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// Another agent has the folder open.
+    #[error("Another agent syncs the folder {path}; stop it first")]
+    Busy {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The file system lacks what careful replacing needs.
+    #[error(
+        "The file system of {path} cannot exchange two files in one step, so a file there could be \
+         lost in a crash; choose a folder on ext4, XFS, Btrfs or the like"
+    )]
+    Unsupported {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Anything else.
+    #[error("The folder {path} cannot be used: {reason}")]
+    Io {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Identity {
+    pub(super) fn to_text(self) -> String {
+        let file = File {
+            version: VERSION,
+            folder: self.folder,
+            drive: self.drive,
+        };
+        // Two ids and a number always have a text; the header alone would be refused when read.
+        let body = toml::to_string(&file).unwrap_or_default();
+        format!("{HEADER}{body}")
+    }
+
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let text = std::str::from_utf8(bytes).map_err(|_| "It is not text".to_owned())?;
+        let file: File = toml::from_str(text).map_err(|error| error.message().to_owned())?;
+        if file.version > VERSION {
+            return Err(format!(
+                "It has version {}, this program knows up to {VERSION}; update the program",
+                file.version
+            ));
+        }
+        Ok(Self {
+            folder: file.folder,
+            drive: file.drive,
+        })
+    }
+}

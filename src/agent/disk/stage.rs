@@ -1,0 +1,172 @@
+//! Writing a content to staging, chunk by chunk as they arrive, in any order.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use super::folder::{DiskFolder, create, io_fault, set_on};
+use super::hash::OpenFile;
+use crate::engine::apply::Payload;
+use crate::engine::folder::{Fault, Folder, Own};
+use crate::model::{Attrs, ChunkId, Content, ContentList, Extent, Name, Timestamp};
+
+/// A file from this length on is made durable by its writer, so that the pool, which places small
+/// files too, need not wait for it.
+const SYNC_SELF_FROM: u64 = 1024 * 1024;
+
+/// A file in staging that is being written. Dropped before it is finished, it is removed.
+#[derive(Debug)]
+pub struct StagedFile {
+    folder: DiskFolder,
+    name: Name,
+    file: File,
+    extents: Vec<Extent>,
+    offsets: Vec<u64>,
+    is_written: Vec<bool>,
+    missing: usize,
+    len: u64,
+    is_finished: bool,
+}
+
+impl StagedFile {
+    /// Begins a file with this content; `list` is its list when it has one.
+    ///
+    /// # Errors
+    /// When staging cannot be written, or the list is another content's.
+    pub fn begin(
+        folder: &DiskFolder,
+        content: &Content,
+        list: Option<&ContentList>,
+    ) -> Result<Self, Fault> {
+        let extents = match (content, list) {
+            (Content::Empty, _) => Vec::new(),
+            (Content::Chunk { id, len }, _) => vec![Extent::Chunk { id: *id, len: *len }],
+            (Content::List { id, len }, Some(list)) if list.len() == *len && list.id() == *id => {
+                list.extents().to_vec()
+            }
+            (Content::List { .. }, _) => {
+                return Err(Fault::Other(
+                    "The list is not the one of this content".into(),
+                ));
+            }
+        };
+        let mut end = 0;
+        let offsets = extents
+            .iter()
+            .map(|extent| {
+                let offset = end;
+                end += extent.len();
+                offset
+            })
+            .collect();
+        // Holes need no bytes: the file's length makes them.
+        let is_written: Vec<bool> = extents
+            .iter()
+            .map(|extent| matches!(extent, Extent::Hole { .. }))
+            .collect();
+        let name = folder.fresh_staged_name()?;
+        let file = create(
+            std::os::fd::AsFd::as_fd(&*folder.own_dir(Own::Staging)),
+            &name,
+        )?;
+        Ok(Self {
+            folder: folder.clone(),
+            name,
+            file,
+            missing: is_written.iter().filter(|is_written| !**is_written).count(),
+            extents,
+            offsets,
+            is_written,
+            len: content.len(),
+            is_finished: false,
+        })
+    }
+
+    /// Returns the extents with their offsets, in the order of the file.
+    pub fn extents(&self) -> impl Iterator<Item = (u64, Extent)> {
+        self.offsets
+            .iter()
+            .copied()
+            .zip(self.extents.iter().copied())
+    }
+
+    /// Returns whether the extent at this index is written (or a hole).
+    #[must_use]
+    pub fn is_written(&self, index: usize) -> bool {
+        self.is_written.get(index).copied().unwrap_or(false)
+    }
+
+    /// Writes the chunk at this index of the extents.
+    ///
+    /// # Errors
+    /// When these are not its bytes, or the disk does not take them.
+    pub fn write(&mut self, index: usize, bytes: &[u8]) -> Result<(), Fault> {
+        let (Some(Extent::Chunk { id, len }), Some(offset)) =
+            (self.extents.get(index), self.offsets.get(index))
+        else {
+            return Err(Fault::Other(format!(
+                "There is no chunk {index} in this content"
+            )));
+        };
+        if bytes.len() != *len as usize || ChunkId::of(bytes) != *id {
+            return Err(Fault::Other(format!(
+                "Bytes received are not those of chunk {id}"
+            )));
+        }
+        self.file.write_all_at(bytes, *offset).map_err(io_fault)?;
+        if !self.is_written[index] {
+            self.is_written[index] = true;
+            self.missing -= 1;
+        }
+        Ok(())
+    }
+
+    /// Takes the chunk at this index from an older version on this disk, where it is believed to be
+    /// at `offset`; returns whether it was there.
+    ///
+    /// # Errors
+    /// When the old file cannot be read, or the disk does not take the bytes.
+    pub fn copy(&mut self, index: usize, old: &OpenFile, offset: u64) -> Result<bool, Fault> {
+        let Some(Extent::Chunk { id, len }) = self.extents.get(index).copied() else {
+            return Ok(false);
+        };
+        match old.read_chunk_at(offset, &id, len)? {
+            Some(bytes) => self.write(index, &bytes).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Completes the file, for [`Payload::Staged`] of the job that puts it in place.
+    ///
+    /// # Errors
+    /// When chunks are missing, or the disk does not take it.
+    pub fn finish(mut self, attrs: Attrs, mtime: Timestamp) -> Result<Payload, Fault> {
+        if self.missing > 0 {
+            return Err(Fault::Other(format!("{} chunks are missing", self.missing)));
+        }
+        if matches!(self.extents.last(), Some(Extent::Hole { .. })) {
+            self.file.set_len(self.len).map_err(io_fault)?;
+        }
+        set_on(&self.file, attrs, Some(mtime))?;
+        let is_durable = self.len >= SYNC_SELF_FROM;
+        if is_durable {
+            self.file.sync_all().map_err(io_fault)?;
+        }
+        self.is_finished = true;
+        Ok(Payload::Staged {
+            name: self.name.clone(),
+            is_durable,
+        })
+    }
+}
+
+impl Drop for StagedFile {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            // What stays is removed by the next recovery.
+            drop(
+                self.folder
+                    .unlink(&self.folder.own_dir(Own::Staging), &self.name),
+            );
+        }
+    }
+}

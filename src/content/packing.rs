@@ -1,0 +1,229 @@
+//! How a chunk travels and lies in a pack: compressed where that pays, and checked when it is
+//! opened.
+//!
+//! zstd at level 1, kept only when it saves at least 3 %: what does not shrink (photos, films,
+//! archives) would cost time on every reading for nothing. A packed chunk comes from a peer, so
+//! opening it never takes more memory than its stated length, and never trusts its id.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::io;
+
+use zstd::bulk::{Compressor, Decompressor};
+
+use crate::model::{ChunkData, ChunkId, Codec, Content};
+
+const LEVEL: i32 = 1;
+
+/// Why a packed chunk is not what it says.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    /// Its stated length is not that of a chunk, or its packed bytes are more than that.
+    #[error("Chunk {id} has an impossible length ({plain_len} bytes, {packed_len} packed)")]
+    Length {
+        /// The chunk.
+        id: ChunkId,
+        /// The stated length.
+        plain_len: u32,
+        /// The length of the packed bytes.
+        packed_len: usize,
+    },
+    /// It cannot be decompressed, to no more than the stated length.
+    #[error("Chunk {id} cannot be decompressed to {plain_len} bytes")]
+    Zstd {
+        /// The chunk.
+        id: ChunkId,
+        /// The stated length.
+        plain_len: u32,
+        /// What zstd says.
+        source: io::Error,
+    },
+    /// Its bytes are others than its id says.
+    #[error("Chunk {id} is damaged: its bytes are those of {found}")]
+    Id {
+        /// What it should be.
+        id: ChunkId,
+        /// What it is.
+        found: ChunkId,
+    },
+}
+
+thread_local! {
+    /// A context is some hundred kilobytes, and making one takes longer than packing a small chunk.
+    static COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
+    static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Packs the bytes of a chunk, 1 to [`Content::CHUNK_LEN_MAX`] of them, whose id is known.
+#[must_use]
+pub fn pack(id: ChunkId, plain: &[u8]) -> ChunkData {
+    debug_assert!(!plain.is_empty() && plain.len() <= Content::CHUNK_LEN_MAX as usize);
+    let (codec, data) = match compress(plain) {
+        Some(packed) => (Codec::Zstd, packed),
+        None => (Codec::Plain, plain.to_vec()),
+    };
+    ChunkData {
+        id,
+        plain_len: u32::try_from(plain.len()).unwrap_or(u32::MAX),
+        codec,
+        data,
+    }
+}
+
+/// Returns the compressed bytes, unless they are hardly fewer or compressing fails.
+fn compress(plain: &[u8]) -> Option<Vec<u8>> {
+    COMPRESSOR.with_borrow_mut(|slot| {
+        let compressor = match slot {
+            Some(compressor) => compressor,
+            None => slot.insert(Compressor::new(LEVEL).ok()?),
+        };
+        SCRATCH.with_borrow_mut(|scratch| {
+            // No room for more than is worth keeping: zstd gives up when it is used up.
+            let most = plain.len() - plain.len().div_ceil(33);
+            scratch.clear();
+            scratch.resize(most, 0);
+            let len = compressor
+                .compress_to_buffer(plain, scratch.as_mut_slice())
+                .ok()?;
+            Some(scratch[..len].to_vec())
+        })
+    })
+}
+
+/// Returns the plain bytes of a packed chunk, after checking that they are what its id names.
+///
+/// # Errors
+/// When they are not.
+pub fn unpack(chunk: &ChunkData) -> Result<Cow<'_, [u8]>, UnpackError> {
+    let (id, plain_len) = (chunk.id, chunk.plain_len);
+    let plain_len_usize = plain_len as usize;
+    let packed_len = chunk.data.len();
+    let is_possible = match chunk.codec {
+        Codec::Plain => packed_len == plain_len_usize,
+        Codec::Zstd => packed_len < plain_len_usize,
+    };
+    if plain_len == 0 || plain_len > Content::CHUNK_LEN_MAX || !is_possible {
+        return Err(UnpackError::Length {
+            id,
+            plain_len,
+            packed_len,
+        });
+    }
+    let plain = match chunk.codec {
+        Codec::Plain => Cow::Borrowed(chunk.data.as_slice()),
+        Codec::Zstd => {
+            let failed = |source| UnpackError::Zstd {
+                id,
+                plain_len,
+                source,
+            };
+            let plain = decompress(&chunk.data, plain_len_usize).map_err(failed)?;
+            if plain.len() != plain_len_usize {
+                return Err(failed(io::ErrorKind::UnexpectedEof.into()));
+            }
+            Cow::Owned(plain)
+        }
+    };
+    let found = ChunkId::of(&plain);
+    if found == id {
+        Ok(plain)
+    } else {
+        Err(UnpackError::Id { id, found })
+    }
+}
+
+fn decompress(packed: &[u8], plain_len: usize) -> io::Result<Vec<u8>> {
+    DECOMPRESSOR.with_borrow_mut(|slot| {
+        let decompressor = match slot {
+            Some(decompressor) => decompressor,
+            None => slot.insert(Decompressor::new()?),
+        };
+        // Never grown: zstd fails when this is not enough.
+        let mut plain = Vec::with_capacity(plain_len);
+        decompressor.decompress_to_buffer(packed, &mut plain)?;
+        Ok(plain)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn a_chunk_survives_and_is_compressed_only_where_that_pays() {
+        let text = b"the same again and again, ".repeat(1000);
+        let mut mostly_noise = noise(100_000);
+        mostly_noise[..2_000].fill(0);
+        let cases = [
+            (text, Codec::Zstd),
+            (noise(100_000), Codec::Plain),
+            (mostly_noise, Codec::Plain),
+            (vec![7], Codec::Plain),
+            (vec![0; 1 << 20], Codec::Zstd),
+        ];
+        for (plain, codec) in cases {
+            let packed = pack(ChunkId::of(&plain), &plain);
+            assert_eq!(packed.codec, codec, "{} bytes", plain.len());
+            assert!(unpack(&packed).unwrap() == plain.as_slice());
+        }
+    }
+
+    #[test]
+    fn what_is_damaged_or_lies_is_refused() {
+        let plain = b"some text, some text, some text, ".repeat(100);
+        let good = pack(ChunkId::of(&plain), &plain);
+        assert_eq!(good.codec, Codec::Zstd);
+        let other_id = ChunkData {
+            id: ChunkId::of(b"other"),
+            ..good.clone()
+        };
+        assert!(matches!(unpack(&other_id), Err(UnpackError::Id { .. })));
+        for plain_len in [0, 1, good.plain_len - 1, good.plain_len + 1, u32::MAX] {
+            let lie = ChunkData {
+                plain_len,
+                ..good.clone()
+            };
+            assert!(unpack(&lie).is_err(), "{plain_len}");
+        }
+        for at in 0..good.data.len() {
+            let mut flipped = good.clone();
+            flipped.data[at] ^= 1;
+            // Where zstd has bits that say nothing the bytes may still come out; never others.
+            if let Ok(bytes) = unpack(&flipped) {
+                assert!(bytes == plain.as_slice());
+            }
+        }
+        for len in 0..good.data.len() {
+            let mut short = good.clone();
+            short.data.truncate(len);
+            assert!(unpack(&short).is_err(), "cut at {len}");
+        }
+        let plain_lie = ChunkData {
+            codec: Codec::Plain,
+            ..good
+        };
+        assert!(matches!(
+            unpack(&plain_lie),
+            Err(UnpackError::Length { .. })
+        ));
+    }
+
+    #[test]
+    fn a_bomb_gets_no_more_room_than_it_states() {
+        let huge = vec![0; 64 << 20];
+        let bomb = ChunkData {
+            id: ChunkId::of(b"x"),
+            plain_len: Content::CHUNK_LEN_MAX,
+            codec: Codec::Zstd,
+            data: zstd::bulk::compress(&huge, 1).unwrap(),
+        };
+        assert!(matches!(unpack(&bomb), Err(UnpackError::Zstd { .. })));
+    }
+}
