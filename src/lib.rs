@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod cli;
+pub mod client;
 pub mod content;
 pub mod engine;
 pub mod model;

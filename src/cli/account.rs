@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::agent::told;
 use super::args::{DevicesCommand, LogIn, TotpCommand};
-use super::dial::{Answers, Server, authenticate, call, get_to_know};
+use super::dial::{Answers, Server, admit, get_to_know};
 use super::failure::{Exit, Failure};
 use super::join::{self, Plan, parse_link};
 use super::machine::{Account, Machine};
@@ -16,11 +16,13 @@ use super::{prompt, qr};
 use crate::agent::config::{Authority, machine_name, remove_folder};
 use crate::agent::credentials;
 use crate::model::{DeviceId, Fingerprint};
-use crate::protocol::Connection;
-use crate::protocol::message::{
-    ApproveHeld, ChangePassword, DeviceInfo, Invite, ListDevices, ListHeld, Login, Logout, Register,
-    RevokeDevice, TotpBegin, TotpConfirm, TotpDisable,
-};
+use crate::client::ClientError;
+use crate::protocol::message::DeviceInfo;
+
+/// For the many calls whose refusal is the command's.
+fn refused(error: ClientError) -> Failure {
+    Failure::of_client(&error)
+}
 
 /// `picloud register` and `picloud login`.
 ///
@@ -46,30 +48,21 @@ pub async fn log_in(
     };
     let (server, secret) = find_server(args).await?;
     let (user, password, mut answers) = credentials_of(args, register)?;
-    let connection = server.connect().await?;
-    let admitted = if register {
-        let request = Register {
-            user,
-            password,
-            secret: secret.map(|secret| secret.to_vec()),
-            device_name,
-        };
-        authenticate(&connection, &request, &mut answers).await?
+    let mut client = server.connect().await?;
+    let first = if register {
+        client.register(&user, &password, secret.as_ref(), &device_name).await
     } else {
-        let request = Login {
-            user,
-            password,
-            device_name,
-        };
-        authenticate(&connection, &request, &mut answers).await?
+        client.login(&user, &password, &device_name).await
     };
+    let session = admit(&mut client, first, &mut answers).await?;
+    let admitted = session.admitted();
     if let Some(plan) = plan {
-        let folder = plan.finish(machine, &connection, &server, &admitted).await?;
+        let folder = plan.finish(machine, &server, &session).await?;
         return join::report(machine, output, &folder, &admitted.device_name);
     }
-    if let Err(failure) = machine.keep_session(&server, &admitted) {
+    if let Err(failure) = machine.keep_session(&server, &session) {
         // What cannot be kept must not stay in the account.
-        drop(call(&connection, &Logout {}).await);
+        drop(session.logout().await);
         return Err(failure);
     }
     if output.json() {
@@ -150,8 +143,9 @@ fn answers_of(file: Option<&Path>) -> Result<Answers, Failure> {
 /// When the server cannot be reached: the device would stay in the account.
 pub async fn log_out(machine: &Machine, output: Output) -> Result<Exit, Failure> {
     let account = machine.account()?;
-    let (connection, admitted) = account.connect().await?;
-    call(&connection, &Logout {}).await?;
+    let session = account.connect().await?;
+    session.logout().await.map_err(refused)?;
+    let admitted = session.admitted();
     match &account.folder {
         Some(folder) => {
             let failed = |error: &(dyn std::error::Error + 'static)| {
@@ -188,7 +182,8 @@ pub async fn log_out(machine: &Machine, output: Output) -> Result<Exit, Failure>
 /// When nobody is logged in, or the server cannot be reached or refuses.
 pub async fn who_am_i(machine: &Machine, output: Output) -> Result<Exit, Failure> {
     let account = machine.account()?;
-    let (_, admitted) = account.connect().await?;
+    let session = account.connect().await?;
+    let admitted = session.admitted();
     let folder = account.folder.as_ref().map(|folder| &folder.path);
     if output.json() {
         told(output.object(&json!({
@@ -209,10 +204,6 @@ pub async fn who_am_i(machine: &Machine, output: Output) -> Result<Exit, Failure
         )))?;
     }
     Ok(Exit::Done)
-}
-
-async fn devices_of(connection: &Connection) -> Result<Vec<DeviceInfo>, Failure> {
-    Ok(call(connection, &ListDevices {}).await?.devices)
 }
 
 /// Finds a device by its id or its name.
@@ -246,8 +237,8 @@ pub async fn devices(
     command: Option<&DevicesCommand>,
 ) -> Result<Exit, Failure> {
     let account = machine.account()?;
-    let (connection, _) = account.connect().await?;
-    let devices = devices_of(&connection).await?;
+    let session = account.connect().await?;
+    let devices = session.devices().await.map_err(refused)?;
     match command {
         None | Some(DevicesCommand::List) => {
             for device in &devices {
@@ -257,7 +248,7 @@ pub async fn devices(
         Some(DevicesCommand::Revoke { device: wanted }) => {
             let names = devices.iter().map(|info| (info.id, info.name.as_str()));
             let device = find_device(names, wanted)?;
-            call(&connection, &RevokeDevice { device }).await?;
+            session.revoke(device).await.map_err(refused)?;
             if output.json() {
                 let object = json!({"type": "revoked", "version": 1, "device_id": device});
                 told(output.object(&object))?;
@@ -303,8 +294,8 @@ fn show_device(output: Output, device: &DeviceInfo) -> std::io::Result<()> {
 /// # Errors
 /// When the server cannot be reached or refuses.
 pub async fn link(machine: &Machine, output: Output, plain: bool) -> Result<Exit, Failure> {
-    let (connection, _) = machine.account()?.connect().await?;
-    let invited = call(&connection, &Invite {}).await?;
+    let session = machine.account()?.connect().await?;
+    let invited = session.invite().await.map_err(refused)?;
     if output.json() {
         told(output.object(&json!({
             "type": "link",
@@ -359,8 +350,8 @@ pub async fn change_password(
             prompt::new_secret("New password", None, "--password-file")?,
         ),
     };
-    let (connection, _) = account.connect().await?;
-    call(&connection, &ChangePassword { old, new }).await?;
+    let session = account.connect().await?;
+    session.change_password(&old, &new).await.map_err(refused)?;
     done(output, "The password is changed")
 }
 
@@ -374,20 +365,20 @@ pub async fn totp(
     command: &TotpCommand,
 ) -> Result<Exit, Failure> {
     let account = machine.account()?;
-    let (connection, _) = account.connect().await?;
+    let session = account.connect().await?;
     match command {
         TotpCommand::Enable { answer_file } => {
-            let secret = call(&connection, &TotpBegin {}).await?;
+            let uri = session.totp_begin().await.map_err(refused)?;
             if output.json() {
                 told(output.object(&json!({
                     "type": "totp-secret",
                     "version": 1,
-                    "uri": secret.uri,
+                    "uri": uri,
                 })))?;
             } else {
                 told(output.line("Add this to your authenticator app:"))?;
-                told(output.line(&format!("\n  {}\n", printable(&secret.uri))))?;
-                if let Some(code) = qr::draw(&secret.uri, output.live()).filter(|_| output.live()) {
+                told(output.line(&format!("\n  {}\n", printable(&uri))))?;
+                if let Some(code) = qr::draw(&uri, output.live()).filter(|_| output.live()) {
                     told(output.line(&code))?;
                 }
             }
@@ -396,13 +387,13 @@ pub async fn totp(
                 None if prompt::interactive() => prompt::ask("Six-digit code it shows")?,
                 None => prompt::secret("six-digit code", None, "--answer-file")?,
             };
-            call(&connection, &TotpConfirm { code: code.trim().to_owned() }).await?;
+            session.totp_confirm(code.trim()).await.map_err(refused)?;
             done(output, "Log-ins are asked for a code from now on")
         }
         TotpCommand::Disable { password_file } => {
             let file = password_file.as_deref();
             let password = prompt::secret("Password", file, "--password-file")?;
-            call(&connection, &TotpDisable { password }).await?;
+            session.totp_disable(&password).await.map_err(refused)?;
             done(output, "Log-ins are asked for the password alone")
         }
     }
@@ -423,8 +414,8 @@ fn done(output: Output, words: &str) -> Result<Exit, Failure> {
 /// When the server cannot be reached or refuses.
 pub async fn held(machine: &Machine, output: Output) -> Result<Exit, Failure> {
     let account = machine.account()?;
-    let (connection, _) = account.connect().await?;
-    let held = call(&connection, &ListHeld { drive: account.drive }).await?.held;
+    let session = account.connect().await?;
+    let held = session.held().await.map_err(refused)?;
     for held in &held {
         if output.json() {
             told(output.object(&json!({
@@ -463,8 +454,8 @@ pub async fn held(machine: &Machine, output: Output) -> Result<Exit, Failure> {
 /// When the server cannot be reached or refuses, or nothing of that device waits.
 pub async fn approve(machine: &Machine, output: Output, wanted: &str) -> Result<Exit, Failure> {
     let account: Account = machine.account()?;
-    let (connection, _) = account.connect().await?;
-    let held = call(&connection, &ListHeld { drive: account.drive }).await?.held;
+    let session = account.connect().await?;
+    let held = session.held().await.map_err(refused)?;
     let names = held.iter().map(|held| (held.device, held.device_name.as_str()));
     let device = find_device(names, wanted).map_err(|failure| {
         if held.iter().any(|held| held.device_name == wanted) {
@@ -474,10 +465,6 @@ pub async fn approve(machine: &Machine, output: Output, wanted: &str) -> Result<
                 .hint("`picloud held` shows what does")
         }
     })?;
-    let request = ApproveHeld {
-        drive: account.drive,
-        device,
-    };
-    call(&connection, &request).await?;
+    session.approve(device).await.map_err(refused)?;
     done(output, "Approved: the deletion passes when the device asks again, within a minute")
 }

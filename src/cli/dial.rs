@@ -1,14 +1,13 @@
 //! Reaching a server and being let in, with every refusal in words that say what to do.
 
+use super::failure::Failure;
+use super::output::printable;
+use super::prompt;
 use crate::agent::config::Authority;
-use crate::cli::failure::{Exit, Failure};
-use crate::cli::prompt;
+use crate::client::{self, Client, Session, Step};
 use crate::model::{Fingerprint, JoinLink};
-use crate::protocol::message::{Admitted, Answer, AuthReply, FailureCode, Request};
-use crate::protocol::{CallError, ConnectError, Connection, Endpoint, Trust};
-
-/// Name and version, for the server's log.
-const PROGRAM: &str = concat!("picloud/", env!("CARGO_PKG_VERSION"));
+use crate::protocol::message::{FailureCode, Question};
+use crate::protocol::{ConnectError, Connection, Endpoint, Trust};
 
 /// Tries at a question when a person answers.
 const TRIES_MAX: u32 = 3;
@@ -47,61 +46,11 @@ impl Server {
     ///
     /// # Errors
     /// Exit code 4 when the server cannot be reached.
-    pub async fn connect(&self) -> Result<Connection, Failure> {
-        let (connection, _) = Box::pin(Connection::open(&self.endpoint(), PROGRAM))
+    pub async fn connect(&self) -> Result<Client, Failure> {
+        Box::pin(Client::connect(&self.endpoint()))
             .await
-            .map_err(|error| not_connected(&error))?;
-        Ok(connection)
+            .map_err(|error| Failure::of_client(&error))
     }
-}
-
-/// Says why no connection came about.
-pub fn not_connected(error: &ConnectError) -> Failure {
-    match error {
-        ConnectError::WrongFingerprint {
-            address,
-            expected,
-            found,
-        } => Failure::failed(format!(
-            "The server at {address} is not the one expected: its fingerprint is another"
-        ))
-        .caused_by(format!("expected {expected}, found {found}"))
-        .hint(
-            "if the server was set up anew, ask its owner for a new link; \
-             else something sits between you and it",
-        ),
-        error if error.is_offline() => Failure::from_error(Exit::Offline, error)
-            .hint("is `picloud-server` running there, and can this machine reach it?"),
-        ConnectError::Address { .. } => Failure::from_error(Exit::Usage, error),
-        error => Failure::from_error(Exit::Failed, error),
-    }
-}
-
-/// Says why a request has no reply.
-pub fn not_answered(error: &CallError) -> Failure {
-    let code = match error {
-        CallError::Failed(failure) => Some(failure.code),
-        CallError::Closed(reason) => reason.code(),
-        CallError::Message(_) => return Failure::from_error(Exit::Failed, error),
-    };
-    match (error, code) {
-        (_, Some(FailureCode::Throttled)) | (CallError::Failed(_), _) => {
-            Failure::from_error(Exit::Failed, error)
-        }
-        (_, Some(FailureCode::Revoked)) => Failure::from_error(Exit::Failed, error),
-        _ => Failure::from_error(Exit::Offline, error),
-    }
-}
-
-/// Sends a request and returns its reply.
-///
-/// # Errors
-/// What the server refused, or exit code 4 when the connection broke.
-pub async fn call<R: Request>(connection: &Connection, request: &R) -> Result<R::Reply, Failure> {
-    connection
-        .call(request)
-        .await
-        .map_err(|error| not_answered(&error))
 }
 
 /// Where the answers to the server's questions come from.
@@ -113,54 +62,52 @@ pub enum Answers {
     Lines(std::vec::IntoIter<String>),
 }
 
-/// Carries an authentication to its end: asks what the server asks.
+/// Carries a log-in to its end: puts the server's questions to the person.
 ///
 /// # Errors
 /// When the server refuses, or a question cannot be answered.
-pub async fn authenticate<R>(
-    connection: &Connection,
-    request: &R,
+pub async fn admit(
+    client: &mut Client,
+    first: client::Result<Step>,
     answers: &mut Answers,
-) -> Result<Admitted, Failure>
-where
-    R: Request<Reply = AuthReply>,
-{
-    let mut reply = call(connection, request).await?;
+) -> Result<Session, Failure> {
+    let mut step = first.map_err(|error| Failure::of_client(&error))?;
     let mut tries = 0;
     loop {
-        if let Some(admitted) = reply.admitted {
-            return Ok(admitted);
-        }
-        let Some(question) = reply.question.clone() else {
-            return Err(Failure::failed("The server's answer cannot be understood")
-                .hint("upgrade this program"));
+        let question = match step {
+            Step::Admitted(session) => return Ok(session),
+            Step::Question(ref question) => question.clone(),
         };
-        let text = crate::cli::output::printable(&question.text);
-        let answer = match answers {
-            Answers::Lines(lines) => lines.next().ok_or_else(|| {
-                Failure::failed(format!("The server asks: {text}"))
-                    .hint("add a line with the answer to the --answer-file")
-            })?,
-            Answers::Person if !prompt::interactive() => {
-                return Err(Failure::failed(format!("The server asks: {text}")).hint(
-                    "give the answer with --answer-file FILE, or --answer-file - for standard input",
-                ));
-            }
-            Answers::Person if question.secret => prompt::ask_secret(&text)?,
-            Answers::Person => prompt::ask(&text)?,
-        };
+        let answer = answer(&question, answers)?;
         tries += 1;
-        match connection.call(&Answer { answer }).await {
-            Ok(next) => reply = next,
-            Err(CallError::Failed(failure))
-                if failure.code == FailureCode::Unauthenticated
+        match client.answer(&answer).await {
+            Ok(next) => step = next,
+            Err(error)
+                if error.code() == Some(FailureCode::Unauthenticated)
                     && matches!(answers, Answers::Person)
                     && tries < TRIES_MAX =>
             {
-                eprintln!("{}", crate::cli::output::printable(&failure.message));
+                eprintln!("{}", printable(&error.to_string()));
             }
-            Err(error) => return Err(not_answered(&error)),
+            Err(error) => return Err(Failure::of_client(&error)),
         }
+    }
+}
+
+fn answer(question: &Question, answers: &mut Answers) -> Result<String, Failure> {
+    let text = printable(&question.text);
+    match answers {
+        Answers::Lines(lines) => lines.next().ok_or_else(|| {
+            Failure::failed(format!("The server asks: {text}"))
+                .hint("add a line with the answer to the --answer-file")
+        }),
+        Answers::Person if !prompt::interactive() => {
+            Err(Failure::failed(format!("The server asks: {text}")).hint(
+                "give the answer with --answer-file FILE, or --answer-file - for standard input",
+            ))
+        }
+        Answers::Person if question.secret => prompt::ask_secret(&text),
+        Answers::Person => prompt::ask(&text),
     }
 }
 
@@ -174,19 +121,19 @@ pub async fn get_to_know(address: &str) -> Result<Authority, Failure> {
         address: address.to_owned(),
         authority: Authority::Public,
     };
-    match Box::pin(Connection::open(&public.endpoint(), PROGRAM)).await {
+    match Box::pin(Connection::open(&public.endpoint(), client::PROGRAM)).await {
         Ok(_) => return Ok(Authority::Public),
         Err(ConnectError::Tls { .. } | ConnectError::Setup(_)) => {}
-        Err(error) => return Err(not_connected(&error)),
+        Err(error) => return Err(Failure::of_connect(&error)),
     }
     // A pin that no certificate has: the refusal tells the one that is shown.
     let probe = Endpoint {
         address: address.to_owned(),
         trust: Trust::Pinned(Fingerprint([0; 32])),
     };
-    let found = match Box::pin(Connection::open(&probe, PROGRAM)).await {
+    let found = match Box::pin(Connection::open(&probe, client::PROGRAM)).await {
         Err(ConnectError::WrongFingerprint { found, .. }) => found,
-        Err(error) => return Err(not_connected(&error)),
+        Err(error) => return Err(Failure::of_connect(&error)),
         Ok(_) => {
             return Err(Failure::failed(format!(
                 "The server at {address} cannot be told from any other"

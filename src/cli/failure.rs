@@ -7,7 +7,9 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
+use crate::client::ClientError;
 use crate::protocol::control::State;
+use crate::protocol::{CallError, ConnectError};
 
 /// The exit codes, and what each means to a script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +97,45 @@ impl Failure {
         let mut failure = Self::new(exit, error.to_string());
         failure.push_sources(error);
         failure
+    }
+
+    /// What the client library could not do.
+    #[must_use]
+    pub fn of_client(error: &ClientError) -> Self {
+        match error {
+            ClientError::Connect(error) => Self::of_connect(error),
+            ClientError::Call(CallError::Closed(_)) if error.is_offline() => {
+                Self::from_error(Exit::Offline, error)
+            }
+            ClientError::Call(CallError::Failed(failure)) => {
+                Self::from_error(Exit::Failed, failure)
+            }
+            ClientError::Root => Self::from_error(Exit::Usage, error),
+            error => Self::from_error(Exit::Failed, error),
+        }
+    }
+
+    /// Why no connection came about.
+    #[must_use]
+    pub fn of_connect(error: &ConnectError) -> Self {
+        match error {
+            ConnectError::WrongFingerprint {
+                address,
+                expected,
+                found,
+            } => Self::failed(format!(
+                "The server at {address} is not the one expected: its fingerprint is another"
+            ))
+            .caused_by(format!("expected {expected}, found {found}"))
+            .hint(
+                "if the server was set up anew, ask its owner for a new link; \
+                 else something sits between you and it",
+            ),
+            error if error.is_offline() => Self::from_error(Exit::Offline, error)
+                .hint("is `picloud-server` running there, and can this machine reach it?"),
+            ConnectError::Address { .. } => Self::from_error(Exit::Usage, error),
+            error => Self::from_error(Exit::Failed, error),
+        }
     }
 
     /// The agent of this config does not run.

@@ -6,17 +6,16 @@ use serde_json::json;
 
 use super::agent::told;
 use super::args;
-use super::dial::{Answers, Server, authenticate, call};
+use super::dial::{Answers, Server, admit};
 use super::failure::{Exit, Failure};
-use super::machine::{Machine, new_token, own_drive};
+use super::machine::{Machine, new_token};
 use super::output::{Output, Tone, printable};
 use super::prompt;
 use crate::agent::config::{Config, FolderConfig, add_folder, machine_name};
 use crate::agent::credentials;
 use crate::agent::disk::{DiskFolder, Identity};
+use crate::client::Session;
 use crate::model::{FolderId, JoinLink};
-use crate::protocol::Connection;
-use crate::protocol::message::{Admitted, Join, Logout};
 
 /// What is to be joined.
 #[derive(Debug)]
@@ -87,15 +86,14 @@ impl Plan {
     pub async fn finish(
         &self,
         machine: &Machine,
-        connection: &Connection,
         server: &Server,
-        admitted: &Admitted,
+        session: &Session,
     ) -> Result<FolderConfig, Failure> {
-        match self.write(machine, server, admitted) {
+        match self.write(machine, server, session) {
             Ok(folder) => Ok(folder),
             Err(failure) => {
                 // The first failure is what the person must know; this is tidying up.
-                drop(call(connection, &Logout {}).await);
+                drop(session.logout().await);
                 Err(failure)
             }
         }
@@ -105,13 +103,14 @@ impl Plan {
         &self,
         machine: &Machine,
         server: &Server,
-        admitted: &Admitted,
+        session: &Session,
     ) -> Result<FolderConfig, Failure> {
         let failed = |error: &(dyn std::error::Error + 'static)| {
             Failure::from_error(Exit::Failed, error)
         };
-        let drive = own_drive(admitted)?;
-        let token = new_token(admitted)?;
+        let admitted = session.admitted();
+        let drive = session.drive().id;
+        let token = new_token(session)?;
         let found = if self.folder.exists() {
             DiskFolder::identity_at(&self.folder).map_err(|error| failed(&error))?
         } else {
@@ -204,13 +203,10 @@ pub async fn join_with(
     plan: &Plan,
 ) -> Result<FolderConfig, Failure> {
     let server = Server::of_link(link);
-    let connection = server.connect().await?;
-    let request = Join {
-        secret: link.secret.to_vec(),
-        device_name: plan.device.clone(),
-    };
-    let admitted = authenticate(&connection, &request, &mut Answers::Person).await?;
-    plan.finish(machine, &connection, &server, &admitted).await
+    let mut client = server.connect().await?;
+    let first = client.join(&link.secret, &plan.device).await;
+    let session = admit(&mut client, first, &mut Answers::Person).await?;
+    plan.finish(machine, &server, &session).await
 }
 
 /// Says that a folder is joined, and what comes next.

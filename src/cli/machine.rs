@@ -13,13 +13,12 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::agent::Agent;
-use super::dial::{Answers, Server, authenticate};
+use super::dial::Server;
 use super::failure::{Exit, Failure};
 use crate::agent::config::{Authority, Config, FolderConfig};
 use crate::agent::{credentials, durable};
+use crate::client::Session;
 use crate::model::{DeviceId, DriveId, Fingerprint};
-use crate::protocol::Connection;
-use crate::protocol::message::{Admitted, Resume};
 
 /// The newest format of `session.toml`.
 const SESSION_VERSION: u32 = 1;
@@ -50,7 +49,7 @@ pub struct Account {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Session {
+struct Stored {
     version: u32,
     server: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -153,7 +152,7 @@ impl Machine {
             Failure::failed(format!("{path:?} is damaged"))
                 .hint("remove it and log in again with `picloud login`")
         };
-        let session: Session = toml::from_str(&text).map_err(|_| damaged())?;
+        let session: Stored = toml::from_str(&text).map_err(|_| damaged())?;
         if session.version > SESSION_VERSION {
             return Err(Failure::failed(format!(
                 "{path:?} has format {}, but this version reads up to {SESSION_VERSION}",
@@ -203,9 +202,10 @@ impl Machine {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn keep_session(&self, server: &Server, admitted: &Admitted) -> Result<(), Failure> {
+    pub fn keep_session(&self, server: &Server, session: &Session) -> Result<(), Failure> {
         let path = self.session_path();
-        let session = Session {
+        let admitted = session.admitted();
+        let stored = Stored {
             version: SESSION_VERSION,
             server: server.address.clone(),
             fingerprint: match server.authority {
@@ -214,10 +214,10 @@ impl Machine {
             },
             user: admitted.user_name.clone(),
             device: admitted.device,
-            drive: own_drive(admitted)?,
-            token: URL_SAFE_NO_PAD.encode(new_token(admitted)?.as_bytes()),
+            drive: session.drive().id,
+            token: URL_SAFE_NO_PAD.encode(new_token(session)?.as_bytes()),
         };
-        let text = toml::to_string(&session)
+        let text = toml::to_string(&stored)
             .map(Zeroizing::new)
             .map_err(|error| Failure::failed(format!("Cannot write {path:?}")).because(&error))?;
         let write = || {
@@ -245,41 +245,26 @@ impl Machine {
 }
 
 impl Account {
-    /// Connects and continues as this device.
+    /// Connects and continues as this device, on its drive.
     ///
     /// # Errors
     /// When the server cannot be reached, or refuses the device.
-    pub async fn connect(&self) -> Result<(Connection, Admitted), Failure> {
-        let connection = self.server.connect().await?;
-        let resume = Resume {
-            device: self.device,
-            token: self.token.as_bytes().to_vec(),
-        };
-        let admitted = authenticate(&connection, &resume, &mut Answers::Person).await?;
-        Ok((connection, admitted))
+    pub async fn connect(&self) -> Result<Session, Failure> {
+        let mut client = self.server.connect().await?;
+        let resumed = client.resume(self.device, self.token.as_bytes()).await;
+        resumed
+            .and_then(|session| session.on_drive(self.drive))
+            .map_err(|error| Failure::of_client(&error))
     }
-}
-
-/// Returns the user's own drive.
-///
-/// # Errors
-/// When the server named none.
-pub fn own_drive(admitted: &Admitted) -> Result<DriveId, Failure> {
-    admitted
-        .drives
-        .first()
-        .map(|drive| drive.id)
-        .ok_or_else(|| Failure::failed("The server named no drive for this account"))
 }
 
 /// Returns the token of a device that is new.
 ///
 /// # Errors
 /// When the server gave none.
-pub fn new_token(admitted: &Admitted) -> Result<credentials::Token, Failure> {
-    admitted
-        .token
-        .clone()
-        .map(credentials::Token::new)
+pub fn new_token(session: &Session) -> Result<credentials::Token, Failure> {
+    session
+        .credentials()
+        .map(|kept| credentials::Token::new(kept.token))
         .ok_or_else(|| Failure::failed("The server gave this device no token"))
 }
