@@ -15,10 +15,8 @@ async fn main() -> anyhow::Result<()> {
         anyhow::bail!("Usage: client LINK FILE");
     };
     let link = JoinLink::parse(&link)?;
-    let endpoint = Endpoint {
-        address: link.address.clone(),
-        trust: Trust::Pinned(link.fingerprint),
-    };
+    let endpoint =
+        Endpoint { address: link.address.clone(), trust: Trust::Pinned(link.fingerprint) };
 
     let mut client = Client::connect(&endpoint).await?;
     let session = match client.join(&link.secret, "example").await? {

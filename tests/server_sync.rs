@@ -22,10 +22,7 @@ async fn a_file_committed_on_one_device_is_pushed_to_the_other_with_its_bytes() 
     let page = two.page().await;
     assert_eq!((page.from, page.upto, page.head), (Rev(0), rev, rev));
     assert_eq!(page.nodes.len(), 1);
-    assert_eq!(
-        page.nodes[0].node,
-        Some(file(NodeId::ROOT, "notes.txt", b"hello"))
-    );
+    assert_eq!(page.nodes[0].node, Some(file(NodeId::ROOT, "notes.txt", b"hello")));
     assert_eq!(page.chunks, [chunk(b"hello")]);
     let mut digest = Digest::default();
     digest.add(id, rev, &file(NodeId::ROOT, "notes.txt", b"hello"));
@@ -34,8 +31,7 @@ async fn a_file_committed_on_one_device_is_pushed_to_the_other_with_its_bytes() 
     // The other way round, and a deletion.
     let gone = two.commit(vec![delete(id, rev)], vec![]).await;
     assert_eq!(revs(&gone), [2]);
-    one.subscribe(Rev(1), Some(one.admitted.drives[0].lineage))
-        .await;
+    one.subscribe(Rev(1), Some(one.admitted.drives[0].lineage)).await;
     let page = one.page().await;
     assert_eq!(page.nodes[0].node, None);
     assert_eq!(page.digest, Some(Digest::default()));
@@ -126,8 +122,7 @@ async fn a_long_journal_comes_in_acknowledged_pages_and_ends_consistent() {
         one.commit(changes, vec![]).await;
     }
     // The first node changes last, so nothing before the end is a tree that ever was.
-    one.commit(vec![rename(ids[0], Rev(1), NodeId::ROOT, "last")], vec![])
-        .await;
+    one.commit(vec![rename(ids[0], Rev(1), NodeId::ROOT, "last")], vec![]).await;
     two.subscribe(Rev::ZERO, None).await;
     let mut unseen = Vec::new();
     for _ in 0..8 {
@@ -135,11 +130,7 @@ async fn a_long_journal_comes_in_acknowledged_pages_and_ends_consistent() {
     }
     let more = tokio::time::timeout(std::time::Duration::from_millis(300), two.unseen_page());
     assert!(more.await.is_err(), "at most eight pages are on their way");
-    assert!(
-        unseen
-            .iter()
-            .all(|page| !page.consistent && page.digest.is_none())
-    );
+    assert!(unseen.iter().all(|page| !page.consistent && page.digest.is_none()));
     two.seen(unseen[7].upto).await;
     let (mut nodes, _, last) = two.pages_upto(Rev(10_001)).await;
     assert!(last.consistent && last.digest.is_some());
@@ -154,22 +145,14 @@ async fn a_large_file_travels_as_chunks_and_a_list() {
     let one = server.join("alice", "one").await;
     let mut two = server.join("alice", "two").await;
     let parts: Vec<Vec<u8>> = (0..40_u8).map(|n| vec![n + 1; 100_000]).collect();
-    let mut extents: Vec<Extent> = parts
-        .iter()
-        .map(|part| Extent::Chunk {
-            id: ChunkId::of(part),
-            len: 100_000,
-        })
-        .collect();
+    let mut extents: Vec<Extent> =
+        parts.iter().map(|part| Extent::Chunk { id: ChunkId::of(part), len: 100_000 }).collect();
     extents.push(Extent::Hole { len: 1 << 30 });
     let list = ContentList::new(extents).unwrap();
     let (encoded, id) = (list.encode(), list.id());
     let drive = one.drive;
     let ids: Vec<ChunkId> = parts.iter().map(|part| ChunkId::of(part)).collect();
-    let find = FindMissing {
-        drive,
-        chunks: ids.clone(),
-    };
+    let find = FindMissing { drive, chunks: ids.clone() };
     assert_eq!(one.connection.call(&find).await.unwrap().chunks, ids);
 
     let put_list = |offset: usize, end: usize, last| PutList {
@@ -186,12 +169,7 @@ async fn a_large_file_travels_as_chunks_and_a_list() {
     let mut puts = Vec::new();
     for ten in parts.chunks(10) {
         let chunks = ten.iter().map(|part| chunk(part)).collect();
-        puts.push(
-            one.connection
-                .send(&PutChunks { drive, chunks })
-                .await
-                .unwrap(),
-        );
+        puts.push(one.connection.send(&PutChunks { drive, chunks }).await.unwrap());
     }
     let mut pieces = Vec::new();
     for (from, to) in [(0, 100), (100, 101), (101, encoded.len())] {
@@ -209,59 +187,32 @@ async fn a_large_file_travels_as_chunks_and_a_list() {
     assert!(two.connection.call(&has).await.unwrap().present);
 
     let mut node = file(NodeId::ROOT, "large", b"?");
-    node.body = Body::File {
-        content: Content::List {
-            id,
-            len: list.len(),
-        },
-        mtime: Timestamp::default(),
-    };
+    node.body =
+        Body::File { content: Content::List { id, len: list.len() }, mtime: Timestamp::default() };
     let mut lying = node.clone();
     lying.body = Body::File {
-        content: Content::List {
-            id,
-            len: list.len() + 1,
-        },
+        content: Content::List { id, len: list.len() + 1 },
         mtime: Timestamp::default(),
     };
     let committed = one
-        .commit(
-            vec![
-                create(one.admitted_id(9), lying),
-                create(one.admitted_id(8), node),
-            ],
-            vec![],
-        )
+        .commit(vec![create(one.admitted_id(9), lying), create(one.admitted_id(8), node)], vec![])
         .await;
     assert!(matches!(
         committed.results[..],
-        [
-            ChangeResult::Refused(Refusal::Illegal { .. }),
-            ChangeResult::Accepted { rev: Rev(1) }
-        ]
+        [ChangeResult::Refused(Refusal::Illegal { .. }), ChangeResult::Accepted { rev: Rev(1) }]
     ));
     two.subscribe(Rev::ZERO, None).await;
     two.page().await;
-    let get = GetList {
-        drive,
-        list: id,
-        offset: 3,
-    };
+    let get = GetList { drive, list: id, offset: 3 };
     let part = two.connection.call(&get).await.unwrap();
-    assert_eq!(
-        (part.total, part.data),
-        (encoded.len() as u64, encoded[3..].to_vec())
-    );
+    assert_eq!((part.total, part.data), (encoded.len() as u64, encoded[3..].to_vec()));
     // Chunks come as many as fit, and what is not there is named.
     let unknown = ChunkId::of(b"unknown");
     let mut wanted = vec![unknown];
     wanted.extend(&ids);
     let mut got = Vec::new();
     while !wanted.is_empty() {
-        let get = GetChunks {
-            drive,
-            chunks: wanted.clone(),
-        };
+        let get = GetChunks { drive, chunks: wanted.clone() };
         let reply = two.connection.call(&get).await.unwrap();
         wanted.drain(..reply.chunks.len() + reply.absent.len());
         assert!(reply.absent.iter().all(|id| *id == unknown));
@@ -287,11 +238,7 @@ async fn everything_acknowledged_is_there_after_a_restart_and_asking_again_chang
     let first = one.commit(ask.clone(), vec![chunk(b"bytes")]).await;
     let lineage = one.admitted.drives[0].lineage;
     let server = server.restart().await;
-    assert_eq!(
-        one.ended().await,
-        FailureCode::Unavailable,
-        "it was told why"
-    );
+    assert_eq!(one.ended().await, FailureCode::Unavailable, "it was told why");
 
     let mut again = one.resume(&server).await.unwrap();
     assert_eq!(again.admitted.drives[0].lineage, lineage);
@@ -300,18 +247,10 @@ async fn everything_acknowledged_is_there_after_a_restart_and_asking_again_chang
     assert_eq!(second.head, Rev(1));
     again.subscribe(Rev::ZERO, Some(lineage)).await;
     assert_eq!(again.page().await.nodes.len(), 1);
-    let get = GetChunks {
-        drive: again.drive,
-        chunks: vec![ChunkId::of(b"bytes")],
-    };
-    assert_eq!(
-        again.connection.call(&get).await.unwrap().chunks,
-        [chunk(b"bytes")]
-    );
+    let get = GetChunks { drive: again.drive, chunks: vec![ChunkId::of(b"bytes")] };
+    assert_eq!(again.connection.call(&get).await.unwrap().chunks, [chunk(b"bytes")]);
     // A cursor of another history begins anew.
-    let told = again
-        .subscribe(Rev(1), Some(Lineage::from_bytes([9; 16])))
-        .await;
+    let told = again.subscribe(Rev(1), Some(Lineage::from_bytes([9; 16]))).await;
     assert_eq!(told.from, Rev::ZERO);
     let told = again.subscribe(Rev(7), Some(lineage)).await;
     assert_eq!(told.from, Rev::ZERO, "past the head");
@@ -322,48 +261,20 @@ async fn a_path_can_be_looked_up_and_a_directory_listed_without_a_subscription()
     let server = Server::start().await;
     let mut one = server.join("alice", "one").await;
     let (docs, note) = (one.id(), one.id());
-    let changes = vec![
-        create(docs, dir(NodeId::ROOT, "docs")),
-        create(note, file(docs, "note", b"n")),
-    ];
+    let changes =
+        vec![create(docs, dir(NodeId::ROOT, "docs")), create(note, file(docs, "note", b"n"))];
     one.commit(changes, vec![chunk(b"n")]).await;
-    let lookup = |path: &str| Lookup {
-        drive: one.drive,
-        path: RelPath::parse(path.as_bytes()).unwrap(),
-    };
-    let found = one
-        .connection
-        .call(&lookup("docs/note"))
-        .await
-        .unwrap()
-        .node;
+    let lookup =
+        |path: &str| Lookup { drive: one.drive, path: RelPath::parse(path.as_bytes()).unwrap() };
+    let found = one.connection.call(&lookup("docs/note")).await.unwrap().node;
     assert_eq!(found.unwrap().id, note);
     for absent in ["docs/other", "other/note", "docs/note/deeper"] {
-        assert!(
-            one.connection
-                .call(&lookup(absent))
-                .await
-                .unwrap()
-                .node
-                .is_none()
-        );
+        assert!(one.connection.call(&lookup(absent)).await.unwrap().node.is_none());
     }
-    let list = |dir, after| ListDir {
-        drive: one.drive,
-        dir,
-        after,
-    };
-    let entries = one
-        .connection
-        .call(&list(NodeId::ROOT, None))
-        .await
-        .unwrap();
+    let list = |dir, after| ListDir { drive: one.drive, dir, after };
+    let entries = one.connection.call(&list(NodeId::ROOT, None)).await.unwrap();
     assert_eq!(entries.entries.len(), 1);
-    let entries = one
-        .connection
-        .call(&list(NodeId::ROOT, Some(name("docs"))))
-        .await
-        .unwrap();
+    let entries = one.connection.call(&list(NodeId::ROOT, Some(name("docs")))).await.unwrap();
     assert!(entries.entries.is_empty() && !entries.more);
     let no_dir = one.connection.call(&list(note, None)).await;
     assert_eq!(code(no_dir), FailureCode::NotFound);

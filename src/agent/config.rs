@@ -4,7 +4,6 @@
 //! An unknown key, a bad value or an unreadable file is an error that names the file, the line and
 //! the key. Secrets are not here but in [`super::credentials`].
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -111,11 +110,7 @@ impl FolderConfig {
     /// Returns whether `other` is the same folder with settings that can change while it runs.
     #[must_use]
     pub fn same_binding(&self, other: &Self) -> bool {
-        let bare = |folder: &Self| Self {
-            ignore: Vec::new(),
-            paused: false,
-            ..folder.clone()
-        };
+        let bare = |folder: &Self| Self { ignore: Vec::new(), paused: false, ..folder.clone() };
         bare(self) == bare(other)
     }
 }
@@ -168,10 +163,7 @@ struct RawLog {
 
 impl Default for RawLog {
     fn default() -> Self {
-        Self {
-            file: None,
-            level: Spanned::new(0..0, "info".to_owned()),
-        }
+        Self { file: None, level: Spanned::new(0..0, "info".to_owned()) }
     }
 }
 
@@ -183,9 +175,7 @@ struct RawScan {
 
 impl Default for RawScan {
     fn default() -> Self {
-        Self {
-            interval_secs: Spanned::new(0..0, 3600),
-        }
+        Self { interval_secs: Spanned::new(0..0, 3600) }
     }
 }
 
@@ -197,9 +187,7 @@ struct RawState {
 
 impl Default for RawState {
     fn default() -> Self {
-        Self {
-            dir: PathBuf::from("state"),
-        }
+        Self { dir: PathBuf::from("state") }
     }
 }
 
@@ -211,9 +199,7 @@ struct RawControl {
 
 impl Default for RawControl {
     fn default() -> Self {
-        Self {
-            socket: PathBuf::from("agent.sock"),
-        }
+        Self { socket: PathBuf::from("agent.sock") }
     }
 }
 
@@ -249,11 +235,8 @@ impl Config {
     /// # Errors
     /// When there is no home directory.
     pub fn default_path() -> Result<PathBuf, ConfigError> {
-        let named = |name| {
-            std::env::var_os(name)
-                .map(PathBuf::from)
-                .filter(|path| path.is_absolute())
-        };
+        let named =
+            |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         named("XDG_CONFIG_HOME")
             .or_else(|| named("HOME").map(|home| home.join(".config")))
             .map(|dir| dir.join("picloud/agent.toml"))
@@ -265,10 +248,8 @@ impl Config {
     /// # Errors
     /// When the file cannot be read, or a line of it is wrong.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse(&text, path)
     }
 
@@ -316,12 +297,7 @@ impl Config {
         let mut folders: Vec<FolderConfig> = Vec::with_capacity(raw.folder.len());
         for folder in raw.folder {
             let start = folder.span().start;
-            folders.push(Self::check_folder(
-                start,
-                folder.into_inner(),
-                &dir,
-                &folders,
-            )?);
+            folders.push(Self::check_folder(start, folder.into_inner(), &dir, &folders)?);
         }
         Ok(Self {
             device_name,
@@ -364,10 +340,7 @@ impl Config {
                 return Err((raw.id.span().start, reason));
             }
             if path.starts_with(&other.path) || other.path.starts_with(&path) {
-                let reason = format!(
-                    "lies in or around {:?}, which is synced already",
-                    other.path
-                );
+                let reason = format!("lies in or around {:?}, which is synced already", other.path);
                 return Err((raw.path.span().start, reason));
             }
         }
@@ -407,10 +380,7 @@ pub fn add_folder(
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => DOCUMENTED.to_owned(),
         Err(source) => {
-            return Err(ConfigError::Read {
-                path: path.to_owned(),
-                source,
-            });
+            return Err(ConfigError::Read { path: path.to_owned(), source });
         }
     };
     let config = Config::parse(&text, path)?;
@@ -429,10 +399,7 @@ pub fn add_folder(
             line_error(&text, path, start, error.message())
         })?;
     if let Some(name) = device_name {
-        let device = document
-            .entry("device")
-            .or_insert_with(toml_edit::table)
-            .as_table_like_mut();
+        let device = document.entry("device").or_insert_with(toml_edit::table).as_table_like_mut();
         if let Some(device) = device
             && !device.contains_key("name")
         {
@@ -474,12 +441,7 @@ pub fn add_folder(
     if let Some(folders) = folders.as_array_of_tables_mut() {
         folders.push(table);
     } else {
-        return Err(line_error(
-            &text,
-            path,
-            0,
-            "folder must be sections [[folder]]",
-        ));
+        return Err(line_error(&text, path, 0, "folder must be sections [[folder]]"));
     }
     write_checked(path, &document.to_string())
 }
@@ -490,10 +452,8 @@ pub fn add_folder(
 /// # Errors
 /// When the file is wrong as it is, or the disk refuses.
 pub fn remove_folder(path: &Path, folder: FolderId) -> Result<bool, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     Config::parse(&text, path)?;
     let mut document: toml_edit::DocumentMut =
         text.parse().map_err(|error: toml_edit::TomlError| {
@@ -502,9 +462,8 @@ pub fn remove_folder(path: &Path, folder: FolderId) -> Result<bool, ConfigError>
         })?;
     let id = folder.to_string();
     let mut is_removed = false;
-    if let Some(folders) = document
-        .get_mut("folder")
-        .and_then(toml_edit::Item::as_array_of_tables_mut)
+    if let Some(folders) =
+        document.get_mut("folder").and_then(toml_edit::Item::as_array_of_tables_mut)
     {
         let before = folders.len();
         folders.retain(|table| table.get("id").and_then(toml_edit::Item::as_str) != Some(&id));
@@ -525,10 +484,7 @@ fn write_checked(path: &Path, text: &str) -> Result<(), ConfigError> {
         }
         durable::replace(path, text.as_bytes(), 0o644)
     };
-    write().map_err(|source| ConfigError::Write {
-        path: path.to_owned(),
-        source,
-    })
+    write().map_err(|source| ConfigError::Write { path: path.to_owned(), source })
 }
 
 fn is_host_and_port(text: &str) -> bool {
@@ -536,9 +492,7 @@ fn is_host_and_port(text: &str) -> bool {
         let bracketed = host.starts_with('[') && host.ends_with(']');
         !host.is_empty()
             && host.len() <= 255
-            && host
-                .bytes()
-                .all(|byte| byte.is_ascii_graphic() && byte != b'/')
+            && host.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
             && (bracketed || !host.contains(':'))
             && port.parse::<u16>().is_ok()
     })
@@ -555,10 +509,7 @@ fn expand(path: &Path) -> PathBuf {
 /// Returns the machine's name up to its first dot.
 #[must_use]
 pub fn machine_name() -> String {
-    let name = rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned();
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let short: String = name
         .split('.')
         .next()
@@ -567,11 +518,7 @@ pub fn machine_name() -> String {
         .filter(|c| !c.is_control())
         .take(40)
         .collect();
-    if short.trim().is_empty() {
-        "device".to_owned()
-    } else {
-        short
-    }
+    if short.trim().is_empty() { "device".to_owned() } else { short }
 }
 
 fn line_error(text: &str, path: &Path, start: usize, reason: &str) -> ConfigError {
@@ -588,16 +535,6 @@ fn line_error(text: &str, path: &Path, start: usize, reason: &str) -> ConfigErro
         key,
         reason: reason.lines().collect::<Vec<_>>().join(", "),
     }
-}
-
-/// Returns what changed between two settings that a person may want to read in the log.
-#[must_use]
-pub fn folders_by_id(config: &Config) -> BTreeMap<FolderId, &FolderConfig> {
-    config
-        .folders
-        .iter()
-        .map(|folder| (folder.id, folder))
-        .collect()
 }
 
 #[cfg(test)]
@@ -670,11 +607,7 @@ mod tests {
             error("[log]\nlevel = 5 5").starts_with("\"/etc/agent.toml\", line 2, key \"level\"")
         );
         let all = all_shown();
-        let line = all
-            .lines()
-            .position(|line| line.starts_with("server"))
-            .unwrap()
-            + 1;
+        let line = all.lines().position(|line| line.starts_with("server")).unwrap() + 1;
         assert_eq!(
             error(&all.replace("home.example:46000", "home.example")),
             format!(

@@ -112,35 +112,23 @@ fn load(path: &Path) -> Result<Stored, CredentialsError> {
             Err(error) => Err(error),
         }
     };
-    let found = read().map_err(|source| CredentialsError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
+    let found =
+        read().map_err(|source| CredentialsError::Read { path: path.to_owned(), source })?;
     let Some((mode, text)) = found else {
         return Ok(Stored::default());
     };
     if mode & 0o077 != 0 {
-        return Err(CredentialsError::Open {
-            path: path.to_owned(),
-            mode,
-        });
+        return Err(CredentialsError::Open { path: path.to_owned(), mode });
     }
-    toml::from_str(&text).map_err(|_| CredentialsError::Damaged {
-        path: path.to_owned(),
-    })
+    toml::from_str(&text).map_err(|_| CredentialsError::Damaged { path: path.to_owned() })
 }
 
 fn store(path: &Path, stored: &Stored) -> Result<(), CredentialsError> {
-    let text =
-        toml::to_string(stored)
-            .map(Zeroizing::new)
-            .map_err(|_| CredentialsError::Damaged {
-                path: path.to_owned(),
-            })?;
-    durable::replace(path, text.as_bytes(), 0o600).map_err(|source| CredentialsError::Write {
-        path: path.to_owned(),
-        source,
-    })
+    let text = toml::to_string(stored)
+        .map(Zeroizing::new)
+        .map_err(|_| CredentialsError::Damaged { path: path.to_owned() })?;
+    durable::replace(path, text.as_bytes(), 0o600)
+        .map_err(|source| CredentialsError::Write { path: path.to_owned(), source })
 }
 
 /// Returns the token of a folder from the file at `path`.
@@ -150,20 +138,14 @@ fn store(path: &Path, stored: &Stored) -> Result<(), CredentialsError> {
 pub fn token(path: &Path, folder: FolderId) -> Result<Token, CredentialsError> {
     use base64::Engine as _;
     let stored = load(path)?;
-    let found =
-        stored
-            .folders
-            .get(&folder.to_string())
-            .ok_or_else(|| CredentialsError::Missing {
-                path: path.to_owned(),
-                folder,
-            })?;
+    let found = stored
+        .folders
+        .get(&folder.to_string())
+        .ok_or_else(|| CredentialsError::Missing { path: path.to_owned(), folder })?;
     base64::engine::general_purpose::URL_SAFE_NO_PAD
         .decode(&found.token)
         .map(Token::new)
-        .map_err(|_| CredentialsError::Damaged {
-            path: path.to_owned(),
-        })
+        .map_err(|_| CredentialsError::Damaged { path: path.to_owned() })
 }
 
 /// Keeps the token of a folder in the file at `path`.
@@ -174,9 +156,7 @@ pub fn set_token(path: &Path, folder: FolderId, token: &Token) -> Result<(), Cre
     use base64::Engine as _;
     let mut stored = load(path)?;
     let token = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(token.as_bytes());
-    stored
-        .folders
-        .insert(folder.to_string(), StoredFolder { token });
+    stored.folders.insert(folder.to_string(), StoredFolder { token });
     store(path, &stored)
 }
 
@@ -202,10 +182,7 @@ mod tests {
         let path = path_beside(&dir.path().join("agent.toml"));
         let (one, two) = (FolderId::from_bytes([1; 16]), FolderId::from_bytes([2; 16]));
         let missing = token(&path, one).unwrap_err();
-        assert!(
-            matches!(missing, CredentialsError::Missing { .. }),
-            "{missing}"
-        );
+        assert!(matches!(missing, CredentialsError::Missing { .. }), "{missing}");
         set_token(&path, one, &Token::new(vec![7; 32])).unwrap();
         set_token(&path, two, &Token::new(vec![8; 32])).unwrap();
         assert_eq!(token(&path, one).unwrap().as_bytes(), [7; 32]);

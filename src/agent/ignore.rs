@@ -130,11 +130,8 @@ impl Ignore {
     #[must_use]
     pub fn problems(&self) -> Vec<(RelPath, PatternError)> {
         let state = self.lock();
-        let mut problems: Vec<_> = state
-            .problems
-            .iter()
-            .map(|(dir, error)| (dir.clone(), error.clone()))
-            .collect();
+        let mut problems: Vec<_> =
+            state.problems.iter().map(|(dir, error)| (dir.clone(), error.clone())).collect();
         problems.sort_by(|a, b| a.0.cmp(&b.0));
         problems
     }
@@ -187,18 +184,10 @@ impl Ignore {
             {
                 files.push((start, file.rules));
             }
-            start += dir
-                .names()
-                .get(depth)
-                .map_or(0, |name| name.as_bytes().len() + 1);
+            start += dir.names().get(depth).map_or(0, |name| name.as_bytes().len() + 1);
         }
         files.reverse();
-        DirRules {
-            files,
-            base: self.lock().base.clone(),
-            dir_len: path.len(),
-            path,
-        }
+        DirRules { files, base: self.lock().base.clone(), dir_len: path.len(), path }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -257,22 +246,17 @@ impl DirRules {
 
 fn base(patterns: &[String]) -> Result<Arc<Gitignore>, PatternError> {
     let mut builder = GitignoreBuilder::new("");
-    let all = DEFAULTS
-        .iter()
-        .copied()
-        .chain(patterns.iter().map(String::as_str));
+    let all = DEFAULTS.iter().copied().chain(patterns.iter().map(String::as_str));
     for pattern in all {
-        builder
-            .add_line(None, pattern)
-            .map_err(|error| PatternError {
-                pattern: pattern.to_owned(),
-                reason: error.to_string(),
-            })?;
+        builder.add_line(None, pattern).map_err(|error| PatternError {
+            pattern: pattern.to_owned(),
+            reason: error.to_string(),
+        })?;
     }
-    builder.build().map(Arc::new).map_err(|error| PatternError {
-        pattern: patterns.join(" "),
-        reason: error.to_string(),
-    })
+    builder
+        .build()
+        .map(Arc::new)
+        .map_err(|error| PatternError { pattern: patterns.join(" "), reason: error.to_string() })
 }
 
 #[cfg(test)]
@@ -303,11 +287,7 @@ mod tests {
                 .find(|(dir, _)| RelPath::parse(dir.as_bytes()).unwrap() == *at)
                 .map(|(_, text)| (stat(1), text.as_bytes().to_vec()))
         });
-        assert_eq!(
-            rules.is_ignored(name.as_bytes(), is_dir),
-            is_ignored,
-            "{path}"
-        );
+        assert_eq!(rules.is_ignored(name.as_bytes(), is_dir), is_ignored, "{path}");
     }
 
     #[test]
@@ -347,9 +327,7 @@ mod tests {
         let ignore = Ignore::new(&[]).unwrap();
         check(&ignore, &[("", "*.o")], "a.o", true);
         assert_eq!(ignore.generation(), 0);
-        ignore.note(&RelPath::ROOT, Some(stat(1)), || {
-            panic!("it did not change")
-        });
+        ignore.note(&RelPath::ROOT, Some(stat(1)), || panic!("it did not change"));
         ignore.note(&RelPath::ROOT, Some(stat(2)), || Some(b"*.a\n[".to_vec()));
         assert_eq!(ignore.generation(), 1);
         check(&ignore, &[], "a.o", false);

@@ -14,8 +14,9 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use serde::{Deserialize, Serialize};
 
+use super::conflicts;
 use crate::engine::trees::{Entry, Local, LocalBody, Meta, Remote, StandsFor, Totals, Trees};
-use crate::model::{Body, Content, DriveId, FolderId, ListId, Name, Node, NodeId, Place};
+use crate::model::{Body, Content, DriveId, FolderId, ListId, Name, Node, NodeId, Place, RelPath};
 
 /// The format written here, in `PRAGMA user_version`.
 const FORMAT: i32 = 1;
@@ -37,6 +38,7 @@ const SCHEMA: &str = "
         dirty INTEGER NOT NULL,
         shared INTEGER NOT NULL,
         listed INTEGER NOT NULL,
+        conflict INTEGER NOT NULL,
         data BLOB NOT NULL
     );
     CREATE INDEX entry_local_parent ON entry (local_parent, id) WHERE local_parent IS NOT NULL;
@@ -46,6 +48,7 @@ const SCHEMA: &str = "
     CREATE INDEX entry_remote_at ON entry (remote_at) WHERE remote_at IS NOT NULL;
     CREATE INDEX entry_dirty ON entry (seq) WHERE dirty;
     CREATE INDEX entry_listed ON entry (seq) WHERE listed;
+    CREATE INDEX entry_conflict ON entry (seq) WHERE conflict;
 ";
 
 /// Why the trees cannot be kept.
@@ -201,11 +204,7 @@ fn decode(data: &[u8]) -> Result<Entry, String> {
             stands_for: local.stands_for,
         }),
     };
-    Ok(Entry {
-        local,
-        remote,
-        synced,
-    })
+    Ok(Entry { local, remote, synced })
 }
 
 /// Returns the index key of a name in a directory. Two names may share one: what an index finds is
@@ -226,6 +225,7 @@ struct Keys {
     remote: Option<(NodeId, i64)>,
     dirty: bool,
     listed: bool,
+    conflict: bool,
 }
 
 impl Keys {
@@ -242,6 +242,9 @@ impl Keys {
             }),
             dirty: entry.is_dirty(),
             listed: lists_of(entry).next().is_some(),
+            conflict: entry.local.as_ref().is_some_and(|local| {
+                !local.parked && conflicts::original_of(local.disk_name()).is_some()
+            }),
         }
     }
 }
@@ -260,10 +263,7 @@ fn lists_of(entry: &Entry) -> impl Iterator<Item = ListId> + '_ {
         LocalBody::File(Some(content)) => list(content),
         LocalBody::File(None) | LocalBody::Dir | LocalBody::Link(_) => None,
     });
-    let remote = entry
-        .remote
-        .as_ref()
-        .and_then(|remote| of_node(&remote.node));
+    let remote = entry.remote.as_ref().and_then(|remote| of_node(&remote.node));
     let synced = entry.synced.as_ref().and_then(of_node);
     local.into_iter().chain(remote).chain(synced)
 }
@@ -334,24 +334,16 @@ impl SqliteTrees {
     /// When it belongs to something else, is too new, or the disk refuses.
     pub fn open(path: &Path, folder: FolderId, drive: DriveId) -> Result<Opened, StateError> {
         if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir).map_err(|source| StateError::Disk {
-                path: dir.to_owned(),
-                source,
-            })?;
+            std::fs::create_dir_all(dir)
+                .map_err(|source| StateError::Disk { path: dir.to_owned(), source })?;
         }
         match Self::open_as_is(path, folder, drive) {
-            Ok(trees) => Ok(Opened {
-                trees,
-                set_aside: None,
-            }),
+            Ok(trees) => Ok(Opened { trees, set_aside: None }),
             Err(error) if error.is_damage() => {
                 tracing::error!(%error, "the state database is set aside and begun anew");
                 let set_aside = Self::set_aside(path)?;
                 let trees = Self::open_as_is(path, folder, drive)?;
-                Ok(Opened {
-                    trees,
-                    set_aside: Some(set_aside),
-                })
+                Ok(Opened { trees, set_aside: Some(set_aside) })
             }
             Err(error) => Err(error),
         }
@@ -382,14 +374,8 @@ impl SqliteTrees {
     }
 
     fn open_as_is(path: &Path, folder: FolderId, drive: DriveId) -> Result<Self, StateError> {
-        let fail = |source| StateError::Database {
-            path: path.to_owned(),
-            source,
-        };
-        let damaged = |reason: String| StateError::Damaged {
-            path: path.to_owned(),
-            reason,
-        };
+        let fail = |source| StateError::Database { path: path.to_owned(), source };
+        let damaged = |reason: String| StateError::Damaged { path: path.to_owned(), reason };
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -404,9 +390,8 @@ impl SqliteTrees {
             )
             .map_err(fail)?;
         connection.set_prepared_statement_cache_capacity(64);
-        let format: i32 = connection
-            .query_row("PRAGMA user_version", [], |row| row.get(0))
-            .map_err(fail)?;
+        let format: i32 =
+            connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(fail)?;
         let binding = format!("folder {folder} of drive {drive}");
         match format {
             0 => {
@@ -417,10 +402,7 @@ impl SqliteTrees {
                     ))
                     .map_err(fail)?;
                 connection
-                    .execute(
-                        "INSERT INTO meta VALUES ('binding', ?1)",
-                        params![binding.as_bytes()],
-                    )
+                    .execute("INSERT INTO meta VALUES ('binding', ?1)", params![binding.as_bytes()])
                     .map_err(fail)?;
                 connection.execute_batch("COMMIT").map_err(fail)?;
             }
@@ -437,10 +419,7 @@ impl SqliteTrees {
                 }
             }
             found => {
-                return Err(StateError::TooNew {
-                    path: path.to_owned(),
-                    found,
-                });
+                return Err(StateError::TooNew { path: path.to_owned(), found });
             }
         }
         let meta = match Self::read_meta(&connection, "meta").map_err(fail)? {
@@ -475,17 +454,11 @@ impl SqliteTrees {
     }
 
     fn fail(&self, source: rusqlite::Error) -> StateError {
-        StateError::Database {
-            path: self.path.clone(),
-            source,
-        }
+        StateError::Database { path: self.path.clone(), source }
     }
 
     fn damaged(&self, reason: String) -> StateError {
-        StateError::Damaged {
-            path: self.path.clone(),
-            reason,
-        }
+        StateError::Damaged { path: self.path.clone(), reason }
     }
 
     /// Begins the transaction of this checkpoint with its first write.
@@ -555,8 +528,8 @@ impl SqliteTrees {
             self.connection
                 .prepare_cached(
                     "INSERT INTO entry (seq, id, local_parent, local_at, ino, remote_parent,
-                     remote_at, dirty, shared, listed, data)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                     remote_at, dirty, shared, listed, conflict, data)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
                 )
                 .and_then(|mut insert| {
                     insert.execute(params![
@@ -570,6 +543,7 @@ impl SqliteTrees {
                         keys.dirty,
                         shared,
                         keys.listed,
+                        keys.conflict,
                         data
                     ])
                 })
@@ -602,6 +576,10 @@ impl SqliteTrees {
             sets.push_str(", listed = :listed");
             values.push((":listed", &keys.listed));
         }
+        if before.conflict != keys.conflict {
+            sets.push_str(", conflict = :conflict");
+            values.push((":conflict", &keys.conflict));
+        }
         sets.push_str(" WHERE seq = :seq");
         self.connection
             .prepare_cached(&sets)
@@ -623,33 +601,49 @@ impl SqliteTrees {
         Ok(lists)
     }
 
-    /// Returns nodes that are on the server in the order of their first writing, with their
-    /// entries: a page of a pass over everything.
+    /// Returns the nodes on this disk whose names are those of conflict copies, at most `limit`.
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub fn page(
-        &self,
-        after: Option<NodeId>,
-        limit: usize,
-    ) -> Result<Vec<(NodeId, Entry)>, StateError> {
-        let rows: Vec<([u8; 16], Vec<u8>)> = self
-            .connection
-            .prepare_cached("SELECT id, data FROM entry WHERE id > ?1 ORDER BY id LIMIT ?2")
-            .and_then(|mut select| {
-                select
-                    .query_map(params![after_bytes(after), row_limit(limit)], |row| {
-                        Ok((row.get(0)?, row.get(1)?))
-                    })?
-                    .collect()
-            })
-            .map_err(|error| self.fail(error))?;
-        rows.into_iter()
-            .map(|(id, data)| {
-                let entry = decode(&data).map_err(|reason| self.damaged(reason))?;
-                Ok((NodeId::from_bytes(id), entry))
-            })
-            .collect()
+    pub fn conflict_copies(&self, limit: usize) -> Result<Vec<NodeId>, StateError> {
+        self.ids(
+            "SELECT id FROM entry INDEXED BY entry_conflict WHERE conflict ORDER BY seq LIMIT ?1",
+            params![row_limit(limit)],
+        )
+    }
+
+    /// Returns how many conflict copies there are on this disk.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn conflict_count(&self) -> Result<u64, StateError> {
+        self.connection
+            .prepare_cached("SELECT count(*) FROM entry INDEXED BY entry_conflict WHERE conflict")
+            .and_then(|mut count| count.query_row([], |row| row.get::<_, i64>(0)))
+            .map(i64::cast_unsigned)
+            .map_err(|error| self.fail(error))
+    }
+
+    /// Returns a node's path for people, by whichever tree has it.
+    #[must_use]
+    pub fn path_of(&self, id: NodeId) -> RelPath {
+        let mut names = Vec::new();
+        let mut at = id;
+        // Longer only when a damaged state has a ring.
+        while at != NodeId::ROOT && names.len() < 1000 {
+            let Ok((_, entry)) = self.load(at) else { break };
+            let (name, parent) = match (entry.local, entry.remote, entry.synced) {
+                (Some(local), _, _) => (local.disk_name().clone(), local.place.parent),
+                (None, Some(Remote { node, .. }), _) | (None, None, Some(node)) => {
+                    (node.place.name, node.place.parent)
+                }
+                (None, None, None) => break,
+            };
+            names.push(name);
+            at = parent;
+        }
+        names.reverse();
+        RelPath::from_names(names)
     }
 }
 
@@ -697,10 +691,8 @@ impl Trees for SqliteTrees {
     }
 
     fn local_at(&self, parent: NodeId, disk_name: &Name) -> Result<Vec<NodeId>, StateError> {
-        let mut found = self.ids(
-            "SELECT id FROM entry WHERE local_at = ?1",
-            params![at_key(parent, disk_name)],
-        )?;
+        let mut found = self
+            .ids("SELECT id FROM entry WHERE local_at = ?1", params![at_key(parent, disk_name)])?;
         let mut at = Vec::with_capacity(found.len());
         for id in found.drain(..) {
             if self.load(id)?.1.local.is_some_and(|local| {
@@ -714,10 +706,8 @@ impl Trees for SqliteTrees {
     }
 
     fn remote_at(&self, parent: NodeId, name: &Name) -> Result<Vec<NodeId>, StateError> {
-        let mut found = self.ids(
-            "SELECT id FROM entry WHERE remote_at = ?1",
-            params![at_key(parent, name)],
-        )?;
+        let mut found =
+            self.ids("SELECT id FROM entry WHERE remote_at = ?1", params![at_key(parent, name)])?;
         let mut at = Vec::with_capacity(found.len());
         for id in found.drain(..) {
             if self.load(id)?.1.remote.is_some_and(|remote| {
@@ -755,10 +745,8 @@ impl Trees for SqliteTrees {
     }
 
     fn local_by_inode(&self, ino: u64) -> Result<Vec<NodeId>, StateError> {
-        let mut ids = self.ids(
-            "SELECT id FROM entry WHERE ino = ?1",
-            params![ino.cast_signed()],
-        )?;
+        let mut ids =
+            self.ids("SELECT id FROM entry WHERE ino = ?1", params![ino.cast_signed()])?;
         ids.sort_unstable();
         Ok(ids)
     }
@@ -779,10 +767,7 @@ impl Trees for SqliteTrees {
                     .collect()
             })
             .map_err(|error| self.fail(error))?;
-        Ok(rows
-            .into_iter()
-            .map(|(seq, id)| (seq, NodeId::from_bytes(id)))
-            .collect())
+        Ok(rows.into_iter().map(|(seq, id)| (seq, NodeId::from_bytes(id))).collect())
     }
 
     fn all(&self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeId>, StateError> {

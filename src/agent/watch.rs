@@ -143,10 +143,7 @@ impl InotifyWatcher {
                       for as long as it lives, which is all that the other asks for"
         )]
         let inotify = AsyncFd::new(inotify)?;
-        Ok(Self {
-            watches,
-            reader: tokio::spawn(reader.run(inotify)),
-        })
+        Ok(Self { watches, reader: tokio::spawn(reader.run(inotify)) })
     }
 }
 
@@ -258,10 +255,7 @@ impl Pending {
         if self.names.len() >= PENDING_MAX && !self.names.contains_key(&key) {
             return false;
         }
-        let wait = self.names.entry(key).or_insert(Wait {
-            first: now,
-            due: now + QUIET_MAX,
-        });
+        let wait = self.names.entry(key).or_insert(Wait { first: now, due: now + QUIET_MAX });
         wait.due = if is_write {
             (now + QUIET).min(wait.first + QUIET_MAX)
         } else {
@@ -276,11 +270,7 @@ impl Pending {
         if self.next.is_none_or(|next| next > now) {
             return Vec::new();
         }
-        let due = self
-            .names
-            .extract_if(|_, wait| wait.due <= now)
-            .map(|(key, _)| key)
-            .collect();
+        let due = self.names.extract_if(|_, wait| wait.due <= now).map(|(key, _)| key).collect();
         self.next = self.names.values().map(|wait| wait.due).min();
         due
     }
@@ -323,19 +313,12 @@ impl Reader {
             };
             let now = Instant::now();
             let due = self.pending.take_due(now);
-            let due = due.into_iter().map(|(dir, name)| Hint::Touched {
-                dir,
-                name: Some(name),
-            });
+            let due = due.into_iter().map(|(dir, name)| Hint::Touched { dir, name: Some(name) });
             let mut all: Vec<Hint> = hints.into_iter().chain(due).collect();
             if now >= poll_at {
                 poll_at = now + POLL;
                 let polled = lock(&self.map).polled.clone();
-                all.extend(
-                    polled
-                        .into_iter()
-                        .map(|dir| Hint::Touched { dir, name: None }),
-                );
+                all.extend(polled.into_iter().map(|dir| Hint::Touched { dir, name: None }));
             }
             if self.tell(all).await.is_err() {
                 return;
@@ -391,10 +374,7 @@ impl Reader {
             let key = (dir, name.clone());
             self.pending.names.remove(&key);
             if self.told.insert(key) {
-                hints.push(Hint::Touched {
-                    dir,
-                    name: Some(name),
-                });
+                hints.push(Hint::Touched { dir, name: Some(name) });
             }
         }
         hints

@@ -15,8 +15,8 @@ use super::output::{Output, Tone, counted, moment, printable};
 use super::{prompt, qr};
 use crate::agent::config::{Authority, machine_name, remove_folder};
 use crate::agent::credentials;
-use crate::model::{DeviceId, Fingerprint};
 use crate::client::ClientError;
+use crate::model::{DeviceId, Fingerprint};
 use crate::protocol::message::DeviceInfo;
 
 /// For the many calls whose refusal is the command's.
@@ -97,10 +97,7 @@ async fn find_server(args: &LogIn) -> Result<(Server, Option<[u8; 32]>), Failure
         ),
         None => get_to_know(&args.server).await?,
     };
-    let server = Server {
-        address: args.server.clone(),
-        authority,
-    };
+    let server = Server { address: args.server.clone(), authority };
     Ok((server, None))
 }
 
@@ -110,10 +107,7 @@ fn credentials_of(args: &LogIn, register: bool) -> Result<(String, String, Answe
         let (user, password) = prompt::id_file(file)?;
         return Ok((user, password, answers_of(args.answer_file.as_deref())?));
     }
-    let user = args
-        .user
-        .clone()
-        .ok_or_else(|| Failure::usage("--user or --id-file is needed"))?;
+    let user = args.user.clone().ok_or_else(|| Failure::usage("--user or --id-file is needed"))?;
     if args.password_file.as_deref() == stdin && args.answer_file.as_deref() == stdin {
         // Both from one stream: the password is its first line.
         let mut lines = prompt::lines(Path::new("-"))?.into_iter();
@@ -218,10 +212,8 @@ fn find_device<'a>(
         .collect();
     match (found.pop(), found.is_empty()) {
         (Some(device), true) => Ok(device),
-        (Some(_), false) => Err(Failure::failed(format!(
-            "Several devices are called {wanted:?}"
-        ))
-        .hint("name it by its id: `picloud devices list --json` shows them")),
+        (Some(_), false) => Err(Failure::failed(format!("Several devices are called {wanted:?}"))
+            .hint("name it by its id: `picloud devices list --json` shows them")),
         (None, _) => Err(Failure::failed(format!("There is no device {wanted:?}"))
             .hint("`picloud devices list` shows them")),
     }

@@ -147,11 +147,7 @@ impl Agent {
     /// # Errors
     /// When the agent does not run or answers wrongly.
     pub fn set_paused(&self, output: Output, paused: bool) -> Result<Exit, Failure> {
-        let request = if paused {
-            Request::Pause
-        } else {
-            Request::Resume
-        };
+        let request = if paused { Request::Pause } else { Request::Resume };
         match self.ask(&request)?.only()? {
             Reply::Ok | Reply::Status(_) => {}
             _ => return Err(unexpected()),
@@ -208,10 +204,7 @@ fn no_agent_status() -> Status {
         version: 1,
         state: State::Stopped,
         folders: Vec::new(),
-        problems: vec![Problem {
-            path: String::new(),
-            reason: "The agent is not running".into(),
-        }],
+        problems: vec![Problem { path: String::new(), reason: "The agent is not running".into() }],
     }
 }
 
@@ -304,12 +297,7 @@ pub(super) fn summary_line(status: &Status) -> String {
 pub(super) fn status_text(output: Output, status: &Status) -> String {
     let (words, tone) = state_words(status.state);
     let mut lines = vec![output.paint(tone, words)];
-    problem_lines(
-        output,
-        &mut lines,
-        &status.problems,
-        status.problems.len() as u64,
-    );
+    problem_lines(output, &mut lines, &status.problems, status.problems.len() as u64);
     for folder in &status.folders {
         lines.push(format!(
             "{}  {}",
@@ -385,13 +373,9 @@ fn finish_sync(output: Output, status: &Status) -> Result<Exit, Failure> {
         object["type"] = "synced".into();
         told(output.object(&object))?;
     } else if exit == Exit::Done {
-        told(output.line(&status_text(
-            output,
-            &Status {
-                state: State::InSync,
-                ..status.clone()
-            },
-        )))?;
+        told(
+            output.line(&status_text(output, &Status { state: State::InSync, ..status.clone() })),
+        )?;
     }
     let failure = match exit {
         Exit::Offline => Failure::new(exit, "The server cannot be reached")
@@ -401,11 +385,8 @@ fn finish_sync(output: Output, status: &Status) -> Result<Exit, Failure> {
         }
         Exit::Person => {
             let mut failure = Failure::new(exit, "Some paths could not be synced");
-            let all = status
-                .folders
-                .iter()
-                .flat_map(|folder| &folder.problems)
-                .chain(&status.problems);
+            let all =
+                status.folders.iter().flat_map(|folder| &folder.problems).chain(&status.problems);
             for problem in all.take(10) {
                 failure = failure.caused_by(match problem.path.as_str() {
                     "" => printable(&problem.reason),
@@ -442,10 +423,7 @@ fn show_log_line(output: Output, line: &LogLine) -> io::Result<()> {
         printable(&full_path(&line.folder, &line.path)),
     );
     if !line.detail.is_empty() {
-        text.push_str(&format!(
-            "  {}",
-            output.paint(Tone::Faint, &printable(&line.detail))
-        ));
+        text.push_str(&format!("  {}", output.paint(Tone::Faint, &printable(&line.detail))));
     }
     output.line(&text)
 }
@@ -473,10 +451,13 @@ impl LiveArea {
             bar.tick();
         }
     }
+}
 
-    pub(super) fn clear(&mut self) {
+impl Drop for LiveArea {
+    /// Leaves the last state where it stands.
+    fn drop(&mut self) {
         if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
+            bar.abandon();
         }
     }
 }
@@ -499,12 +480,7 @@ impl SyncProgress {
     const LINE_EVERY: Duration = Duration::from_secs(10);
 
     fn new(output: Output) -> Self {
-        Self {
-            output,
-            bar: None,
-            most: 0,
-            said: None,
-        }
+        Self { output, bar: None, most: 0, said: None }
     }
 
     fn show(&mut self, status: &Status) -> Result<(), Failure> {
@@ -533,12 +509,7 @@ impl SyncProgress {
             bar.set_length(self.most.max(1));
             bar.set_position(self.most - left);
             bar.set_message(
-                status
-                    .folders
-                    .iter()
-                    .filter_map(pending)
-                    .collect::<Vec<_>>()
-                    .join("  "),
+                status.folders.iter().filter_map(pending).collect::<Vec<_>>().join("  "),
             );
             return Ok(());
         }

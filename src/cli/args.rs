@@ -6,12 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 /// Keeps ~/PiCloud the same on all your devices, through a server you own
 #[derive(Debug, Parser)]
-#[command(
-    name = "picloud",
-    version,
-    max_term_width = 100,
-    arg_required_else_help = true
-)]
+#[command(name = "picloud", version, max_term_width = 100, arg_required_else_help = true)]
 pub struct Cli {
     /// The agent's configuration [default: ~/.config/picloud/agent.toml]
     #[arg(long, global = true, value_name = "FILE", env = "PICLOUD_CONFIG")]

@@ -25,20 +25,15 @@ impl Conversation {
     pub fn open(socket: &Path, config: &Path, request: &Request) -> Result<Self, Failure> {
         let mut stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Failure::no_agent(config),
-            _ => Failure::new(
-                Exit::NoAgent,
-                format!("Cannot talk to the agent at {socket:?}"),
-            )
-            .because(&error),
+            _ => Failure::new(Exit::NoAgent, format!("Cannot talk to the agent at {socket:?}"))
+                .because(&error),
         })?;
         let mut line = serde_json::to_vec(request).map_err(|error| {
             Failure::failed("Cannot write the request to the agent").because(&error)
         })?;
         line.push(b'\n');
         stream.write_all(&line).map_err(|error| broken(&error))?;
-        Ok(Self {
-            lines: BufReader::new(stream),
-        })
+        Ok(Self { lines: BufReader::new(stream) })
     }
 
     /// Returns the next reply, or nothing when the agent closed or `limit` passed without one.
@@ -48,10 +43,7 @@ impl Conversation {
     pub fn next(&mut self, limit: Option<Duration>) -> Result<Next, Failure> {
         // A zero time limit would mean none to the socket.
         let limit = limit.map(|limit| limit.max(Duration::from_millis(1)));
-        self.lines
-            .get_ref()
-            .set_read_timeout(limit)
-            .map_err(|error| broken(&error))?;
+        self.lines.get_ref().set_read_timeout(limit).map_err(|error| broken(&error))?;
         let mut line = String::new();
         let read = io::Read::take(&mut self.lines, LINE_LEN_MAX).read_line(&mut line);
         match read {
@@ -59,10 +51,7 @@ impl Conversation {
             Ok(_) if line.ends_with('\n') => {}
             Ok(_) => return Ok(Next::Closed),
             Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-                ) =>
+                if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
             {
                 return Ok(Next::TimeUp);
             }

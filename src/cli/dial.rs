@@ -25,10 +25,7 @@ impl Server {
     /// The server of a join link.
     #[must_use]
     pub fn of_link(link: &JoinLink) -> Self {
-        Self {
-            address: link.address.clone(),
-            authority: Authority::Fingerprint(link.fingerprint),
-        }
+        Self { address: link.address.clone(), authority: Authority::Fingerprint(link.fingerprint) }
     }
 
     fn endpoint(&self) -> Endpoint {
@@ -36,10 +33,7 @@ impl Server {
             Authority::Fingerprint(fingerprint) => Trust::Pinned(fingerprint),
             Authority::Public => Trust::PublicAuthority,
         };
-        Endpoint {
-            address: self.address.clone(),
-            trust,
-        }
+        Endpoint { address: self.address.clone(), trust }
     }
 
     /// Connects.
@@ -101,11 +95,10 @@ fn answer(question: &Question, answers: &mut Answers) -> Result<String, Failure>
             Failure::failed(format!("The server asks: {text}"))
                 .hint("add a line with the answer to the --answer-file")
         }),
-        Answers::Person if !prompt::interactive() => {
-            Err(Failure::failed(format!("The server asks: {text}")).hint(
-                "give the answer with --answer-file FILE, or --answer-file - for standard input",
-            ))
-        }
+        Answers::Person if !prompt::interactive() => Err(Failure::failed(format!(
+            "The server asks: {text}"
+        ))
+        .hint("give the answer with --answer-file FILE, or --answer-file - for standard input")),
         Answers::Person if question.secret => prompt::ask_secret(&text),
         Answers::Person => prompt::ask(&text),
     }
@@ -117,20 +110,15 @@ fn answer(question: &Question, answers: &mut Answers) -> Result<String, Failure>
 /// # Errors
 /// When it cannot be reached, or there is nobody to compare.
 pub async fn get_to_know(address: &str) -> Result<Authority, Failure> {
-    let public = Server {
-        address: address.to_owned(),
-        authority: Authority::Public,
-    };
+    let public = Server { address: address.to_owned(), authority: Authority::Public };
     match Box::pin(Connection::open(&public.endpoint(), client::PROGRAM)).await {
         Ok(_) => return Ok(Authority::Public),
         Err(ConnectError::Tls { .. } | ConnectError::Setup(_)) => {}
         Err(error) => return Err(Failure::of_connect(&error)),
     }
     // A pin that no certificate has: the refusal tells the one that is shown.
-    let probe = Endpoint {
-        address: address.to_owned(),
-        trust: Trust::Pinned(Fingerprint([0; 32])),
-    };
+    let probe =
+        Endpoint { address: address.to_owned(), trust: Trust::Pinned(Fingerprint([0; 32])) };
     let found = match Box::pin(Connection::open(&probe, client::PROGRAM)).await {
         Err(ConnectError::WrongFingerprint { found, .. }) => found,
         Err(error) => return Err(Failure::of_connect(&error)),
@@ -152,7 +140,9 @@ pub async fn get_to_know(address: &str) -> Result<Authority, Failure> {
     }
     eprintln!("The server at {address} is not known to this machine. Its fingerprint is");
     eprintln!("  {found}");
-    eprintln!("It is the right server if its log and its join links (between # and the dot) name the same.");
+    eprintln!(
+        "It is the right server if its log and its join links (between # and the dot) name the same."
+    );
     let answer = prompt::ask("Is it the same? (yes/no)")?;
     if answer.trim().eq_ignore_ascii_case("yes") {
         Ok(Authority::Fingerprint(found))

@@ -65,12 +65,7 @@ impl Failure {
     /// A failure with its own message and nothing more to tell.
     #[must_use]
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self {
-            exit,
-            message: message.into(),
-            causes: Vec::new(),
-            hint: None,
-        }
+        Self { exit, message: message.into(), causes: Vec::new(), hint: None }
     }
 
     /// A failure of exit code 1.
@@ -119,11 +114,7 @@ impl Failure {
     #[must_use]
     pub fn of_connect(error: &ConnectError) -> Self {
         match error {
-            ConnectError::WrongFingerprint {
-                address,
-                expected,
-                found,
-            } => Self::failed(format!(
+            ConnectError::WrongFingerprint { address, expected, found } => Self::failed(format!(
                 "The server at {address} is not the one expected: its fingerprint is another"
             ))
             .caused_by(format!("expected {expected}, found {found}"))
@@ -141,11 +132,7 @@ impl Failure {
     /// The agent of this config does not run.
     #[must_use]
     pub fn no_agent(config: &Path) -> Self {
-        Self::new(
-            Exit::NoAgent,
-            format!("The agent of {config:?} is not running"),
-        )
-        .hint(format!(
+        Self::new(Exit::NoAgent, format!("The agent of {config:?} is not running")).hint(format!(
             "start it with `systemctl --user start picloud-agent` or `picloud-agent --config {}`",
             config.display()
         ))
@@ -182,13 +169,10 @@ impl Failure {
     fn push_sources(&mut self, error: &(dyn std::error::Error + 'static)) {
         let mut source = error.source();
         while let Some(cause) = source {
-            let text = cause
-                .downcast_ref::<io::Error>()
-                .map_or_else(|| cause.to_string(), os_text);
+            let text = cause.downcast_ref::<io::Error>().map_or_else(|| cause.to_string(), os_text);
             // Some libraries repeat their source in their own text; once is enough.
-            let told = std::iter::once(&self.message)
-                .chain(&self.causes)
-                .any(|said| said.contains(&text));
+            let told =
+                std::iter::once(&self.message).chain(&self.causes).any(|said| said.contains(&text));
             if !told {
                 self.causes.push(text);
             }

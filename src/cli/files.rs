@@ -54,8 +54,8 @@ pub async fn put(
     let mut remote = remote_path(&remote)?;
     if !stream {
         // What cannot be read is said before a server is asked for.
-        let metadata = std::fs::metadata(file)
-            .map_err(|error| Failure::file("Cannot read", file, &error))?;
+        let metadata =
+            std::fs::metadata(file).map_err(|error| Failure::file("Cannot read", file, &error))?;
         if !metadata.is_file() {
             return Err(Failure::failed(format!("{file:?} is not a file"))
                 .hint("put files one at a time, or sync a folder with `picloud join`"));
@@ -71,10 +71,7 @@ pub async fn put(
         remote = remote.join(&name_of(own_name()?)?);
     }
     let stored = if stream {
-        let options = PutOptions {
-            mode: None,
-            mtime: now(),
-        };
+        let options = PutOptions { mode: None, mtime: now() };
         session.put(io::stdin(), &remote, options).await
     } else {
         session.put_file(file, &remote).await
@@ -139,8 +136,9 @@ pub async fn get(
         Some(file) => file.to_owned(),
     };
     if target.is_dir() {
-        return Err(Failure::failed(format!("{target:?} is a directory"))
-            .hint("name a file to write"));
+        return Err(
+            Failure::failed(format!("{target:?} is a directory")).hint("name a file to write")
+        );
     }
     let entry = session.get_file(&path, &target).await.map_err(refused)?;
     let size = entry.node.body.content_len();
@@ -219,12 +217,9 @@ fn entry_line(long: bool, entry: &Entry) -> String {
     }
     let (kind, mode, size, time) = match &entry.node.body {
         Body::Dir => ('d', mode_text(entry.node.attrs.mode), String::new(), String::new()),
-        Body::File { content, mtime } => (
-            '-',
-            mode_text(entry.node.attrs.mode),
-            content.len().to_string(),
-            moment(mtime.secs),
-        ),
+        Body::File { content, mtime } => {
+            ('-', mode_text(entry.node.attrs.mode), content.len().to_string(), moment(mtime.secs))
+        }
         Body::Link { target } => {
             shown.push_str(" -> ");
             shown.push_str(&printable(&String::from_utf8_lossy(target)));

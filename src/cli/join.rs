@@ -105,9 +105,8 @@ impl Plan {
         server: &Server,
         session: &Session,
     ) -> Result<FolderConfig, Failure> {
-        let failed = |error: &(dyn std::error::Error + 'static)| {
-            Failure::from_error(Exit::Failed, error)
-        };
+        let failed =
+            |error: &(dyn std::error::Error + 'static)| Failure::from_error(Exit::Failed, error);
         let admitted = session.admitted();
         let drive = session.drive().id;
         let token = new_token(session)?;
@@ -132,8 +131,7 @@ impl Plan {
             None => {
                 let mut bytes = [0; FolderId::LEN];
                 getrandom::fill(&mut bytes).map_err(|error| {
-                    Failure::failed("The system has no random numbers")
-                        .caused_by(error.to_string())
+                    Failure::failed("The system has no random numbers").caused_by(error.to_string())
                 })?;
                 FolderId::from_bytes(bytes)
             }

@@ -66,9 +66,8 @@ impl Machine {
     /// # Errors
     /// When they are there and wrong.
     pub fn read(config: Option<&Path>) -> Result<Self, Failure> {
-        let failed = |error: &(dyn std::error::Error + 'static)| {
-            Failure::from_error(Exit::Failed, error)
-        };
+        let failed =
+            |error: &(dyn std::error::Error + 'static)| Failure::from_error(Exit::Failed, error);
         let config_path = match config {
             Some(path) => std::path::absolute(path)
                 .map_err(|error| Failure::file("Cannot use", path, &error))?,
@@ -78,10 +77,7 @@ impl Machine {
             Ok(false) => None,
             Ok(true) | Err(_) => Some(Config::load(&config_path).map_err(|error| failed(&error))?),
         };
-        Ok(Self {
-            config_path,
-            config,
-        })
+        Ok(Self { config_path, config })
     }
 
     /// Returns the agent of this machine.
@@ -96,10 +92,7 @@ impl Machine {
             )
             .hint("`picloud join LINK` joins it to a server; `picloud up` starts one here"));
         };
-        Ok(Agent {
-            config: self.config_path.clone(),
-            socket: config.socket.clone(),
-        })
+        Ok(Agent { config: self.config_path.clone(), socket: config.socket.clone() })
     }
 
     fn session_path(&self) -> PathBuf {
@@ -116,10 +109,7 @@ impl Machine {
             let token = credentials::token(&path, folder.id)
                 .map_err(|error| Failure::from_error(Exit::Failed, &error))?;
             return Ok(Account {
-                server: Server {
-                    address: folder.server.clone(),
-                    authority: folder.authority,
-                },
+                server: Server { address: folder.server.clone(), authority: folder.authority },
                 user: folder.user.clone(),
                 device: folder.device,
                 drive: folder.drive,
@@ -164,9 +154,7 @@ impl Machine {
         Ok(Some(Account {
             server: Server {
                 address: session.server,
-                authority: session
-                    .fingerprint
-                    .map_or(Authority::Public, Authority::Fingerprint),
+                authority: session.fingerprint.map_or(Authority::Public, Authority::Fingerprint),
             },
             user: session.user,
             device: session.device,

@@ -15,7 +15,7 @@ mod machine;
 mod output;
 mod prompt;
 mod qr;
-//mod up;
+mod up;
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -49,7 +49,7 @@ fn execute(cli: &Cli, output: Output) -> Result<Exit, Failure> {
     let machine = Machine::read(cli.config.as_deref())?;
     let machine = &machine;
     match &cli.command {
-        Command::Up(_) => Err(Failure::failed("x")),
+        Command::Up(args) => up::up(machine, output, args),
         Command::Status { watch: false } => machine.agent()?.status(output),
         Command::Status { watch: true } => machine.agent()?.watch(output),
         Command::Sync { timeout } => {
@@ -60,12 +60,8 @@ fn execute(cli: &Cli, output: Output) -> Result<Exit, Failure> {
         Command::Resume => machine.agent()?.set_paused(output, false),
         Command::Log { follow, lines } => machine.agent()?.log(output, *lines, *follow),
         Command::Join(args) => wait(join::join(machine, output, args)),
-        Command::Put { file, remote } => {
-            wait(files::put(machine, output, file, remote.as_deref()))
-        }
-        Command::Get { remote, file } => {
-            wait(files::get(machine, output, remote, file.as_deref()))
-        }
+        Command::Put { file, remote } => wait(files::put(machine, output, file, remote.as_deref())),
+        Command::Get { remote, file } => wait(files::get(machine, output, remote, file.as_deref())),
         Command::Ls { long, path } => wait(files::list(machine, output, *long, path.as_deref())),
         Command::Register(args) => wait(account::log_in(machine, output, args, true)),
         Command::Login(args) => wait(account::log_in(machine, output, args, false)),

@@ -43,11 +43,7 @@ impl Output {
 
     /// Plain text, for tests.
     #[cfg(test)]
-    pub(crate) const PLAIN: Self = Self {
-        json: false,
-        live: false,
-        colour: false,
-    };
+    pub(crate) const PLAIN: Self = Self { json: false, live: false, colour: false };
 
     /// Whether the answer is to be JSON.
     #[must_use]
@@ -160,10 +156,7 @@ pub fn moment(epoch_secs: i64) -> String {
         return format!("@{epoch_secs}");
     };
     let zone = jiff::tz::TimeZone::system();
-    stamp
-        .to_zoned(zone)
-        .strftime("%Y-%m-%d %H:%M:%S")
-        .to_string()
+    stamp.to_zoned(zone).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
 #[cfg(test)]
@@ -180,13 +173,8 @@ mod tests {
 
     #[test]
     fn numbers_read_well() {
-        let shown: Vec<String> = [0, 1023, 1024, 1536, 3_328_599_654, u64::MAX]
-            .map(bytes)
-            .into();
-        assert_eq!(
-            shown,
-            ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "3.1 GiB", "15.9 EiB"]
-        );
+        let shown: Vec<String> = [0, 1023, 1024, 1536, 3_328_599_654, u64::MAX].map(bytes).into();
+        assert_eq!(shown, ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "3.1 GiB", "15.9 EiB"]);
         assert_eq!(count(1_204_000), "1,204,000");
         assert_eq!(counted(1, "file", "files"), "1 file");
     }

@@ -25,11 +25,9 @@ pub fn secret(prompt: &str, file: Option<&Path>, option: &str) -> Result<String,
     match file {
         Some(file) => lines(file).map(|lines| lines.into_iter().next().unwrap_or_default()),
         None if interactive() => ask_secret(prompt),
-        None => Err(
-            Failure::failed(format!("There is no terminal to ask for: {prompt}")).hint(format!(
-                "give it in a file with {option} FILE, or {option} - for standard input"
-            )),
-        ),
+        None => Err(Failure::failed(format!("There is no terminal to ask for: {prompt}")).hint(
+            format!("give it in a file with {option} FILE, or {option} - for standard input"),
+        )),
     }
 }
 
@@ -64,11 +62,8 @@ pub fn ask(prompt: &str) -> Result<String, Failure> {
     write!(terminal, "{prompt}: ").map_err(|error| fail(&error))?;
     terminal.flush().map_err(|error| fail(&error))?;
     let mut line = String::new();
-    let read = io::stdin()
-        .lock()
-        .take(FILE_LEN_MAX)
-        .read_line(&mut line)
-        .map_err(|error| fail(&error))?;
+    let read =
+        io::stdin().lock().take(FILE_LEN_MAX).read_line(&mut line).map_err(|error| fail(&error))?;
     if read == 0 {
         return Err(Failure::failed("Nothing was typed"));
     }
@@ -87,10 +82,7 @@ pub fn lines(file: &Path) -> Result<Vec<String>, Failure> {
             File::open(file).map_err(|error| Failure::file("Cannot read", file, &error))?;
         bounded(file, opened)?
     };
-    Ok(text
-        .lines()
-        .map(|line| line.trim_end_matches('\r').to_owned())
-        .collect())
+    Ok(text.lines().map(|line| line.trim_end_matches('\r').to_owned()).collect())
 }
 
 fn bounded(file: &Path, reader: impl Read) -> Result<String, Failure> {
@@ -100,9 +92,7 @@ fn bounded(file: &Path, reader: impl Read) -> Result<String, Failure> {
         .read_to_string(&mut text)
         .map_err(|error| Failure::file("Cannot read", file, &error))?;
     if read as u64 > FILE_LEN_MAX {
-        return Err(Failure::failed(format!(
-            "{file:?} is longer than {FILE_LEN_MAX} bytes"
-        )));
+        return Err(Failure::failed(format!("{file:?} is longer than {FILE_LEN_MAX} bytes")));
     }
     Ok(text)
 }
@@ -113,15 +103,10 @@ fn bounded(file: &Path, reader: impl Read) -> Result<String, Failure> {
 /// # Errors
 /// When the name is no text or the file cannot be read.
 pub fn id_file(file: &Path) -> Result<(String, String), Failure> {
-    let user = file
-        .file_stem()
-        .and_then(|stem| stem.to_str())
-        .ok_or_else(|| {
-            Failure::failed(format!(
-                "The name of the ID file {file:?} is no account name"
-            ))
+    let user = file.file_stem().and_then(|stem| stem.to_str()).ok_or_else(|| {
+        Failure::failed(format!("The name of the ID file {file:?} is no account name"))
             .hint("it is the account's name with an extension: alice.id")
-        })?;
+    })?;
     let opened = File::open(file).map_err(|error| Failure::file("Cannot read", file, &error))?;
     let content = bounded(file, opened)?;
     let password = content.strip_suffix('\n').unwrap_or(&content);

@@ -17,15 +17,10 @@ pub fn draw(text: &str, colour: bool) -> Option<String> {
             .build();
         return Some(drawn);
     }
-    let drawn = code
-        .render::<Dense1x2>()
-        .dark_color(Dense1x2::Dark)
-        .light_color(Dense1x2::Light)
-        .build();
-    let painted: Vec<String> = drawn
-        .lines()
-        .map(|line| format!("\x1b[30;107m{line}\x1b[0m"))
-        .collect();
+    let drawn =
+        code.render::<Dense1x2>().dark_color(Dense1x2::Dark).light_color(Dense1x2::Light).build();
+    let painted: Vec<String> =
+        drawn.lines().map(|line| format!("\x1b[30;107m{line}\x1b[0m")).collect();
     Some(painted.join("\n"))
 }
 

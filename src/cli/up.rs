@@ -10,22 +10,25 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 use super::account::how_to_join;
-use super::agent::{Agent, LiveArea, status_of, status_text, summary_line, told};
+use super::agent::{LiveArea, status_of, status_text, summary_line, told};
 use super::args;
 use super::failure::{Exit, Failure};
 use super::join::{Plan, join_with};
 use super::machine::Machine;
 use super::output::{Output, printable};
-use crate::agent;
 use crate::agent::config::Authority;
-use crate::protocol::control::Status;
+use crate::agent::{self, RunningAgent};
 use crate::server::config::Config as ServerConfig;
 use crate::server::{RunningServer, ServerError};
 
-/// How often the status is looked at.
-const LOOK_PERIOD: Duration = Duration::from_millis(500);
+/// The shortest time between two looks at the status.
+const LOOK_PERIOD: Duration = Duration::from_millis(250);
+
+/// How often the server looks after itself.
+const CHECK_PERIOD: Duration = Duration::from_secs(10);
 
 /// `picloud up`.
 ///
@@ -62,17 +65,22 @@ pub fn up(machine: &Machine, output: Output, args: &args::Up) -> Result<Exit, Fa
 }
 
 async fn run(machine: &Machine, output: Output, args: &args::Up) -> Result<Exit, Failure> {
-    let no_signals =
-        |error: io::Error| Failure::failed("Cannot listen to signals").because(&error);
+    let no_signals = |error: io::Error| Failure::failed("Cannot listen to signals").because(&error);
     // From here on, an early Ctrl-C also ends it cleanly.
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+    let (stop, stopped) = watch::channel(false);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.send_replace(true);
+        // Held until the process ends: a closed channel would look like a stop as well.
+        stop.closed().await;
+    });
     let server = start_server(machine, args).await?;
-    let outcome = tokio::select! {
-        outcome = sync_here(machine, output, args, &server) => outcome,
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
-    };
+    let outcome = sync_here(machine, output, args, &server, stopped).await;
     server.stop().await;
     outcome?;
     if output.json() {
@@ -83,24 +91,25 @@ async fn run(machine: &Machine, output: Output, args: &args::Up) -> Result<Exit,
     Ok(Exit::Done)
 }
 
-/// Runs the device on this machine until something fails.
+/// Runs the device on this machine until it is to stop, or something fails.
 async fn sync_here(
     machine: &Machine,
     output: Output,
     args: &args::Up,
     server: &RunningServer,
+    mut stopped: watch::Receiver<bool>,
 ) -> Result<(), Failure> {
     let user = join_here(machine, args, server).await?;
     let machine = Machine::read(Some(&machine.config_path))?;
-    let agent = machine.agent()?;
-    let running = start_agent(&agent).await?;
-    let link = server
-        .invite(&user)
+    let agent = agent::start(agent::Options::new(&machine.config_path))
         .await
         .map_err(|error| Failure::from_error(Exit::Failed, &error))?;
-    greet(output, &machine, server, &link.to_string())?;
-    let watching = watch(output, &agent, server).await;
-    running.stop().await;
+    agent.opened().await;
+    let watching = tokio::select! {
+        watching = Box::pin(show(&machine, output, &user, server, &agent)) => watching,
+        _ = stopped.wait_for(|stop| *stop) => Ok(()),
+    };
+    agent.stop().await;
     watching
 }
 
@@ -253,10 +262,8 @@ async fn join_here(
     }
     let plan = Plan::check(machine, args.folder.as_deref(), args.device.as_deref())?;
     let user = args.user.clone().unwrap_or_else(login_name);
-    let mut link = server
-        .invite(&user)
-        .await
-        .map_err(|error| Failure::from_error(Exit::Failed, &error))?;
+    let mut link =
+        server.invite(&user).await.map_err(|error| Failure::from_error(Exit::Failed, &error))?;
     // This device reaches the server wherever the machine is carried.
     let listens = server.address();
     let ip = match listens.ip() {
@@ -321,41 +328,43 @@ fn greet(
     told(output.line(&text))
 }
 
-/// Shows how things stand until the server fails.
-async fn watch(output: Output, agent: &Agent, server: &RunningServer) -> Result<(), Failure> {
+/// Shows how things stand until a part fails.
+async fn show(
+    machine: &Machine,
+    output: Output,
+    user: &str,
+    server: &RunningServer,
+    agent: &RunningAgent,
+) -> Result<(), Failure> {
+    let link =
+        server.invite(user).await.map_err(|error| Failure::from_error(Exit::Failed, &error))?;
+    greet(output, machine, server, &link.to_string())?;
     let mut area = LiveArea::new(output);
     let mut said = String::new();
-    let mut looks = tokio::time::interval(LOOK_PERIOD);
-    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut changes = agent.changes();
+    let mut checks = tokio::time::interval(CHECK_PERIOD);
+    checks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        looks.tick().await;
-        server
-            .check()
-            .await
-            .map_err(|error| Failure::from_error(Exit::Failed, &error))?;
-        let (socket, config) = (agent.socket.clone(), agent.config.clone());
-        let looked = tokio::task::spawn_blocking(move || status_of(&socket, &config)).await;
-        let Ok(Some(status)) = looked else { continue };
-        show(output, &mut area, &mut said, &status)?;
+        let status = agent.status();
+        if output.live() {
+            area.show(&status_text(output, &status));
+        } else if !output.json() {
+            let line = summary_line(&status);
+            if line != said {
+                told(output.line(&line))?;
+                said = line;
+            }
+        }
+        // At most a few looks per second, however much happens.
+        tokio::time::sleep(LOOK_PERIOD).await;
+        tokio::select! {
+            _ = changes.changed() => {}
+            _ = checks.tick() => server
+                .check()
+                .await
+                .map_err(|error| Failure::from_error(Exit::Failed, &error))?,
+        }
     }
-}
-
-fn show(
-    output: Output,
-    area: &mut LiveArea,
-    said: &mut String,
-    status: &Status,
-) -> Result<(), Failure> {
-    if output.live() {
-        area.show(&status_text(output, status));
-        return Ok(());
-    }
-    let line = summary_line(status);
-    if line == *said || output.json() {
-        return Ok(());
-    }
-    said.clone_from(&line);
-    told(output.line(&line))
 }
 
 #[cfg(test)]

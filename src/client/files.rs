@@ -40,9 +40,9 @@ impl Entry {
             path,
             id: found.id,
             rev: found.rev,
-            node: found.node.ok_or(ClientError::Nonsense(
-                "a deleted node where a live one should be",
-            ))?,
+            node: found
+                .node
+                .ok_or(ClientError::Nonsense("a deleted node where a live one should be"))?,
         })
     }
 }
@@ -65,11 +65,8 @@ impl Listing {
     /// When the server cannot be asked.
     pub async fn next(&mut self) -> Result<Option<Entry>> {
         if self.fetched.is_empty() && self.more {
-            let request = ListDir {
-                drive: self.session.drive.id,
-                dir: self.dir,
-                after: self.after.clone(),
-            };
+            let request =
+                ListDir { drive: self.session.drive.id, dir: self.dir, after: self.after.clone() };
             let reply = self.session.connection.call(&request).await?;
             let last = reply.entries.last().and_then(|last| last.node.as_ref());
             let last = last.map(|node| node.place.name.clone());
@@ -121,14 +118,9 @@ impl Session {
         if path.is_root() {
             return Err(ClientError::Root);
         }
-        let request = Lookup {
-            drive: self.drive.id,
-            path: path.clone(),
-        };
+        let request = Lookup { drive: self.drive.id, path: path.clone() };
         let found = self.connection.call(&request).await?.node;
-        found
-            .map(|found| Entry::new(path.clone(), found))
-            .transpose()
+        found.map(|found| Entry::new(path.clone(), found)).transpose()
     }
 
     /// Lists a directory.
@@ -174,11 +166,7 @@ impl Session {
     /// When the file cannot be read or changes all the time, when a directory or link is at the
     /// path, or when the server does not accept it.
     pub async fn put_file(&self, local: &Path, remote: &RelPath) -> Result<Stored> {
-        let failed = |action, source| ClientError::Local {
-            action,
-            path: local.to_owned(),
-            source,
-        };
+        let failed = |action, source| ClientError::Local { action, path: local.to_owned(), source };
         // Before the bytes are sent: a path that cannot be is told at once.
         self.plan(remote).await?;
         for _ in 0..TRIES_MAX {
@@ -193,12 +181,7 @@ impl Session {
             let file = file.ok_or(ClientError::Transfer(TransferError::Abandoned))?;
             let after = file.metadata().map_err(|source| failed("read", source))?;
             let stamp = |meta: &std::fs::Metadata| {
-                let times = (
-                    meta.mtime(),
-                    meta.mtime_nsec(),
-                    meta.ctime(),
-                    meta.ctime_nsec(),
-                );
+                let times = (meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec());
                 (meta.ino(), meta.size(), times)
             };
             if stamp(&before) != stamp(&after) || uploaded.chunked.content.len() != after.size() {
@@ -211,9 +194,7 @@ impl Session {
             };
             return self.commit_file(remote, uploaded, options).await;
         }
-        Err(ClientError::Unquiet {
-            path: local.to_owned(),
-        })
+        Err(ClientError::Unquiet { path: local.to_owned() })
     }
 
     /// Puts what a reader yields, up to its end. As [`Session::put_file`] otherwise.
@@ -243,10 +224,7 @@ impl Session {
         options: PutOptions,
     ) -> Result<Stored> {
         let content = uploaded.chunked.content;
-        let body = Body::File {
-            content,
-            mtime: options.mtime,
-        };
+        let body = Body::File { content, mtime: options.mtime };
         // One id for all tries: a commit that was carried out although its answer was lost, or that
         // was refused for another reason, can then never make a second file.
         let fresh = self.fresh_id();
@@ -265,10 +243,7 @@ impl Session {
                 None => {
                     let parent = changes.last().map_or(plan.parent, |last| last.node);
                     let node = Node {
-                        place: Place {
-                            parent,
-                            name: plan.name.clone(),
-                        },
+                        place: Place { parent, name: plan.name.clone() },
                         body: body.clone(),
                         attrs: mode.unwrap_or(Attrs::from_mode(0o644)),
                     };
@@ -279,12 +254,7 @@ impl Session {
             let chunks = uploaded.inline.iter().cloned().collect();
             match self.commit(changes, chunks).await? {
                 Ok(rev) => {
-                    return Ok(Stored {
-                        id: node,
-                        rev,
-                        content,
-                        created,
-                    });
+                    return Ok(Stored { id: node, rev, content, created });
                 }
                 Err(
                     refusal @ (Refusal::Stale { .. }
@@ -310,11 +280,7 @@ impl Session {
         chunks: Vec<ChunkData>,
     ) -> Result<std::result::Result<Rev, Refusal>> {
         let count = changes.len();
-        let request = Commit {
-            drive: self.drive.id,
-            changes,
-            chunks,
-        };
+        let request = Commit { drive: self.drive.id, changes, chunks };
         let mut results = self.connection.call(&request).await?.results;
         if results.len() != count {
             return Err(ClientError::Nonsense("a result for each change was due"));
@@ -346,27 +312,17 @@ impl Session {
                 Body::Link { .. } => return Err(ClientError::IsLink { path: entry.path }),
             },
         };
-        let mut plan = Plan {
-            file,
-            parent: NodeId::ROOT,
-            missing: vec![],
-            name: name.clone(),
-        };
+        let mut plan = Plan { file, parent: NodeId::ROOT, missing: vec![], name: name.clone() };
         if plan.file.is_some() {
             return Ok(plan);
         }
         // Upwards, some at a time, to the deepest directory that is there.
-        let paths: Vec<RelPath> = (1..=depth)
-            .rev()
-            .map(|len| RelPath::from_names(dir.names()[..len].to_vec()))
-            .collect();
+        let paths: Vec<RelPath> =
+            (1..=depth).rev().map(|len| RelPath::from_names(dir.names()[..len].to_vec())).collect();
         for some in paths.chunks(IN_FLIGHT_MAX / 2) {
             let mut pending = Vec::with_capacity(some.len());
             for path in some {
-                let request = Lookup {
-                    drive: self.drive.id,
-                    path: path.clone(),
-                };
+                let request = Lookup { drive: self.drive.id, path: path.clone() };
                 pending.push(self.connection.send(&request).await?);
             }
             for (path, pending) in some.iter().zip(pending) {
@@ -392,19 +348,12 @@ impl Session {
         let mut changes = Vec::with_capacity(plan.missing.len() + 1);
         for name in plan.missing.iter().rev() {
             let node = Node {
-                place: Place {
-                    parent,
-                    name: name.clone(),
-                },
+                place: Place { parent, name: name.clone() },
                 body: Body::Dir,
                 attrs: Attrs::from_mode(0o755),
             };
             parent = self.fresh_id();
-            changes.push(Change {
-                node: parent,
-                base: Rev::ZERO,
-                op: ChangeOp::Create(node),
-            });
+            changes.push(Change { node: parent, base: Rev::ZERO, op: ChangeOp::Create(node) });
         }
         Ok(changes)
     }
@@ -417,17 +366,12 @@ impl Session {
     /// When there is no such file in the drive, or it cannot be written here.
     pub async fn get_file(&self, remote: &RelPath, local: &Path) -> Result<Entry> {
         let (entry, content, mtime) = self.regular(remote).await?;
-        let failed = |source| ClientError::Local {
-            action: "write",
-            path: local.to_owned(),
-            source,
-        };
+        let failed =
+            |source| ClientError::Local { action: "write", path: local.to_owned(), source };
         let path: PathBuf = local.to_owned();
         let len = content.len();
         let creating = spawn_blocking(move || NewFile::create(&path, len)).await;
-        let target = creating
-            .map_err(|error| failed(io::Error::other(error)))?
-            .map_err(failed)?;
+        let target = creating.map_err(|error| failed(io::Error::other(error)))?.map_err(failed)?;
         let target = match self.bulk.download(&content, target).await {
             Ok(target) => target,
             Err(TransferError::Target(source)) => return Err(failed(source)),

@@ -22,17 +22,11 @@ pub(super) fn open_regular(path: &Path) -> io::Result<File> {
         } else if meta.is_dir() {
             Err(io::ErrorKind::IsADirectory.into())
         } else {
-            Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "it is not a regular file",
-            ))
+            Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
         }
     };
     check(std::fs::metadata(path)?)?;
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(path)?;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     check(file.metadata()?)?;
     Ok(file)
 }
@@ -60,17 +54,8 @@ impl NewFile {
         getrandom::fill(&mut random).map_err(io::Error::other)?;
         let name = format!(".picloud-get-{:016x}", u64::from_be_bytes(random));
         let temporary = parent(path).join(name);
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        let new = Self {
-            file,
-            temporary,
-            path: path.to_owned(),
-            is_done: false,
-        };
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let new = Self { file, temporary, path: path.to_owned(), is_done: false };
         new.file.set_len(len)?;
         Ok(new)
     }
@@ -83,15 +68,9 @@ impl NewFile {
     pub(super) fn finish(mut self, attrs: Attrs, mtime: Timestamp) -> io::Result<()> {
         let mode = Permissions::from_mode(u32::from(attrs.mode));
         self.file.set_permissions(mode)?;
-        let mtime = Timespec {
-            tv_sec: mtime.secs,
-            tv_nsec: i64::from(mtime.nanos()),
-        };
+        let mtime = Timespec { tv_sec: mtime.secs, tv_nsec: i64::from(mtime.nanos()) };
         let times = Timestamps {
-            last_access: Timespec {
-                tv_sec: 0,
-                tv_nsec: rustix::fs::UTIME_NOW,
-            },
+            last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW },
             last_modification: mtime,
         };
         rustix::fs::futimens(&self.file, &times)?;

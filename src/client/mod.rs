@@ -190,10 +190,7 @@ impl Client {
     /// Uses a connection that is open already.
     #[must_use]
     pub const fn over(connection: Connection, pushes: mpsc::Receiver<Push>) -> Self {
-        Self {
-            connection,
-            pushes: Some(pushes),
-        }
+        Self { connection, pushes: Some(pushes) }
     }
 
     /// Returns the connection.
@@ -207,11 +204,8 @@ impl Client {
     /// # Errors
     /// When the secret is wrong, used up or expired. Another try is possible.
     pub async fn join(&mut self, secret: &[u8; 32], device_name: &str) -> Result<Step> {
-        self.authenticate(&Join {
-            secret: secret.to_vec(),
-            device_name: device_name.to_owned(),
-        })
-        .await
+        self.authenticate(&Join { secret: secret.to_vec(), device_name: device_name.to_owned() })
+            .await
     }
 
     /// Adds this machine as a new device by password.
@@ -253,10 +247,7 @@ impl Client {
     /// # Errors
     /// When the answer is wrong. A few other tries are possible.
     pub async fn answer(&mut self, answer: &str) -> Result<Step> {
-        self.authenticate(&Answer {
-            answer: answer.to_owned(),
-        })
-        .await
+        self.authenticate(&Answer { answer: answer.to_owned() }).await
     }
 
     /// Continues as a device that was admitted before.
@@ -264,10 +255,7 @@ impl Client {
     /// # Errors
     /// When the token is not the device's, or the device was revoked ([`FailureCode::Revoked`]).
     pub async fn resume(&mut self, device: DeviceId, token: &[u8]) -> Result<Session> {
-        let request = Resume {
-            device,
-            token: token.to_vec(),
-        };
+        let request = Resume { device, token: token.to_vec() };
         match self.authenticate(&request).await? {
             Step::Admitted(session) => Ok(session),
             Step::Question(_) => Err(ClientError::Nonsense("a question to a known device")),

@@ -27,9 +27,7 @@ pub struct Credentials {
 /// Leaves the token out, so that none gets into a log.
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials")
-            .field("device", &self.device)
-            .finish_non_exhaustive()
+        f.debug_struct("Credentials").field("device", &self.device).finish_non_exhaustive()
     }
 }
 
@@ -93,10 +91,7 @@ impl Session {
     #[must_use]
     pub fn credentials(&self) -> Option<Credentials> {
         let token = self.admitted.token.clone()?;
-        Some(Credentials {
-            device: self.admitted.device,
-            token,
-        })
+        Some(Credentials { device: self.admitted.device, token })
     }
 
     /// Returns the drive that the session works on: the user's own, unless another was chosen.

@@ -105,9 +105,7 @@ pub struct Bulk {
 
 impl fmt::Debug for Bulk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bulk")
-            .field("drive", &self.drive)
-            .finish_non_exhaustive()
+        f.debug_struct("Bulk").field("drive", &self.drive).finish_non_exhaustive()
     }
 }
 
@@ -169,11 +167,7 @@ impl Bulk {
     /// Moves contents over this connection, to and from this drive.
     #[must_use]
     pub fn new(connection: Connection, drive: DriveId) -> Self {
-        Self {
-            connection,
-            drive,
-            meter: Arc::new(NoMeter),
-        }
+        Self { connection, drive, meter: Arc::new(NoMeter) }
     }
 
     /// Counts and slows down with this meter.
@@ -253,11 +247,7 @@ impl Bulk {
         if let Some(list) = &chunked.list {
             self.put_list(list).await?;
         }
-        Ok(Uploaded {
-            chunked,
-            inline,
-            file,
-        })
+        Ok(Uploaded { chunked, inline, file })
     }
 
     /// Puts a list whose chunks the drive has.
@@ -300,11 +290,7 @@ impl Bulk {
         let mut encoded: Vec<u8> = Vec::new();
         loop {
             let offset = encoded.len() as u64;
-            let request = GetList {
-                drive,
-                list,
-                offset,
-            };
+            let request = GetList { drive, list, offset };
             let part = self.connection.call(&request).await?;
             self.meter.pass(part.data.len() as u64).await;
             let total = usize::try_from(part.total).unwrap_or(usize::MAX);
@@ -365,13 +351,8 @@ impl Bulk {
         .await??;
         let (pieces, incoming) = mpsc::channel(HANDOVER_MAX);
         let writing = spawn_blocking(move || write_all(target, incoming));
-        let mut download = Download {
-            bulk: self,
-            pieces,
-            group: vec![],
-            group_len: 0,
-            asked: VecDeque::new(),
-        };
+        let mut download =
+            Download { bulk: self, pieces, group: vec![], group_len: 0, asked: VecDeque::new() };
         let outcome = download.run(&extents, &done).await;
         drop(download);
         // When the writing failed, that is why the pieces could not be handed over.
@@ -394,9 +375,7 @@ fn divide(source: Source, chunks: &mpsc::Sender<Piece>) -> Result<(Chunked, Opti
             Extent::Chunk { id, .. } => Piece::Chunk(id, plain.to_vec()),
             Extent::Hole { len } => Piece::Hole(len),
         };
-        chunks
-            .blocking_send(piece)
-            .map_err(|_| TransferError::Abandoned)
+        chunks.blocking_send(piece).map_err(|_| TransferError::Abandoned)
     };
     match source {
         Source::File(file) => {
@@ -477,15 +456,11 @@ impl Upload<'_> {
     }
 
     async fn put(&mut self) -> Result<()> {
-        let request = PutChunks {
-            drive: self.bulk.drive,
-            chunks: std::mem::take(&mut self.batch),
-        };
+        let request = PutChunks { drive: self.bulk.drive, chunks: std::mem::take(&mut self.batch) };
         self.bulk.meter.pass(self.batch_len as u64).await;
         self.batch_len = 0;
         let plain_len: u64 = request.chunks.iter().map(|c| u64::from(c.plain_len)).sum();
-        self.put
-            .push_back(self.bulk.connection.send(&request).await?);
+        self.put.push_back(self.bulk.connection.send(&request).await?);
         self.bulk.meter.moved(plain_len);
         if self.put.len() > GROUPS_MAX
             && let Some(oldest) = self.put.pop_front()
@@ -618,10 +593,7 @@ impl Download<'_> {
                     Write::Chunk(offset, Arc::clone(chunk))
                 }
             };
-            self.pieces
-                .send(piece)
-                .await
-                .map_err(|_| TransferError::Abandoned)?;
+            self.pieces.send(piece).await.map_err(|_| TransferError::Abandoned)?;
             self.bulk.meter.moved(extent.len());
         }
         Ok(())
@@ -632,10 +604,7 @@ impl Download<'_> {
         id: ChunkId,
         chunks: &mut HashMap<ChunkId, Arc<ChunkData>>,
     ) -> Result<()> {
-        let request = GetChunks {
-            drive: self.bulk.drive,
-            chunks: vec![id],
-        };
+        let request = GetChunks { drive: self.bulk.drive, chunks: vec![id] };
         let reply = self.bulk.connection.call(&request).await?;
         self.take(reply, chunks).await
     }

@@ -53,12 +53,8 @@ impl Session {
     /// When the session watches already, or the server cannot be asked.
     pub async fn watch(&self, path: &RelPath) -> Result<Watch> {
         let pushes = self.take_pushes()?;
-        let request = Subscribe {
-            drive: self.drive.id,
-            cursor: Rev::ZERO,
-            lineage: None,
-            inline_len_max: 0,
-        };
+        let request =
+            Subscribe { drive: self.drive.id, cursor: Rev::ZERO, lineage: None, inline_len_max: 0 };
         let subscribed = self.connection.call(&request).await?;
         let mut watch = Watch {
             session: self.clone(),
@@ -186,8 +182,6 @@ impl Watch {
             }
         }
         names.reverse();
-        names
-            .starts_with(self.path.names())
-            .then(|| RelPath::from_names(names))
+        names.starts_with(self.path.names()).then(|| RelPath::from_names(names))
     }
 }

@@ -95,10 +95,7 @@ impl Agenda {
     /// The journal is known up to `rev`.
     pub(crate) fn reached(&mut self, rev: Rev) {
         let later = self.after_rev.split_off(&rev.next());
-        for id in std::mem::replace(&mut self.after_rev, later)
-            .into_values()
-            .flatten()
-        {
+        for id in std::mem::replace(&mut self.after_rev, later).into_values().flatten() {
             self.schedule(id);
         }
     }
@@ -106,32 +103,17 @@ impl Agenda {
     /// Puts a node aside for a while, longer each time until [`Agenda::clear_retry`].
     pub(crate) fn retry(&mut self, id: NodeId, now_ms: u64) {
         let attempts = self.retries.get(&id).map_or(0, |retry| retry.attempts);
-        self.retry_at(
-            id,
-            now_ms + (DELAY_MIN_MS << attempts.min(11)).min(DELAY_MAX_MS),
-            attempts,
-        );
+        self.retry_at(id, now_ms + (DELAY_MIN_MS << attempts.min(11)).min(DELAY_MAX_MS), attempts);
     }
 
     /// Puts a node aside for as long as is usual for what a person has to see to.
     pub(crate) fn retry_slowly(&mut self, id: NodeId, now_ms: u64) {
-        let attempts = self
-            .retries
-            .get(&id)
-            .map_or(0, |retry| retry.attempts)
-            .max(5);
-        self.retry_at(
-            id,
-            now_ms + (DELAY_MIN_MS << attempts.min(11)).min(DELAY_MAX_MS),
-            attempts,
-        );
+        let attempts = self.retries.get(&id).map_or(0, |retry| retry.attempts).max(5);
+        self.retry_at(id, now_ms + (DELAY_MIN_MS << attempts.min(11)).min(DELAY_MAX_MS), attempts);
     }
 
     fn retry_at(&mut self, id: NodeId, at_ms: u64, attempts: u32) {
-        let retry = Retry {
-            at_ms,
-            attempts: attempts + 1,
-        };
+        let retry = Retry { at_ms, attempts: attempts + 1 };
         if let Some(old) = self.retries.insert(id, retry) {
             self.due.remove(&(old.at_ms, id));
         }
@@ -140,9 +122,7 @@ impl Agenda {
 
     /// Returns whether a node must not be tried yet.
     pub(crate) fn must_wait(&self, id: NodeId, now_ms: u64) -> bool {
-        self.retries
-            .get(&id)
-            .is_some_and(|retry| retry.at_ms > now_ms)
+        self.retries.get(&id).is_some_and(|retry| retry.at_ms > now_ms)
     }
 
     /// Forgets that a node ever failed.

@@ -233,19 +233,13 @@ fn stop(fault: Fault, path: &RelPath) -> Stop {
         Fault::NotFound | Fault::Changed => Outcome::Changed,
         Fault::Exists => Outcome::Taken,
         Fault::NotEmpty => Outcome::NotEmpty,
-        Fault::BadName => Outcome::NameImpossible {
-            reason: Fault::BadName.about(path),
-        },
-        Fault::Other(reason) => Outcome::Failed {
-            reason: Fault::Other(reason).about(path),
-        },
+        Fault::BadName => Outcome::NameImpossible { reason: Fault::BadName.about(path) },
+        Fault::Other(reason) => Outcome::Failed { reason: Fault::Other(reason).about(path) },
     })
 }
 
 fn failed(reason: impl Into<String>) -> Stop {
-    Stop::Outcome(Outcome::Failed {
-        reason: reason.into(),
-    })
+    Stop::Outcome(Outcome::Failed { reason: reason.into() })
 }
 
 /// Carries out operations on one folder, one batch after the other.
@@ -357,9 +351,7 @@ impl<F: Folder> Applier<F> {
         if let Err(reason) = self.sync_placed(&batch)? {
             for (_, outcome) in &mut outcomes {
                 if matches!(outcome, Outcome::Done { .. }) {
-                    *outcome = Outcome::Failed {
-                        reason: reason.clone(),
-                    };
+                    *outcome = Outcome::Failed { reason: reason.clone() };
                 }
             }
         }
@@ -457,10 +449,9 @@ impl<F: Folder> Applier<F> {
         let mut left = HashSet::new();
         for name in names.iter().filter(|name| note_batch(name).is_none()) {
             let Some(leftover) = Leftover::parse(name) else {
-                recovered.left.push((
-                    own_path("trash", name),
-                    "It is not of the agent's making".into(),
-                ));
+                recovered
+                    .left
+                    .push((own_path("trash", name), "It is not of the agent's making".into()));
                 continue;
             };
             newest = newest.max(leftover.batch);
@@ -534,12 +525,8 @@ impl<F: Folder> Applier<F> {
         let mut note = Vec::new();
         for (index, job) in jobs.iter().enumerate() {
             let at = match &job.op {
-                DiskOp::Write {
-                    at, over: Some(_), ..
-                }
-                | DiskOp::Link {
-                    at, over: Some(_), ..
-                } => at,
+                DiskOp::Write { at, over: Some(_), .. }
+                | DiskOp::Link { at, over: Some(_), .. } => at,
                 DiskOp::Remove { at, expected } if expected.stat.kind != Some(Kind::Dir) => at,
                 _ => continue,
             };
@@ -550,10 +537,7 @@ impl<F: Folder> Applier<F> {
         }
         let trash = self.folder.own_dir(Own::Trash);
         let name = note_name(batch.number);
-        match self
-            .folder
-            .make_file(&trash, &name, &note, Attrs::from_mode(0o600), None)
-        {
+        match self.folder.make_file(&trash, &name, &note, Attrs::from_mode(0o600), None) {
             Ok(()) => Ok(true),
             Err(Fault::Gone(gone)) => Err(gone),
             // The note only helps to find the old name; the full disk is told by what follows.
@@ -566,16 +550,7 @@ impl<F: Folder> Applier<F> {
         let staging = self.folder.own_dir(Own::Staging);
         let fresh = || ascii_name(format!("{:x}-{index:x}.part", batch.number));
         let name = match (&job.op, &job.payload) {
-            (
-                DiskOp::Write {
-                    at,
-                    content,
-                    mtime,
-                    attrs,
-                    ..
-                },
-                Payload::Bytes(bytes),
-            ) => {
+            (DiskOp::Write { at, content, mtime, attrs, .. }, Payload::Bytes(bytes)) => {
                 if !holds(content, bytes) {
                     return Err(failed(format!(
                         "The bytes received for {} are not those of its content",
@@ -584,8 +559,7 @@ impl<F: Folder> Applier<F> {
                 }
                 let name = fresh();
                 if let Err(fault) =
-                    self.folder
-                        .make_file(&staging, &name, bytes, *attrs, Some(*mtime))
+                    self.folder.make_file(&staging, &name, bytes, *attrs, Some(*mtime))
                 {
                     self.drop_staged(&name)?;
                     return Err(match fault {
@@ -602,15 +576,7 @@ impl<F: Folder> Applier<F> {
                 }
                 .into());
             }
-            (
-                DiskOp::Link {
-                    at,
-                    target,
-                    over: Some(_),
-                    ..
-                },
-                _,
-            ) => {
+            (DiskOp::Link { at, target, over: Some(_), .. }, _) => {
                 let name = fresh();
                 self.folder
                     .make_link(&staging, &name, target)
@@ -620,9 +586,7 @@ impl<F: Folder> Applier<F> {
             _ => return Ok(Staged { file: None }),
         };
         match self.folder.stat(&staging, &name) {
-            Ok(stat) => Ok(Staged {
-                file: Some((name, stat)),
-            }),
+            Ok(stat) => Ok(Staged { file: Some((name, stat)) }),
             Err(Fault::Gone(gone)) => Err(gone.into()),
             Err(fault) => Err(failed(fault.about(&own_path("staging", &name)))),
         }
@@ -652,10 +616,7 @@ impl<F: Folder> Applier<F> {
             .collect();
         let all = (waiting.len() >= SYNC_ALL_FROM).then(|| self.folder.sync_all());
         for index in waiting {
-            let Ok(Staged {
-                file: Some((name, _)),
-            }) = &staged[index]
-            else {
+            let Ok(Staged { file: Some((name, _)) }) = &staged[index] else {
                 continue;
             };
             let synced = match &all {
@@ -683,10 +644,7 @@ impl<F: Folder> Applier<F> {
         let synced = if count >= SYNC_ALL_FROM {
             self.folder.sync_all()
         } else {
-            let entries = batch
-                .entries
-                .iter()
-                .map(|(dir, name)| self.folder.sync_entry(dir, name));
+            let entries = batch.entries.iter().map(|(dir, name)| self.folder.sync_entry(dir, name));
             let dirs = batch.touched.iter().map(|dir| self.folder.sync_dir(dir));
             let own = batch
                 .touched_own
@@ -753,25 +711,14 @@ impl<F: Folder> Applier<F> {
     ) -> Result<Outcome, Stop> {
         let result = match &job.op {
             DiskOp::MakeDir { at, attrs } => self.make_dir(batch, at, *attrs),
-            DiskOp::Write {
-                at,
-                content,
-                over,
-                keep,
-                ..
-            } => {
+            DiskOp::Write { at, content, over, keep, .. } => {
                 let new = Token::of_content(content);
                 self.put(batch, at, staged, new, over.as_ref(), *keep, leftover)
             }
-            DiskOp::Link {
-                at, target, over, ..
-            } if over.is_none() => self.make_link(batch, at, target),
-            DiskOp::Link {
-                at,
-                target,
-                over,
-                keep,
-            } => {
+            DiskOp::Link { at, target, over, .. } if over.is_none() => {
+                self.make_link(batch, at, target)
+            }
+            DiskOp::Link { at, target, over, keep } => {
                 let new = Token::Target(ChunkId::of(target));
                 self.put(batch, at, staged, new, over.as_ref(), *keep, leftover)
             }
@@ -782,12 +729,9 @@ impl<F: Folder> Applier<F> {
             DiskOp::Remove { at, expected } => {
                 self.remove(batch, at, expected, |old| leftover(Token::Nothing, old))
             }
-            DiskOp::SetAttrs {
-                at,
-                expected,
-                attrs,
-                mtime,
-            } => self.set_attrs(batch, at, expected, *attrs, *mtime),
+            DiskOp::SetAttrs { at, expected, attrs, mtime } => {
+                self.set_attrs(batch, at, expected, *attrs, *mtime)
+            }
         };
         if !matches!(result, Ok(Outcome::Done { .. }))
             && let Some((name, _)) = &staged.file
@@ -804,19 +748,15 @@ impl<F: Folder> Applier<F> {
         {
             return Ok(handle.clone());
         }
-        let (handle, stat) = self
-            .folder
-            .open_dir(&dir.path)
-            .map_err(|fault| stop(fault, &dir.path))?;
+        let (handle, stat) =
+            self.folder.open_dir(&dir.path).map_err(|fault| stop(fault, &dir.path))?;
         if stat.ino != dir.ino {
             return Err(Outcome::Changed.into());
         }
         if batch.dirs.len() >= DIRS_MAX {
             batch.dirs.clear();
         }
-        batch
-            .dirs
-            .insert((*dir.path).clone(), (handle.clone(), stat.ino));
+        batch.dirs.insert((*dir.path).clone(), (handle.clone(), stat.ino));
         Ok(handle)
     }
 
@@ -878,10 +818,7 @@ impl<F: Folder> Applier<F> {
     }
 
     fn done(&self, dir: &F::Dir, at: &Spot) -> Result<Outcome, Stop> {
-        let stat = self
-            .folder
-            .stat(dir, &at.name)
-            .map_err(|fault| stop(fault, &at.path()))?;
+        let stat = self.folder.stat(dir, &at.name).map_err(|fault| stop(fault, &at.path()))?;
         Ok(Outcome::Done { stat, kept: None })
     }
 
@@ -912,11 +849,7 @@ impl<F: Folder> Applier<F> {
             }
             Some(expected) => {
                 self.check(&dir, at, expected)?;
-                let old = if keep {
-                    Token::Keep
-                } else {
-                    self.token_expected(&dir, at, expected)?
-                };
+                let old = if keep { Token::Keep } else { self.token_expected(&dir, at, expected)? };
                 self.exchange(batch, &dir, at, part, expected, leftover(new, old))?
             }
         };
@@ -932,30 +865,18 @@ impl<F: Folder> Applier<F> {
 
     /// Checks that a spot holds what is expected, to the last field.
     fn check(&self, dir: &F::Dir, at: &Spot, expected: &Expected) -> Result<(), Stop> {
-        let stat = self
-            .folder
-            .stat(dir, &at.name)
-            .map_err(|fault| stop(fault, &at.path()))?;
-        if stat.unchanged(&expected.stat) {
-            Ok(())
-        } else {
-            Err(Outcome::Changed.into())
-        }
+        let stat = self.folder.stat(dir, &at.name).map_err(|fault| stop(fault, &at.path()))?;
+        if stat.unchanged(&expected.stat) { Ok(()) } else { Err(Outcome::Changed.into()) }
     }
 
     /// Returns the token for what is expected at a spot that was just checked.
     fn token_expected(&self, dir: &F::Dir, at: &Spot, expected: &Expected) -> Result<Token, Stop> {
         if expected.stat.kind == Some(Kind::Link) {
-            let target = self
-                .folder
-                .read_link(dir, &at.name)
-                .map_err(|fault| stop(fault, &at.path()))?;
+            let target =
+                self.folder.read_link(dir, &at.name).map_err(|fault| stop(fault, &at.path()))?;
             return Ok(Token::Target(ChunkId::of(&target)));
         }
-        Ok(expected
-            .content
-            .as_ref()
-            .map_or(Token::Keep, Token::of_content))
+        Ok(expected.content.as_ref().map_or(Token::Keep, Token::of_content))
     }
 
     /// Exchanges what is staged with what is at a spot, and sees to what comes out.
@@ -975,10 +896,7 @@ impl<F: Folder> Applier<F> {
             .rename((&staging, part), (&trash, &name), Rename::NoReplace)
             .map_err(|fault| stop(fault, &own_path("trash", &name)))?;
         batch.touched_own.insert(Own::Trash);
-        if let Err(fault) = self
-            .folder
-            .rename((&trash, &name), (dir, &at.name), Rename::Exchange)
-        {
+        if let Err(fault) = self.folder.rename((&trash, &name), (dir, &at.name), Rename::Exchange) {
             // Whatever is under that name now is told by its content, later.
             batch.discard(leftover, None, at);
             return Err(stop(fault, &at.path()));
@@ -1040,10 +958,7 @@ impl<F: Folder> Applier<F> {
     ) -> Result<Name, Fault> {
         for attempt in 1..=CONFLICT_NAMES_MAX {
             let copy = conflict_name(name, &self.device, today, attempt);
-            match self
-                .folder
-                .rename((from, from_name), (dir, &copy), Rename::NoReplace)
-            {
+            match self.folder.rename((from, from_name), (dir, &copy), Rename::NoReplace) {
                 Ok(()) => return Ok(copy),
                 Err(Fault::Exists) => {}
                 Err(fault) => return Err(fault),
@@ -1061,14 +976,9 @@ impl<F: Folder> Applier<F> {
     ) -> Result<Outcome, Stop> {
         let dir = self.dir(batch, &at.dir)?;
         self.check(&dir, at, expected)?;
-        let done = Outcome::Done {
-            stat: expected.stat,
-            kept: None,
-        };
+        let done = Outcome::Done { stat: expected.stat, kept: None };
         if expected.stat.kind == Some(Kind::Dir) {
-            self.folder
-                .remove_dir(&dir, &at.name)
-                .map_err(|fault| stop(fault, &at.path()))?;
+            self.folder.remove_dir(&dir, &at.name).map_err(|fault| stop(fault, &at.path()))?;
             batch.dirs.clear();
             batch.touch(&dir, at.dir.ino);
             return Ok(done);
@@ -1089,13 +999,11 @@ impl<F: Folder> Applier<F> {
             Err(Fault::Gone(gone)) => return Err(gone.into()),
             Ok((_, false)) | Err(_) => {}
         }
-        let back = self
-            .folder
-            .rename((&trash, &name), (&dir, &at.name), Rename::NoReplace);
+        let back = self.folder.rename((&trash, &name), (&dir, &at.name), Rename::NoReplace);
         let back = match back {
-            Err(Fault::Exists) => self
-                .keep_beside(&trash, &name, &dir, &at.name, &batch.today)
-                .map(drop),
+            Err(Fault::Exists) => {
+                self.keep_beside(&trash, &name, &dir, &at.name, &batch.today).map(drop)
+            }
             other => other,
         };
         match back {
@@ -1125,26 +1033,20 @@ impl<F: Folder> Applier<F> {
             Some(at) => (self.dir_to_fill(batch, at)?, &at.name, at.path()),
             None => (parked.clone(), &parked_name, parked_path),
         };
-        let stat = self
-            .folder
-            .stat(&from_dir, from_name)
-            .map_err(|fault| stop(fault, &from_path))?;
+        let stat =
+            self.folder.stat(&from_dir, from_name).map_err(|fault| stop(fault, &from_path))?;
         if !stat.unchanged(&expected.stat) {
             return Err(Outcome::Changed.into());
         }
         if to.is_none() {
             self.note_parked(&parked, node, &from_path)?;
         }
-        self.folder
-            .rename(
-                (&from_dir, from_name),
-                (&to_dir, to_name),
-                Rename::NoReplace,
-            )
-            .map_err(|fault| match to {
+        self.folder.rename((&from_dir, from_name), (&to_dir, to_name), Rename::NoReplace).map_err(
+            |fault| match to {
                 Some(at) => self.stop_filling(fault, &to_dir, at),
                 None => stop(fault, &to_path),
-            })?;
+            },
+        )?;
         // Paths of open directories may now be other ones'.
         if stat.kind == Some(Kind::Dir) {
             batch.dirs.clear();
@@ -1229,16 +1131,12 @@ impl<F: Folder> Applier<F> {
         }
         batch.touch(&dir, at.dir.ino);
         match self.came_out(&dir, &copy, expected) {
-            Ok((stat, true)) => Ok(Outcome::Done {
-                stat,
-                kept: Some(copy),
-            }),
+            Ok((stat, true)) => Ok(Outcome::Done { stat, kept: Some(copy) }),
             Err(Fault::Gone(gone)) => Err(gone.into()),
             Ok((_, false)) | Err(_) => {
                 // If its name is taken meanwhile it stays aside, and the next look finds it.
                 if let Err(Fault::Gone(gone)) =
-                    self.folder
-                        .rename((&dir, &copy), (&dir, &at.name), Rename::NoReplace)
+                    self.folder.rename((&dir, &copy), (&dir, &at.name), Rename::NoReplace)
                 {
                     return Err(gone.into());
                 }
@@ -1264,10 +1162,7 @@ impl<F: Folder> Applier<F> {
             .set_attrs(&dir, &at.name, &expected.stat, attrs, mtime)
             .map_err(|fault| stop(fault, &at.path()))?;
         batch.entries.push((dir.clone(), at.name.clone()));
-        let mut stat = self
-            .folder
-            .stat(&dir, &at.name)
-            .map_err(|fault| stop(fault, &at.path()))?;
+        let mut stat = self.folder.stat(&dir, &at.name).map_err(|fault| stop(fault, &at.path()))?;
         // RACE: an edit of the same size between the check and the setting of the time leaves its
         // trace only in the change time, which is ours. Small files are read again; in a larger
         // one the edit waits for the next edit or the slow re-read.
@@ -1313,9 +1208,9 @@ impl<F: Folder> Applier<F> {
     ) -> Result<Option<RelPath>, Fault> {
         let token = match self.folder.stat(trash, name)?.kind {
             Some(Kind::File) => Some(Token::of_content(&self.folder.content(trash, name)?.1)),
-            Some(Kind::Link) => Some(Token::Target(ChunkId::of(
-                &self.folder.read_link(trash, name)?,
-            ))),
+            Some(Kind::Link) => {
+                Some(Token::Target(ChunkId::of(&self.folder.read_link(trash, name)?)))
+            }
             Some(Kind::Dir) | None => None,
         };
         if leftover.may_drop(token) {
@@ -1324,8 +1219,7 @@ impl<F: Folder> Applier<F> {
         }
         // What a removal took away has its name still free, more likely than not.
         let has_old_name = leftover.new == Token::Nothing;
-        self.bring_back(trash, name, place, today, has_old_name)
-            .map(Some)
+        self.bring_back(trash, name, place, today, has_old_name).map(Some)
     }
 
     /// Brings something back to where it was (or the root, if its directory is gone): under its
@@ -1347,17 +1241,13 @@ impl<F: Folder> Applier<F> {
             Err(_) => (RelPath::ROOT, self.folder.open_dir(&RelPath::ROOT)?.0),
         };
         if has_old_name {
-            match self
-                .folder
-                .rename((from, from_name), (&dir, name), Rename::NoReplace)
-            {
+            match self.folder.rename((from, from_name), (&dir, name), Rename::NoReplace) {
                 Ok(()) => return Ok(parent.join(name)),
                 Err(Fault::Exists) => {}
                 Err(fault) => return Err(fault),
             }
         }
-        self.keep_beside(from, from_name, &dir, name, today)
-            .map(|copy| parent.join(&copy))
+        self.keep_beside(from, from_name, &dir, name, today).map(|copy| parent.join(&copy))
     }
 }
 
@@ -1369,12 +1259,7 @@ impl<F: Folder> Batch<F> {
     }
 
     fn discard(&mut self, leftover: Leftover, stat: Option<Stat>, at: &Spot) {
-        self.discarded.push(Discarded {
-            leftover,
-            stat,
-            place: at.path(),
-            due: self.now + GRACE,
-        });
+        self.discarded.push(Discarded { leftover, stat, place: at.path(), due: self.now + GRACE });
     }
 }
 
@@ -1397,10 +1282,7 @@ fn ignore_unless_gone(result: Result<(), Fault>) -> Result<(), Fault> {
 
 /// Returns a path below `.picloud`, for people.
 fn own_path(own: &str, name: &Name) -> RelPath {
-    RelPath::parse(OWN_DIR)
-        .unwrap_or_default()
-        .join(&ascii_name(own.into()))
-        .join(name)
+    RelPath::parse(OWN_DIR).unwrap_or_default().join(&ascii_name(own.into())).join(name)
 }
 
 fn parse_node(bytes: &[u8]) -> Option<NodeId> {

@@ -27,8 +27,10 @@ impl<T: Trees> Engine<T> {
             if is_new_lineage {
                 meta.linked = false;
             }
-        } else if meta.lineage.is_none() {
-            meta.consistent = head == Rev::ZERO;
+        } else if meta.lineage.is_none() || meta.cursor < head {
+            // Nothing is asked before everything is heard that was there at this moment: answers to
+            // what an earlier connection sent are part of it.
+            meta.consistent = meta.cursor == head;
         }
         meta.lineage = Some(lineage);
         self.trees.set_meta(meta)?;
@@ -101,6 +103,11 @@ impl<T: Trees> Engine<T> {
             entry.remote = node.map(|node| Remote { rev, node });
             self.agenda.clear_retry(id);
             self.put(id, &entry)?;
+            if entry.remote.is_none() && entry.synced.is_none() && entry.local.is_some() {
+                // The id is used up: what is here is a new node.
+                let fresh = self.fresh_id();
+                self.give_local(id, fresh)?;
+            }
         }
         let mut meta = self.trees.meta();
         meta.cursor = meta.cursor.max(page.upto);
@@ -164,7 +171,11 @@ impl<T: Trees> Engine<T> {
         self.link.newest_own = self.link.newest_own.max(rev);
         self.uploaded.remove(&id);
         let mut entry = self.trees.get(id)?;
-        if entry.remote.as_ref().is_none_or(|known| known.rev < rev) {
+        // Up to the cursor the journal has told all; an answer about something older was to a change
+        // sent twice.
+        if rev > self.trees.meta().cursor
+            && entry.remote.as_ref().is_none_or(|known| known.rev < rev)
+        {
             let mut meta = self.trees.meta();
             if let Some(old) = &entry.remote {
                 meta.digest.remove(id, old.rev, &old.node);
@@ -175,11 +186,7 @@ impl<T: Trees> Engine<T> {
             self.trees.set_meta(meta)?;
             entry.remote = pushed.node.clone().map(|node| Remote { rev, node });
         }
-        let parent = pushed
-            .node
-            .as_ref()
-            .or(entry.synced.as_ref())
-            .map(|node| node.place.parent);
+        let parent = pushed.node.as_ref().or(entry.synced.as_ref()).map(|node| node.place.parent);
         entry.synced = pushed.node;
         let came_back = entry.synced.is_none() && entry.local.is_some();
         self.agenda.clear_retry(id);

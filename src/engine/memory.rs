@@ -60,12 +60,7 @@ impl State {
         if let Some(local) = &entry.local {
             let parent = local.place.parent;
             if !local.parked {
-                change(
-                    &mut self.local,
-                    (parent, local.disk_name().clone()),
-                    id,
-                    add,
-                );
+                change(&mut self.local, (parent, local.disk_name().clone()), id, add);
             }
             change(&mut self.local_in, parent, id, add);
             let same = self.inodes.entry(local.stat.ino).or_default();
@@ -80,12 +75,7 @@ impl State {
         }
         if let Some(remote) = &entry.remote {
             let place = &remote.node.place;
-            change(
-                &mut self.remote,
-                (place.parent, place.name.clone()),
-                id,
-                add,
-            );
+            change(&mut self.remote, (place.parent, place.name.clone()), id, add);
             change(&mut self.remote_in, place.parent, id, add);
         }
         if entry.is_dirty() {
@@ -102,20 +92,14 @@ impl State {
 fn page(set: Option<&BTreeSet<NodeId>>, after: Option<NodeId>, limit: usize) -> Vec<NodeId> {
     use std::ops::Bound::{Excluded, Unbounded};
     let from = after.map_or(Unbounded, Excluded);
-    set.map(|set| set.range((from, Unbounded)).take(limit).copied().collect())
-        .unwrap_or_default()
+    set.map(|set| set.range((from, Unbounded)).take(limit).copied().collect()).unwrap_or_default()
 }
 
 impl Trees for MemoryTrees {
     type Error = Infallible;
 
     fn get(&self, id: NodeId) -> Result<Entry, Infallible> {
-        Ok(self
-            .now
-            .entries
-            .get(&id)
-            .map(|(_, entry)| entry.clone())
-            .unwrap_or_default())
+        Ok(self.now.entries.get(&id).map(|(_, entry)| entry.clone()).unwrap_or_default())
     }
 
     fn put(&mut self, id: NodeId, entry: &Entry) -> Result<(), Infallible> {
@@ -176,10 +160,7 @@ impl Trees for MemoryTrees {
 
     fn all(&self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeId>, Infallible> {
         use std::ops::Bound::{Excluded, Unbounded};
-        let range = self
-            .now
-            .entries
-            .range((after.map_or(Unbounded, Excluded), Unbounded));
+        let range = self.now.entries.range((after.map_or(Unbounded, Excluded), Unbounded));
         Ok(range
             .filter(|(_, (_, entry))| entry.remote.is_some() || entry.synced.is_some())
             .take(limit)

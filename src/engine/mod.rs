@@ -54,11 +54,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            inline_len_max: 64 * 1024,
-            unclean: false,
-            missing_settle_ms: 150,
-        }
+        Self { inline_len_max: 64 * 1024, unclean: false, missing_settle_ms: 150 }
     }
 }
 
@@ -120,10 +116,12 @@ struct Applying {
 
 #[derive(Debug, Clone)]
 enum ApplyKind {
-    /// The node appears at its place, or gets a new body or attributes.
+    /// The node appears at its place, or gets a new body or attributes: it is then `node` on this
+    /// disk, and `base` is what both sides agreed on.
     Put {
         node: Node,
         alias: Option<Name>,
+        base: Node,
     },
     /// It moves.
     Move {
@@ -156,10 +154,10 @@ pub struct Engine<T> {
     now: Now,
     looks: Looks,
     agenda: Agenda,
-    flights: HashMap<NodeId, Flight>,
+    flights: BTreeMap<NodeId, Flight>,
     counts: Counts,
     /// Names on disk that an operation under way may fill or free, with whose operation it is.
-    targets: HashMap<(NodeId, Name), NodeId>,
+    targets: BTreeMap<(NodeId, Name), NodeId>,
     link: Link,
     batches: HashMap<u64, Vec<NodeId>>,
     next_batch: u64,
@@ -201,9 +199,9 @@ impl<T: Trees> Engine<T> {
             now: Now::default(),
             looks: Looks::default(),
             agenda: Agenda::default(),
-            flights: HashMap::new(),
+            flights: BTreeMap::new(),
             counts: Counts::default(),
-            targets: HashMap::new(),
+            targets: BTreeMap::new(),
             link: Link::default(),
             batches: HashMap::new(),
             next_batch: 1,
@@ -234,16 +232,8 @@ impl<T: Trees> Engine<T> {
             Event::Hashed { node, hashed } => self.hashed(node, hashed)?,
             Event::Uploaded { node, uploaded } => self.uploaded(node, uploaded)?,
             Event::Applied { node, outcome } => self.applied(node, outcome)?,
-            Event::Committed {
-                batch,
-                results,
-                head,
-            } => self.committed(batch, results, head)?,
-            Event::Online {
-                lineage,
-                from,
-                head,
-            } => self.online(lineage, from, head)?,
+            Event::Committed { batch, results, head } => self.committed(batch, results, head)?,
+            Event::Online { lineage, from, head } => self.online(lineage, from, head)?,
             Event::Offline => self.offline(),
             Event::Page(page) => self.page(page)?,
             Event::Paused(paused) => {
@@ -283,8 +273,7 @@ impl<T: Trees> Engine<T> {
                 break;
             };
             let found = self.trees.dirty(position, 512)?;
-            self.agenda
-                .sweep_to(found.last().map(|(position, _)| *position));
+            self.agenda.sweep_to(found.last().map(|(position, _)| *position));
             for (_, id) in found {
                 if !self.flights.contains_key(&id) {
                     self.agenda.schedule(id);
@@ -311,10 +300,7 @@ impl<T: Trees> Engine<T> {
         }
         let sweep = (self.trees.totals().uploads + self.trees.totals().downloads > 0)
             .then_some(self.next_sweep_ms);
-        [self.agenda.next_due_ms(), self.looks.next_due_ms(), sweep]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.agenda.next_due_ms(), self.looks.next_due_ms(), sweep].into_iter().flatten().min()
     }
 
     /// Returns the trees.
@@ -355,11 +341,7 @@ impl<T: Trees> Engine<T> {
     /// to see to.
     pub fn is_settled(&self) -> bool {
         let totals = self.trees.totals();
-        let known = self
-            .problems
-            .keys()
-            .filter(|key| matches!(key, Subject::Node(_)))
-            .count();
+        let known = self.problems.keys().filter(|key| matches!(key, Subject::Node(_))).count();
         self.link.online
             && self.trees.meta().consistent
             && self.trees.meta().cursor >= self.link.head
@@ -425,20 +407,14 @@ impl<T: Trees> Engine<T> {
     fn dir_ref(&mut self, id: NodeId) -> Result<Option<DirRef>, T::Error> {
         if id == NodeId::ROOT {
             let path = Arc::new(RelPath::ROOT);
-            return Ok(Some(DirRef {
-                id,
-                path,
-                ino: self.root_ino,
-            }));
+            return Ok(Some(DirRef { id, path, ino: self.root_ino }));
         }
         let entry = self.trees.get(id)?;
         let Some(local) = entry.local.filter(|local| local.body == LocalBody::Dir) else {
             return Ok(None);
         };
         let ino = local.stat.ino;
-        Ok(self
-            .local_path(id, &local)?
-            .map(|path| DirRef { id, path, ino }))
+        Ok(self.local_path(id, &local)?.map(|path| DirRef { id, path, ino }))
     }
 
     fn local_path(&mut self, id: NodeId, local: &Local) -> Result<Option<Arc<RelPath>>, T::Error> {
@@ -483,9 +459,7 @@ impl<T: Trees> Engine<T> {
             return Ok(None);
         }
         let name = local.disk_name().clone();
-        Ok(self
-            .dir_ref(local.place.parent)?
-            .map(|dir| Spot { dir, name }))
+        Ok(self.dir_ref(local.place.parent)?.map(|dir| Spot { dir, name }))
     }
 
     /// Returns a path for people, from whichever tree has the node.
@@ -558,6 +532,7 @@ impl<T: Trees> Engine<T> {
             return Ok(());
         };
         let is_dir = local.body == LocalBody::Dir;
+        self.looks.rename_node(from, local.place.parent, local.disk_name().clone());
         old.synced = None;
         self.put(from, &old)?;
         let mut new = self.trees.get(to)?;
@@ -586,12 +561,8 @@ impl<T: Trees> Engine<T> {
                     self.put(child, &entry)?;
                 }
             }
-            let moved: Vec<_> = self
-                .targets
-                .keys()
-                .filter(|(dir, _)| *dir == from)
-                .cloned()
-                .collect();
+            let moved: Vec<_> =
+                self.targets.keys().filter(|(dir, _)| *dir == from).cloned().collect();
             for (dir, name) in moved {
                 if let Some(id) = self.targets.remove(&(dir, name.clone())) {
                     self.targets.insert((to, name), id);
@@ -604,16 +575,12 @@ impl<T: Trees> Engine<T> {
 
     /// Returns whether `dir` is `node` or below it, by the local tree.
     fn is_below_here(&self, dir: NodeId, node: NodeId) -> Result<bool, T::Error> {
-        self.is_below(dir, node, |entry| {
-            entry.local.as_ref().map(|local| local.place.parent)
-        })
+        self.is_below(dir, node, |entry| entry.local.as_ref().map(|local| local.place.parent))
     }
 
     /// Returns whether `dir` is `node` or below it, by the remote tree.
     fn is_below_there(&self, dir: NodeId, node: NodeId) -> Result<bool, T::Error> {
-        self.is_below(dir, node, |entry| {
-            entry.remote.as_ref().map(|r| r.node.place.parent)
-        })
+        self.is_below(dir, node, |entry| entry.remote.as_ref().map(|r| r.node.place.parent))
     }
 
     fn is_below(

@@ -44,11 +44,7 @@ impl Want {
             }
             (Self::Names(mut names), Self::Names(more)) => {
                 names.extend(more);
-                if names.len() > NAMES_MAX {
-                    Self::All { deep: false }
-                } else {
-                    Self::Names(names)
-                }
+                if names.len() > NAMES_MAX { Self::All { deep: false } } else { Self::Names(names) }
             }
         };
     }
@@ -74,18 +70,22 @@ struct Newcomer {
 #[derive(Debug, Default)]
 pub(super) struct Looks {
     /// This round's.
-    wanted: HashMap<NodeId, Want>,
+    wanted: BTreeMap<NodeId, Want>,
     /// The order in which to look: the last first, so that a deep look is bounded by the depth
     /// of the tree and the width of its directories.
     stack: Vec<NodeId>,
     /// The next round's: hints that came meanwhile.
-    hints: HashMap<NodeId, Want>,
-    under_way: HashMap<NodeId, Want>,
+    hints: BTreeMap<NodeId, Want>,
+    under_way: BTreeMap<NodeId, Want>,
     missing: BTreeMap<NodeId, Missing>,
-    newcomers: Vec<Newcomer>,
+    newcomers: BTreeMap<(NodeId, Name), Found>,
+    /// Nodes whose old places were looked at in this round for a newcomer.
+    claimed: HashSet<NodeId>,
     /// Names that were looked at while an operation of ours was at work on them: to be looked at
     /// again when it is over.
     after: HashMap<NodeId, BTreeSet<(NodeId, Name)>>,
+    /// Nodes that wait for looks to come back.
+    waiters: BTreeSet<NodeId>,
     /// Directories with racily read files, and when to look at them again.
     rechecks: BTreeMap<NodeId, u64>,
     rescan_wanted: bool,
@@ -129,17 +129,37 @@ impl Looks {
         self.hint(dir, Want::All { deep: false });
     }
 
+    /// What is here of a node goes on under another id: whether it is missing is asked anew.
+    pub(super) fn rename_node(&mut self, from: NodeId, dir: NodeId, name: Name) {
+        if self.missing.remove(&from).is_some() {
+            self.hint_name(dir, name);
+        }
+    }
+
     /// A directory goes on under a new id.
     pub(super) fn rename_dir(&mut self, from: NodeId, to: NodeId) {
-        for newcomer in &mut self.newcomers {
-            if newcomer.dir == from {
-                newcomer.dir = to;
-            }
-        }
+        // What is new in it is found again by the look that follows.
+        self.newcomers.retain(|(dir, _), _| *dir != from);
         // What was wanted or under way for the old id is asked again for the new one.
         self.wanted.remove(&from);
         self.hints.remove(&from);
         self.hint(to, Want::All { deep: true });
+    }
+
+    /// Returns whether a look at this name is wanted or under way: what is there is in question.
+    pub(super) fn is_pending(&self, dir: NodeId, name: &Name) -> bool {
+        let covers = |want: &Want| match want {
+            Want::Names(names) => names.contains(name),
+            Want::All { .. } => true,
+        };
+        [&self.hints, &self.wanted, &self.under_way]
+            .into_iter()
+            .any(|looks| looks.get(&dir).is_some_and(covers))
+    }
+
+    /// Puts a node aside until more looks have come back.
+    pub(super) fn wait_for_looks(&mut self, id: NodeId) {
+        self.waiters.insert(id);
     }
 
     /// An operation is over: looks at the names it worked on that were put off.
@@ -160,12 +180,7 @@ impl Looks {
     }
 
     pub(super) fn next_due_ms(&self) -> Option<u64> {
-        let missing = self
-            .missing
-            .values()
-            .filter(|m| !m.asked_again)
-            .map(|m| m.since_ms)
-            .min();
+        let missing = self.missing.values().filter(|m| !m.asked_again).map(|m| m.since_ms).min();
         self.rechecks.values().copied().chain(missing).min()
     }
 }
@@ -241,10 +256,7 @@ impl<T: Trees> Engine<T> {
                 Want::All { .. } => None,
             };
             self.looks.under_way.insert(dir, want);
-            actions.push(Action::Look {
-                dir: dir_ref,
-                names,
-            });
+            actions.push(Action::Look { dir: dir_ref, names });
         }
         Ok(())
     }
@@ -255,15 +267,12 @@ impl<T: Trees> Engine<T> {
         names: Option<Vec<Name>>,
         look: Look,
     ) -> Result<(), T::Error> {
-        let Some(want) = self.looks.under_way.remove(&dir) else {
-            return Ok(());
-        };
+        let Some(want) = self.looks.under_way.remove(&dir) else { return Ok(()) };
+        for id in std::mem::take(&mut self.looks.waiters) {
+            self.agenda.schedule(id);
+        }
         let local = self.trees.get(dir)?.local;
-        if dir != NodeId::ROOT
-            && local
-                .as_ref()
-                .is_none_or(|local| local.body != LocalBody::Dir)
-        {
+        if dir != NodeId::ROOT && local.as_ref().is_none_or(|local| local.body != LocalBody::Dir) {
             return Ok(());
         }
         match look {
@@ -342,7 +351,11 @@ impl<T: Trees> Engine<T> {
 
     fn note_missing(&mut self, id: NodeId) {
         if matches!(self.flights.get(&id), Some(Flight::Apply(_))) {
-            // An operation of ours may have moved it: its outcome tells.
+            // An operation of ours may have moved it: look again when it is over.
+            if let Ok(Entry { local: Some(local), .. }) = self.trees.get(id) {
+                let spot = (local.place.parent, local.disk_name().clone());
+                self.looks.after.entry(id).or_default().insert(spot);
+            }
             return;
         }
         let since_ms = self.now.ms + self.settings.missing_settle_ms;
@@ -367,11 +380,7 @@ impl<T: Trees> Engine<T> {
         if let Some(by) = self.targets.get(&(dir, name.clone())) {
             if self.flights.contains_key(by) {
                 // An operation of ours is at work on this name: look again when it is over.
-                self.looks
-                    .after
-                    .entry(*by)
-                    .or_default()
-                    .insert((dir, name.clone()));
+                self.looks.after.entry(*by).or_default().insert((dir, name.clone()));
                 return Ok(());
             }
         }
@@ -388,6 +397,7 @@ impl<T: Trees> Engine<T> {
         }
         self.solve(&special);
         let known = self.trees.local_at(dir, name)?;
+        let mut matched = false;
         for &id in &known {
             let mut entry = self.trees.get(id)?;
             let Some(local) = entry.local.clone() else {
@@ -395,32 +405,29 @@ impl<T: Trees> Engine<T> {
             };
             let is_same = local.stat.kind == found.stat.kind
                 && (local.body != LocalBody::Dir || local.stat.same_inode(&found.stat));
-            if !is_same {
+            if !is_same || matched {
+                self.note_missing(id);
                 continue;
             }
+            matched = true;
             self.looks.missing.remove(&id);
             self.refresh(id, &mut entry, local, &found)?;
             if deep && found.stat.kind == Some(Kind::Dir) {
                 self.looks.want(id, Want::All { deep });
             }
-            return Ok(());
         }
-        for id in known {
-            self.note_missing(id);
+        if matched {
+            return Ok(());
         }
         if found.ignored && self.unclaimed_there(dir, name)?.is_none() {
             return Ok(());
         }
-        let newcomer = Newcomer {
-            dir,
-            name: name.clone(),
-            found,
-        };
+        let newcomer = Newcomer { dir, name: name.clone(), found };
         if self.is_plainly_new(&newcomer)? {
             self.take_new(newcomer)?;
         } else {
             self.look_at_claims(&newcomer)?;
-            self.looks.newcomers.push(newcomer);
+            self.looks.newcomers.insert((dir, name.clone()), newcomer.found);
         }
         Ok(())
     }
@@ -463,11 +470,7 @@ impl<T: Trees> Engine<T> {
         }
         if let Some(at) = self.spot(local)? {
             self.launch(id, Flight::Hash);
-            self.pending.push_back(Action::Hash {
-                node: id,
-                at,
-                stat: local.stat,
-            });
+            self.pending.push_back(Action::Hash { node: id, at, stat: local.stat });
         }
         Ok(())
     }
@@ -495,10 +498,7 @@ impl<T: Trees> Engine<T> {
 
     /// Returns whether nothing known could have become this entry.
     fn is_plainly_new(&self, newcomer: &Newcomer) -> Result<bool, T::Error> {
-        Ok(self
-            .trees
-            .local_at(newcomer.dir, &newcomer.name)?
-            .is_empty()
+        Ok(self.trees.local_at(newcomer.dir, &newcomer.name)?.is_empty()
             && self.claims(newcomer)?.is_empty())
     }
 
@@ -519,6 +519,7 @@ impl<T: Trees> Engine<T> {
             if let Some(local) = self.trees.get(id)?.local
                 && !local.parked
                 && !self.looks.missing.contains_key(&id)
+                && self.looks.claimed.insert(id)
             {
                 let names = BTreeSet::from([local.disk_name().clone()]);
                 self.looks.want(local.place.parent, Want::Names(names));
@@ -549,7 +550,11 @@ impl<T: Trees> Engine<T> {
     /// Decides what the looks of this round have left open.
     fn end_round(&mut self) -> Result<(), T::Error> {
         // Moves first: each may be what another newcomer's directory waits for.
-        let mut left = std::mem::take(&mut self.looks.newcomers);
+        self.looks.claimed.clear();
+        let mut left: Vec<_> = std::mem::take(&mut self.looks.newcomers)
+            .into_iter()
+            .map(|((dir, name), found)| Newcomer { dir, name, found })
+            .collect();
         loop {
             let before = left.len();
             let mut still = Vec::new();
@@ -575,7 +580,11 @@ impl<T: Trees> Engine<T> {
         for (&id, missing) in &mut self.looks.missing {
             if missing.confirmed {
                 gone.push(id);
-            } else if missing.since_ms <= now_ms && !missing.asked_again {
+            } else if missing.asked_again {
+                // The second look could not tell: begin again.
+                missing.asked_again = false;
+                missing.since_ms = now_ms + self.settings.missing_settle_ms;
+            } else if missing.since_ms <= now_ms {
                 missing.asked_again = true;
                 again.push(id);
             }
@@ -609,14 +618,16 @@ impl<T: Trees> Engine<T> {
         if *dir != NodeId::ROOT && self.trees.get(*dir)?.local.is_none() {
             return Ok(true);
         }
-        // A file found where another file was is an edit of that one, whatever its inode.
-        if found.stat.kind != Some(Kind::Dir) {
-            for id in self.trees.local_at(*dir, name)? {
-                let local = self.trees.get(id)?.local;
-                if local.is_some_and(|local| local.stat.kind == found.stat.kind) {
-                    self.looks.hint_name(*dir, name.clone());
-                    return Ok(true);
-                }
+        for id in self.trees.local_at(*dir, name)? {
+            let Some(local) = self.trees.get(id)?.local else { continue };
+            if local.stat.same_inode(&found.stat) {
+                // Dealt with meanwhile.
+                return Ok(true);
+            }
+            // A file found where another file was is an edit of that one, whatever its inode.
+            if found.stat.kind != Some(Kind::Dir) && local.stat.kind == found.stat.kind {
+                self.looks.hint_name(*dir, name.clone());
+                return Ok(true);
             }
         }
         for id in self.claims(newcomer)? {
@@ -632,10 +643,7 @@ impl<T: Trees> Engine<T> {
             };
             self.looks.missing.remove(&id);
             let is_dir = local.body == LocalBody::Dir;
-            local.place = Place {
-                parent: *dir,
-                name: name.clone(),
-            };
+            local.place = Place { parent: *dir, name: name.clone() };
             local.alias = None;
             local.parked = false;
             // A rename changes the change time of a file, and so may hide an edit.
@@ -767,15 +775,9 @@ fn suspect_emptied(entry: &mut Entry, local: &mut Local) {
     if let (LocalBody::File(content), Some(base)) = (&mut local.body, &mut entry.synced)
         && local.stat.size == 0
         && base.body.content_len() > 0
-        && entry
-            .remote
-            .as_ref()
-            .is_some_and(|remote| remote.node.body == base.body)
+        && entry.remote.as_ref().is_some_and(|remote| remote.node.body == base.body)
     {
         *content = Some(Content::Empty);
-        base.body = Body::File {
-            content: Content::Empty,
-            mtime: local.mtime(),
-        };
+        base.body = Body::File { content: Content::Empty, mtime: local.mtime() };
     }
 }

@@ -16,11 +16,7 @@ impl<T: Trees> Engine<T> {
             return Ok(());
         };
         match hashed {
-            Hashed::Content {
-                stat,
-                content,
-                racy,
-            } => {
+            Hashed::Content { stat, content, racy } => {
                 let stat = normal(stat);
                 if !local.stat.same_inode(&stat) {
                     return self.look_again(id);
@@ -83,8 +79,7 @@ impl<T: Trees> Engine<T> {
                 self.put(id, &entry)?;
                 self.looks.rescan();
             } else {
-                self.looks
-                    .hint_name(local.place.parent, local.disk_name().clone());
+                self.looks.hint_name(local.place.parent, local.disk_name().clone());
             }
         }
         self.agenda.retry(id, self.now.ms);
@@ -162,7 +157,7 @@ impl<T: Trees> Engine<T> {
         let mut entry = self.trees.get(id)?;
         let parent_was = entry.local.as_ref().map(|local| local.place.parent);
         match applying.what {
-            ApplyKind::Put { node, alias } => {
+            ApplyKind::Put { node, alias, base } => {
                 if node.place.parent != NodeId::ROOT
                     && self.trees.get(node.place.parent)?.local.is_none()
                 {
@@ -174,26 +169,7 @@ impl<T: Trees> Engine<T> {
                 }
                 let is_dir = node.is_dir();
                 let was_here = entry.local.is_some();
-                entry.synced = Some(match entry.synced.take() {
-                    // The place, and what was changed here only, is not settled by this.
-                    Some(base) if was_here => {
-                        let attrs = match &entry.remote {
-                            Some(remote) if remote.node.attrs == node.attrs => node.attrs,
-                            _ => base.attrs,
-                        };
-                        let body = match &entry.remote {
-                            Some(remote) if remote.node.body == node.body => node.body.clone(),
-                            _ if base.body.same_bytes(&node.body) => base.body,
-                            _ => node.body.clone(),
-                        };
-                        Node {
-                            place: base.place,
-                            body,
-                            attrs,
-                        }
-                    }
-                    _ => node.clone(),
-                });
+                entry.synced = Some(base);
                 entry.local = Some(new_local(node, alias, stat));
                 if is_dir && was_here {
                     // Only its attributes changed; what is below stays.
@@ -277,28 +253,14 @@ fn new_local(node: Node, alias: Option<Name>, stat: Stat) -> Local {
         Body::Dir | Body::Link { .. } => stat.mtime,
     };
     let holds = mtime == stat.mtime && node.attrs == stat.attrs;
-    let stands_for = (!holds).then_some(StandsFor {
-        mtime,
-        attrs: node.attrs,
-    });
+    let stands_for = (!holds).then_some(StandsFor { mtime, attrs: node.attrs });
     let body = match node.body {
         Body::Dir => LocalBody::Dir,
         Body::File { content, .. } => LocalBody::File(Some(content)),
         Body::Link { target } => LocalBody::Link(target),
     };
-    let place = Place {
-        parent: node.place.parent,
-        name: node.place.name,
-    };
-    Local {
-        place,
-        alias,
-        stat,
-        body,
-        racy: false,
-        parked: false,
-        stands_for,
-    }
+    let place = Place { parent: node.place.parent, name: node.place.name };
+    Local { place, alias, stat, body, racy: false, parked: false, stands_for }
 }
 
 /// Returns another name for a node whose own this disk cannot hold: ASCII letters, digits and a few
@@ -313,11 +275,6 @@ fn alias_name(name: &Name, id: NodeId) -> Name {
     let mut alias: Vec<u8> = stem.iter().copied().filter(is_plain).take(120).collect();
     let hex = id.to_string();
     alias.extend_from_slice(format!(" (name clash {})", &hex[hex.len() - 8..]).as_bytes());
-    alias.extend(
-        extension
-            .iter()
-            .copied()
-            .filter(|byte| is_plain(byte) || *byte == b'.'),
-    );
+    alias.extend(extension.iter().copied().filter(|byte| is_plain(byte) || *byte == b'.'));
     Name::new(alias).unwrap_or_else(|_| name.clone())
 }

@@ -24,6 +24,8 @@ enum Ready<V> {
     After(NodeId),
     /// Something was changed; plan this node again.
     Again,
+    /// What is on disk at the name is in question; wait for the look at it.
+    Looking,
 }
 
 macro_rules! ready {
@@ -37,6 +39,10 @@ macro_rules! ready {
             }
             Ready::Again => {
                 $self.agenda.schedule($id);
+                return Ok(());
+            }
+            Ready::Looking => {
+                $self.looks.wait_for_looks($id);
                 return Ok(());
             }
         }
@@ -100,6 +106,12 @@ impl<T: Trees> Engine<T> {
                     self.agenda.crowd_out(id);
                     return Ok(());
                 }
+                if let Some(local) = &entry.local
+                    && self.looks.is_pending(local.place.parent, local.disk_name())
+                {
+                    self.looks.wait_for_looks(id);
+                    return Ok(());
+                }
                 match need {
                     Need::PullCreate => self.pull_create(id, &entry, actions),
                     Need::PullPlace => self.pull_place(id, &entry, actions),
@@ -128,11 +140,7 @@ impl<T: Trees> Engine<T> {
             return Ok(());
         };
         self.launch(id, Flight::Hash);
-        actions.push(Action::Hash {
-            node: id,
-            at,
-            stat: local.stat,
-        });
+        actions.push(Action::Hash { node: id, at, stat: local.stat });
         Ok(())
     }
 
@@ -153,15 +161,8 @@ impl<T: Trees> Engine<T> {
             Some(attach) => attach,
             None => return Ok(()),
         };
-        let change = Change {
-            node: id,
-            base: Rev::ZERO,
-            op: ChangeOp::Create(node.clone()),
-        };
-        let pushed = Pushed {
-            node: Some(node),
-            is_create: true,
-        };
+        let change = Change { node: id, base: Rev::ZERO, op: ChangeOp::Create(node.clone()) };
+        let pushed = Pushed { node: Some(node), is_create: true };
         self.commit(Outgoing { change, attach }, pushed, actions);
         Ok(())
     }
@@ -205,36 +206,17 @@ impl<T: Trees> Engine<T> {
         };
         aspects.place &= place != remote.node.place;
         let after = Node {
-            place: if aspects.place {
-                place.clone()
-            } else {
-                remote.node.place.clone()
-            },
-            body: if aspects.body {
-                here.body.clone()
-            } else {
-                remote.node.body.clone()
-            },
-            attrs: if aspects.attrs {
-                here.attrs
-            } else {
-                remote.node.attrs
-            },
+            place: if aspects.place { place.clone() } else { remote.node.place.clone() },
+            body: if aspects.body { here.body.clone() } else { remote.node.body.clone() },
+            attrs: if aspects.attrs { here.attrs } else { remote.node.attrs },
         };
         let op = ChangeOp::Update {
             place: aspects.place.then_some(place),
             body: aspects.body.then_some(here.body),
             attrs: aspects.attrs.then_some(here.attrs),
         };
-        let change = Change {
-            node: id,
-            base: remote.rev,
-            op,
-        };
-        let pushed = Pushed {
-            node: Some(after),
-            is_create: false,
-        };
+        let change = Change { node: id, base: remote.rev, op };
+        let pushed = Pushed { node: Some(after), is_create: false };
         self.commit(Outgoing { change, attach }, pushed, actions);
         Ok(())
     }
@@ -267,23 +249,9 @@ impl<T: Trees> Engine<T> {
                 return Ok(());
             }
         }
-        let change = Change {
-            node: id,
-            base: remote.rev,
-            op: ChangeOp::Delete,
-        };
-        let pushed = Pushed {
-            node: None,
-            is_create: false,
-        };
-        self.commit(
-            Outgoing {
-                change,
-                attach: None,
-            },
-            pushed,
-            actions,
-        );
+        let change = Change { node: id, base: remote.rev, op: ChangeOp::Delete };
+        let pushed = Pushed { node: None, is_create: false };
+        self.commit(Outgoing { change, attach: None }, pushed, actions);
         Ok(())
     }
 
@@ -308,22 +276,13 @@ impl<T: Trees> Engine<T> {
         self.outbox_bytes = 0;
         let batch = self.next_batch;
         self.next_batch += 1;
-        self.batches.insert(
-            batch,
-            changes
-                .iter()
-                .map(|outgoing| outgoing.change.node)
-                .collect(),
-        );
+        self.batches.insert(batch, changes.iter().map(|outgoing| outgoing.change.node).collect());
         actions.push(Action::Commit { batch, changes });
     }
 
     /// Sees to it that the server has the content of a file: nothing when that takes an upload
     /// first, else what has to be attached to the change.
-    #[expect(
-        clippy::type_complexity,
-        reason = "the inner option is `Outgoing::attach`"
-    )]
+    #[expect(clippy::type_complexity, reason = "the inner option is `Outgoing::attach`")]
     fn content_there(
         &mut self,
         id: NodeId,
@@ -344,10 +303,7 @@ impl<T: Trees> Engine<T> {
         let Some(at) = self.spot(local)? else {
             return Ok(None);
         };
-        let expected = Expected {
-            stat: local.stat,
-            content: Some(*content),
-        };
+        let expected = Expected { stat: local.stat, content: Some(*content) };
         match content {
             Content::Chunk { len, .. } if *len <= self.settings.inline_len_max => {
                 Ok(Some(Some((at, expected))))
@@ -357,11 +313,7 @@ impl<T: Trees> Engine<T> {
                     self.agenda.crowd_out(id);
                 } else {
                     self.launch(id, Flight::Upload { content: *content });
-                    actions.push(Action::Upload {
-                        node: id,
-                        at,
-                        expected,
-                    });
+                    actions.push(Action::Upload { node: id, at, expected });
                 }
                 Ok(None)
             }
@@ -387,9 +339,6 @@ impl<T: Trees> Engine<T> {
             self.give_local(parent, fresh)?;
             self.agenda.schedule(fresh);
             return Ok(Ready::Again);
-        }
-        if entry.local.is_none() {
-            return Ok(Ready::After(NodeId::ROOT));
         }
         Ok(Ready::After(parent))
     }
@@ -417,12 +366,7 @@ impl<T: Trees> Engine<T> {
     fn is_ring_there(&self, id: NodeId, place: &Place) -> Result<bool, T::Error> {
         let mut at = place.clone();
         for _ in 0..RING_MAX {
-            let Some(other) = self
-                .trees
-                .remote_at(at.parent, &at.name)?
-                .into_iter()
-                .next()
-            else {
+            let Some(other) = self.trees.remote_at(at.parent, &at.name)?.into_iter().next() else {
                 return Ok(false);
             };
             if other == id {
@@ -471,21 +415,11 @@ impl<T: Trees> Engine<T> {
             return Ok(());
         }
         let dir = ready!(self, id, self.parent_here(parent)?);
-        ready!(
-            self,
-            id,
-            self.name_here(id, Some(&node.body), parent, &name, actions)?
-        );
-        let at = Spot {
-            dir,
-            name: name.clone(),
-        };
+        ready!(self, id, self.name_here(id, Some(&node.body), parent, &name, actions)?);
+        let at = Spot { dir, name: name.clone() };
         let alias = (name != node.place.name).then(|| name.clone());
         let op = match &node.body {
-            Body::Dir => DiskOp::MakeDir {
-                at,
-                attrs: node.attrs,
-            },
+            Body::Dir => DiskOp::MakeDir { at, attrs: node.attrs },
             Body::File { content, mtime } => DiskOp::Write {
                 at,
                 content: *content,
@@ -494,17 +428,11 @@ impl<T: Trees> Engine<T> {
                 over: None,
                 keep: false,
             },
-            Body::Link { target } => DiskOp::Link {
-                at,
-                target: target.clone(),
-                over: None,
-                keep: false,
-            },
+            Body::Link { target } => {
+                DiskOp::Link { at, target: target.clone(), over: None, keep: false }
+            }
         };
-        let what = ApplyKind::Put {
-            node: node.clone(),
-            alias,
-        };
+        let what = ApplyKind::Put { node: node.clone(), alias, base: node.clone() };
         self.apply(id, op, what, vec![(parent, name)], actions);
         Ok(())
     }
@@ -548,11 +476,7 @@ impl<T: Trees> Engine<T> {
         if !local.parked && self.is_ring_here(id, place.parent, &name)? {
             return self.park(id, local, actions);
         }
-        ready!(
-            self,
-            id,
-            self.name_here(id, None, place.parent, &name, actions)?
-        );
+        ready!(self, id, self.name_here(id, None, place.parent, &name, actions)?);
         let from = self.spot(local)?;
         if from.is_none() && !local.parked {
             self.agenda.retry(id, self.now.ms);
@@ -562,26 +486,10 @@ impl<T: Trees> Engine<T> {
         if !local.parked {
             targets.push((local.place.parent, local.disk_name().clone()));
         }
-        let to = Some(Spot {
-            dir,
-            name: name.clone(),
-        });
-        let op = DiskOp::Move {
-            from,
-            to,
-            expected: expected(local),
-        };
+        let to = Some(Spot { dir, name: name.clone() });
+        let op = DiskOp::Move { from, to, expected: expected(local) };
         let alias = (name != place.name).then_some(name);
-        self.apply(
-            id,
-            op,
-            ApplyKind::Move {
-                node: node.clone(),
-                alias,
-            },
-            targets,
-            actions,
-        );
+        self.apply(id, op, ApplyKind::Move { node: node.clone(), alias }, targets, actions);
         Ok(())
     }
 
@@ -596,11 +504,7 @@ impl<T: Trees> Engine<T> {
             return Ok(());
         };
         let targets = vec![(local.place.parent, local.disk_name().clone())];
-        let op = DiskOp::Move {
-            from: Some(from),
-            to: None,
-            expected: expected(local),
-        };
+        let op = DiskOp::Move { from: Some(from), to: None, expected: expected(local) };
         self.apply(id, op, ApplyKind::Park, targets, actions);
         Ok(())
     }
@@ -627,30 +531,18 @@ impl<T: Trees> Engine<T> {
         let over = Some(expected(local));
         let op = match &node.body {
             Body::Dir => return Ok(()),
-            Body::File { content, mtime } => DiskOp::Write {
-                at,
-                content: *content,
-                mtime: *mtime,
-                attrs,
-                over,
-                keep,
-            },
-            Body::Link { target } => DiskOp::Link {
-                at,
-                target: target.clone(),
-                over,
-                keep,
-            },
+            Body::File { content, mtime } => {
+                DiskOp::Write { at, content: *content, mtime: *mtime, attrs, over, keep }
+            }
+            Body::Link { target } => DiskOp::Link { at, target: target.clone(), over, keep },
         };
-        let put = Node {
-            place: local.place.clone(),
+        let put = Node { place: local.place.clone(), body: node.body.clone(), attrs };
+        let base = Node {
+            place: entry.synced.as_ref().map_or(&local.place, |base| &base.place).clone(),
             body: node.body.clone(),
-            attrs,
+            attrs: node.attrs,
         };
-        let what = ApplyKind::Put {
-            node: put,
-            alias: local.alias.clone(),
-        };
+        let what = ApplyKind::Put { node: put, alias: local.alias.clone(), base };
         let targets = vec![(local.place.parent, local.disk_name().clone())];
         self.apply(id, op, what, targets, actions);
         Ok(())
@@ -662,48 +554,34 @@ impl<T: Trees> Engine<T> {
         entry: &Entry,
         actions: &mut Vec<Action>,
     ) -> Result<(), T::Error> {
-        let (Some(local), Some(Remote { node, .. })) = (&entry.local, &entry.remote) else {
+        let (Some(local), Some(Remote { node, .. }), Some(base)) =
+            (&entry.local, &entry.remote, &entry.synced)
+        else {
+            return Ok(());
+        };
+        let Some(here) = local.node() else {
             return Ok(());
         };
         let Some(at) = self.spot(local)? else {
             self.agenda.retry(id, self.now.ms);
             return Ok(());
         };
-        let attrs = match &entry.synced {
-            Some(base) if base.attrs == node.attrs => local.attrs(),
-            _ => node.attrs,
-        };
-        let here_first = entry
-            .synced
-            .as_ref()
-            .is_some_and(|base| base.body == node.body);
-        let mtime = match &node.body {
-            Body::File { .. } if here_first => Some(local.mtime()),
+        let attrs = if base.attrs == node.attrs { here.attrs } else { node.attrs };
+        // The time comes along where the bytes are equal; an edit made here keeps its own.
+        let takes_time = here.body.same_bytes(&node.body) && node.body != base.body;
+        let body = if takes_time { node.body.clone() } else { here.body };
+        let mtime = match &body {
             Body::File { mtime, .. } => Some(*mtime),
             Body::Dir | Body::Link { .. } => None,
         };
-        let body = match (&node.body, mtime) {
-            (Body::File { content, .. }, Some(mtime)) => Body::File {
-                content: *content,
-                mtime,
-            },
-            (other, _) => other.clone(),
+        let op = DiskOp::SetAttrs { at, expected: expected(local), attrs, mtime };
+        let put = Node { place: local.place.clone(), body, attrs };
+        let base = Node {
+            place: base.place.clone(),
+            body: if takes_time { node.body.clone() } else { base.body.clone() },
+            attrs: node.attrs,
         };
-        let op = DiskOp::SetAttrs {
-            at,
-            expected: expected(local),
-            attrs,
-            mtime,
-        };
-        let put = Node {
-            place: local.place.clone(),
-            body,
-            attrs,
-        };
-        let what = ApplyKind::Put {
-            node: put,
-            alias: local.alias.clone(),
-        };
+        let what = ApplyKind::Put { node: put, alias: local.alias.clone(), base };
         let targets = vec![(local.place.parent, local.disk_name().clone())];
         self.apply(id, op, what, targets, actions);
         Ok(())
@@ -732,10 +610,7 @@ impl<T: Trees> Engine<T> {
             return Ok(());
         };
         let targets = vec![(local.place.parent, local.disk_name().clone())];
-        let op = DiskOp::Remove {
-            at,
-            expected: expected(local),
-        };
+        let op = DiskOp::Remove { at, expected: expected(local) };
         self.apply(id, op, ApplyKind::Remove, targets, actions);
         Ok(())
     }
@@ -743,13 +618,11 @@ impl<T: Trees> Engine<T> {
     /// Sees to it that a directory of the server's is on this disk.
     fn parent_here(&mut self, parent: NodeId) -> Result<Ready<DirRef>, T::Error> {
         if let Some(dir) = self.dir_ref(parent)? {
-            return Ok(
-                if matches!(self.flights.get(&parent), Some(Flight::Apply(_))) {
-                    Ready::After(parent)
-                } else {
-                    Ready::Yes(dir)
-                },
-            );
+            return Ok(if matches!(self.flights.get(&parent), Some(Flight::Apply(_))) {
+                Ready::After(parent)
+            } else {
+                Ready::Yes(dir)
+            });
         }
         let mut entry = self.trees.get(parent)?;
         if entry.local.is_none() && entry.synced.is_some() && entry.remote.is_some() {
@@ -777,6 +650,9 @@ impl<T: Trees> Engine<T> {
         {
             return Ok(Ready::After(*by));
         }
+        if self.looks.is_pending(parent, name) {
+            return Ok(Ready::Looking);
+        }
         for other in self.trees.local_at(parent, name)? {
             if other == id {
                 continue;
@@ -786,7 +662,17 @@ impl<T: Trees> Engine<T> {
             }
             let entry = self.trees.get(other)?;
             let Some(local) = &entry.local else { continue };
-            let stays = match decide(&entry) {
+            let need = decide(&entry);
+            if let (Need::PullPlace, Some(remote)) = (need, &entry.remote) {
+                let parent = remote.node.place.parent;
+                if parent != NodeId::ROOT && self.trees.get(parent)?.local.is_none() {
+                    // It will leave, but for a directory that is not here yet, and may itself wait
+                    // for this name: out of the way with it.
+                    self.park(other, local, actions)?;
+                    return Ok(Ready::After(other));
+                }
+            }
+            let stays = match need {
                 // It will leave, or become something else, or its bytes are not known.
                 Need::Hash
                 | Need::PullPlace
@@ -797,10 +683,9 @@ impl<T: Trees> Engine<T> {
                 | Need::Forget
                 | Need::PushDelete
                 | Need::PullCreate => false,
-                Need::Rest | Need::PullAttrs | Need::PullBody { .. } => entry
-                    .remote
-                    .as_ref()
-                    .is_none_or(|r| r.node.place != local.place),
+                Need::Rest | Need::PullAttrs | Need::PullBody { .. } => {
+                    entry.remote.as_ref().is_none_or(|r| r.node.place != local.place)
+                }
                 Need::PushCreate | Need::PushUpdate(_) => true,
             };
             if !stays {
@@ -832,10 +717,7 @@ impl<T: Trees> Engine<T> {
             return Ok(());
         };
         let targets = vec![(local.place.parent, local.disk_name().clone())];
-        let op = DiskOp::SetAside {
-            at,
-            expected: expected(local),
-        };
+        let op = DiskOp::SetAside { at, expected: expected(local) };
         self.apply(id, op, ApplyKind::SetAside, targets, actions);
         Ok(())
     }
@@ -877,10 +759,7 @@ fn expected(local: &Local) -> Expected {
         LocalBody::File(content) => *content,
         LocalBody::Dir | LocalBody::Link(_) => None,
     };
-    Expected {
-        stat: local.stat,
-        content,
-    }
+    Expected { stat: local.stat, content }
 }
 
 /// Returns whether this place is PiCloud's own.

@@ -80,15 +80,13 @@ impl Local {
     /// Returns the permissions as the drive knows them.
     #[must_use]
     pub fn attrs(&self) -> Attrs {
-        self.stands_for
-            .map_or(self.stat.attrs, |stands_for| stands_for.attrs)
+        self.stands_for.map_or(self.stat.attrs, |stands_for| stands_for.attrs)
     }
 
     /// Returns the modification time as the drive knows it.
     #[must_use]
     pub fn mtime(&self) -> Timestamp {
-        self.stands_for
-            .map_or(self.stat.mtime, |stands_for| stands_for.mtime)
+        self.stands_for.map_or(self.stat.mtime, |stands_for| stands_for.mtime)
     }
 
     /// Returns the node this is, or nothing while its bytes are not known.
@@ -97,19 +95,12 @@ impl Local {
         let body = match &self.body {
             LocalBody::Dir => Body::Dir,
             LocalBody::File(None) => return None,
-            LocalBody::File(Some(content)) => Body::File {
-                content: *content,
-                mtime: self.stat.mtime,
-            },
-            LocalBody::Link(target) => Body::Link {
-                target: target.clone(),
-            },
+            LocalBody::File(Some(content)) => {
+                Body::File { content: *content, mtime: self.stat.mtime }
+            }
+            LocalBody::Link(target) => Body::Link { target: target.clone() },
         };
-        Some(Node {
-            place: self.place.clone(),
-            body,
-            attrs: self.stat.attrs,
-        })
+        Some(Node { place: self.place.clone(), body, attrs: self.stat.attrs })
     }
 }
 
@@ -190,29 +181,15 @@ impl Totals {
     /// Takes the part of one entry into account, or out again with `add` false.
     pub fn count(&mut self, entry: &Entry, add: bool) {
         let step = |total: &mut u64, by: u64| {
-            *total = if add {
-                total.saturating_add(by)
-            } else {
-                total.saturating_sub(by)
-            };
+            *total = if add { total.saturating_add(by) } else { total.saturating_sub(by) };
         };
         if let Some(remote) = &entry.remote {
-            step(
-                if remote.node.is_dir() {
-                    &mut self.dirs
-                } else {
-                    &mut self.files
-                },
-                1,
-            );
+            step(if remote.node.is_dir() { &mut self.dirs } else { &mut self.files }, 1);
             step(&mut self.bytes, remote.node.body.content_len());
         }
         if entry.is_dirty() {
             if entry.comes_here() {
-                let bytes = entry
-                    .remote
-                    .as_ref()
-                    .map_or(0, |r| r.node.body.content_len());
+                let bytes = entry.remote.as_ref().map_or(0, |r| r.node.body.content_len());
                 let same = matches!((&entry.remote, &entry.synced), (Some(r), Some(s))
                     if r.node.body.same_bytes(&s.body));
                 step(&mut self.downloads, 1);

@@ -10,16 +10,9 @@ use super::Name;
 /// part of NAME. Slashes and NUL in `device` become `-`.
 #[must_use]
 pub fn conflict_name(name: &Name, device: &str, date: &str, attempt: u32) -> Name {
-    let device: String = device
-        .chars()
-        .map(|c| if c == '/' || c == '\0' { '-' } else { c })
-        .take(40)
-        .collect();
-    let number = if attempt > 1 {
-        format!(" {attempt}")
-    } else {
-        String::new()
-    };
+    let device: String =
+        device.chars().map(|c| if c == '/' || c == '\0' { '-' } else { c }).take(40).collect();
+    let number = if attempt > 1 { format!(" {attempt}") } else { String::new() };
     let mark = format!(" (conflicted copy {device} {date}{number})");
     let bytes = name.as_bytes();
     let (stem, extension) = match bytes.iter().rposition(|&byte| byte == b'.') {
@@ -63,11 +56,7 @@ mod tests {
     #[test]
     fn the_mark_goes_before_the_extension() {
         check("notes.txt", 1, "notes (conflicted copy pi 2026-11-23).txt");
-        check(
-            "notes.txt",
-            2,
-            "notes (conflicted copy pi 2026-11-23 2).txt",
-        );
+        check("notes.txt", 2, "notes (conflicted copy pi 2026-11-23 2).txt");
         check("Makefile", 1, "Makefile (conflicted copy pi 2026-11-23)");
         check(".bashrc", 1, ".bashrc (conflicted copy pi 2026-11-23)");
         check("a.tar.gz", 1, "a.tar (conflicted copy pi 2026-11-23).gz");
@@ -79,10 +68,7 @@ mod tests {
         assert_eq!(name.as_bytes().len(), 254);
         let copy = conflict_name(&name, "pi", "2026-11-23", 3).to_string();
         assert!(copy.len() <= 255 && copy.len() >= 253, "{}", copy.len());
-        assert!(
-            copy.ends_with("é (conflicted copy pi 2026-11-23 3).jpg"),
-            "{copy}"
-        );
+        assert!(copy.ends_with("é (conflicted copy pi 2026-11-23 3).jpg"), "{copy}");
         let raw = Name::new(vec![0xff; 255]).unwrap();
         assert!(conflict_name(&raw, "a/b", "2026-11-23", 1).as_bytes().len() <= 255);
         let wide = "𝄞".repeat(300);

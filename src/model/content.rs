@@ -218,23 +218,18 @@ impl ContentList {
         while let Some((&tag, rest)) = bytes.split_first() {
             match tag {
                 Self::TAG_CHUNK => {
-                    let (len, rest) = rest
-                        .split_first_chunk::<4>()
-                        .ok_or(ContentListError::Truncated)?;
-                    let (id, rest) = rest
-                        .split_first_chunk::<32>()
-                        .ok_or(ContentListError::Truncated)?;
+                    let (len, rest) =
+                        rest.split_first_chunk::<4>().ok_or(ContentListError::Truncated)?;
+                    let (id, rest) =
+                        rest.split_first_chunk::<32>().ok_or(ContentListError::Truncated)?;
                     let (id, len) = (ChunkId::from_bytes(*id), u32::from_be_bytes(*len));
                     extents.push(Extent::Chunk { id, len });
                     bytes = rest;
                 }
                 Self::TAG_HOLE => {
-                    let (len, rest) = rest
-                        .split_first_chunk::<8>()
-                        .ok_or(ContentListError::Truncated)?;
-                    extents.push(Extent::Hole {
-                        len: u64::from_be_bytes(*len),
-                    });
+                    let (len, rest) =
+                        rest.split_first_chunk::<8>().ok_or(ContentListError::Truncated)?;
+                    extents.push(Extent::Hole { len: u64::from_be_bytes(*len) });
                     bytes = rest;
                 }
                 unknown => return Err(ContentListError::UnknownTag(unknown)),
@@ -261,10 +256,7 @@ mod tests {
     use super::*;
 
     fn chunk(bytes: &[u8]) -> Extent {
-        Extent::Chunk {
-            id: ChunkId::of(bytes),
-            len: u32::try_from(bytes.len()).unwrap(),
-        }
+        Extent::Chunk { id: ChunkId::of(bytes), len: u32::try_from(bytes.len()).unwrap() }
     }
 
     #[test]
@@ -273,28 +265,16 @@ mod tests {
         assert_eq!(ContentList::decode(&list.encode()).unwrap(), list);
         assert_eq!(list.len(), (1 << 40) + 1);
         for cut in 1..list.encode().len() {
-            assert!(
-                ContentList::decode(&list.encode()[..cut]).is_err(),
-                "cut at {cut}"
-            );
+            assert!(ContentList::decode(&list.encode()[..cut]).is_err(), "cut at {cut}");
         }
     }
 
     #[test]
     fn what_needs_no_list_is_none() {
-        assert_eq!(
-            ContentList::new(vec![]),
-            Err(ContentListError::NotCanonical)
-        );
-        assert_eq!(
-            ContentList::new(vec![chunk(b"a")]),
-            Err(ContentListError::NotCanonical)
-        );
+        assert_eq!(ContentList::new(vec![]), Err(ContentListError::NotCanonical));
+        assert_eq!(ContentList::new(vec![chunk(b"a")]), Err(ContentListError::NotCanonical));
         assert!(ContentList::new(vec![Extent::Hole { len: 1 }]).is_ok());
         let huge = Extent::Hole { len: u64::MAX };
-        assert_eq!(
-            ContentList::new(vec![huge, huge]),
-            Err(ContentListError::Length)
-        );
+        assert_eq!(ContentList::new(vec![huge, huge]), Err(ContentListError::Length));
     }
 }

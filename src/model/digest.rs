@@ -94,10 +94,7 @@ mod tests {
     #[test]
     fn order_does_not_matter_and_removal_undoes() {
         let node = |name: &str| Node {
-            place: Place {
-                parent: NodeId::ROOT,
-                name: Name::try_from(name).unwrap(),
-            },
+            place: Place { parent: NodeId::ROOT, name: Name::try_from(name).unwrap() },
             body: Body::Dir,
             attrs: Attrs::from_mode(0o755),
         };

@@ -14,11 +14,7 @@ pub struct IdError {
 }
 
 fn parse_hex<const N: usize>(kind: &'static str, text: &str) -> Result<[u8; N], IdError> {
-    let fail = || IdError {
-        kind,
-        expected: 2 * N,
-        found: text.chars().take(80).collect(),
-    };
+    let fail = || IdError { kind, expected: 2 * N, found: text.chars().take(80).collect() };
     let digits = text.as_bytes();
     if digits.len() != 2 * N {
         return Err(fail());
@@ -196,10 +192,7 @@ impl IdSource {
     /// Returns a source whose ids are a function of `seed` and of the times asked with.
     #[must_use]
     pub const fn new(seed: [u8; 32]) -> Self {
-        Self {
-            key: seed,
-            counter: 0,
-        }
+        Self { key: seed, counter: 0 }
     }
 
     /// Returns an id that this source has not returned before.

@@ -74,17 +74,12 @@ impl JoinLink {
     /// # Errors
     /// Says which part is missing or damaged.
     pub fn parse(text: &str) -> Result<Self, JoinLinkError> {
-        let rest = text
-            .trim()
-            .strip_prefix(Self::SCHEME)
-            .ok_or(JoinLinkError::Scheme)?;
+        let rest = text.trim().strip_prefix(Self::SCHEME).ok_or(JoinLinkError::Scheme)?;
         let (address, fragment) = rest.split_once("/#").ok_or(JoinLinkError::Fingerprint)?;
         let (host, port) = address.rsplit_once(':').ok_or(JoinLinkError::Address)?;
         let host_is_legal = !host.is_empty()
             && host.len() <= 255
-            && host
-                .bytes()
-                .all(|byte| byte.is_ascii_graphic() && byte != b'/');
+            && host.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
         if !host_is_legal || port.parse::<u16>().is_err() {
             return Err(JoinLinkError::Address);
         }
@@ -102,13 +97,7 @@ impl JoinLink {
 impl fmt::Display for JoinLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let secret = URL_SAFE_NO_PAD.encode(self.secret);
-        write!(
-            f,
-            "{}{}/#{}.{secret}",
-            Self::SCHEME,
-            self.address,
-            self.fingerprint
-        )
+        write!(f, "{}{}/#{}.{secret}", Self::SCHEME, self.address, self.fingerprint)
     }
 }
 

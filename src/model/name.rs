@@ -148,19 +148,13 @@ impl RelPath {
     /// Returns the parent and the last name, or nothing for the root.
     #[must_use]
     pub fn split_last(&self) -> Option<(Self, &Name)> {
-        self.0
-            .split_last()
-            .map(|(last, parent)| (Self(parent.to_vec()), last))
+        self.0.split_last().map(|(last, parent)| (Self(parent.to_vec()), last))
     }
 
     /// Returns the names with `/` between them, no slash in front; empty for the root.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        self.0
-            .iter()
-            .map(Name::as_bytes)
-            .collect::<Vec<_>>()
-            .join(&b'/')
+        self.0.iter().map(Name::as_bytes).collect::<Vec<_>>().join(&b'/')
     }
 }
 

@@ -108,9 +108,7 @@ impl Attrs {
     /// Returns attributes with the carried bits of `mode`.
     #[must_use]
     pub const fn from_mode(mode: u32) -> Self {
-        Self {
-            mode: (mode & Self::MODE_MASK as u32) as u16,
-        }
+        Self { mode: (mode & Self::MODE_MASK as u32) as u16 }
     }
 }
 

@@ -16,11 +16,7 @@ impl Timestamp {
     /// or more.
     #[must_use]
     pub const fn new(secs: i64, nanos: u32) -> Option<Self> {
-        if nanos < 1_000_000_000 {
-            Some(Self { secs, nanos })
-        } else {
-            None
-        }
+        if nanos < 1_000_000_000 { Some(Self { secs, nanos }) } else { None }
     }
 
     /// Returns the nanoseconds after `secs`.
@@ -32,9 +28,7 @@ impl Timestamp {
     /// Returns whole milliseconds since the epoch, saturating.
     #[must_use]
     pub const fn as_millis(self) -> i64 {
-        self.secs
-            .saturating_mul(1000)
-            .saturating_add((self.nanos / 1_000_000) as i64)
+        self.secs.saturating_mul(1000).saturating_add((self.nanos / 1_000_000) as i64)
     }
 }
 

@@ -727,11 +727,7 @@ mod tests {
             program: &'static str,
             colour: &'static str,
         }
-        let newer = NewerHello {
-            protocol: 2,
-            program: "picloud/9",
-            colour: "blue",
-        };
+        let newer = NewerHello { protocol: 2, program: "picloud/9", colour: "blue" };
         let wire = rmp_serde::to_vec_named(&newer).unwrap();
         let hello: Hello = rmp_serde::from_slice(&wire).unwrap();
         assert_eq!(hello.protocol, 2);
@@ -740,11 +736,7 @@ mod tests {
 
     #[test]
     fn hello_on_the_wire_never_changes() {
-        let hello = Hello {
-            protocol: 1,
-            program: "p".into(),
-            features: vec!["f".into()],
-        };
+        let hello = Hello { protocol: 1, program: "p".into(), features: vec!["f".into()] };
         let wire = rmp_serde::to_vec_named(&hello).unwrap();
         let expected = b"\x83\xa8protocol\x01\xa7program\xa1p\xa8features\x91\xa1f";
         assert_eq!(wire, expected);

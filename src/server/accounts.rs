@@ -59,9 +59,7 @@ pub fn check_user_name(name: &str) -> Result<(), StoreError> {
 /// Says what a name may be.
 pub fn check_device_name(name: &str) -> Result<(), StoreError> {
     if (1..=NAME_LEN_MAX).contains(&name.len())
-        && !name
-            .chars()
-            .any(|c| c.is_control() || c == '/' || c == '\\')
+        && !name.chars().any(|c| c.is_control() || c == '/' || c == '\\')
         && name.trim() == name
     {
         return Ok(());
@@ -145,16 +143,10 @@ pub fn totp_step(secret: &[u8], code: &str, now_secs: i64) -> Option<i64> {
     }
     let step = now_secs.div_euclid(TOTP_STEP_SECS);
     // All three are compared, so the time tells nothing.
-    [step - 1, step, step + 1]
-        .into_iter()
-        .fold(None, |found, step| {
-            let right = format!("{:06}", totp_code(secret, step));
-            if bool::from(right.as_bytes().ct_eq(code.as_bytes())) {
-                Some(step)
-            } else {
-                found
-            }
-        })
+    [step - 1, step, step + 1].into_iter().fold(None, |found, step| {
+        let right = format!("{:06}", totp_code(secret, step));
+        if bool::from(right.as_bytes().ct_eq(code.as_bytes())) { Some(step) } else { found }
+    })
 }
 
 /// Returns the `otpauth` address that an authenticator app takes.
@@ -162,10 +154,7 @@ pub fn totp_step(secret: &[u8], code: &str, now_secs: i64) -> Option<i64> {
 pub fn totp_uri(user: &str, secret: &[u8]) -> String {
     // A user name needs escaping only for its `@`.
     let user = user.replace('@', "%40");
-    format!(
-        "otpauth://totp/PiCloud:{user}?secret={}&issuer=PiCloud",
-        base32(secret)
-    )
+    format!("otpauth://totp/PiCloud:{user}?secret={}&issuer=PiCloud", base32(secret))
 }
 
 /// RFC 4648 without padding.
@@ -194,17 +183,9 @@ mod tests {
     fn codes_are_those_of_the_standard() {
         // RFC 6238, appendix B: the last six of the eight digits for SHA-1.
         let secret = b"12345678901234567890";
-        for (secs, code) in [
-            (59, "287082"),
-            (1_111_111_109, "081804"),
-            (2_000_000_000, "279037"),
-        ] {
+        for (secs, code) in [(59, "287082"), (1_111_111_109, "081804"), (2_000_000_000, "279037")] {
             assert_eq!(totp_step(secret, code, secs), Some(secs / 30));
-            assert_eq!(
-                totp_step(secret, code, secs + 30),
-                Some(secs / 30),
-                "a slow clock"
-            );
+            assert_eq!(totp_step(secret, code, secs + 30), Some(secs / 30), "a slow clock");
             assert_eq!(totp_step(secret, code, secs + 60), None);
         }
         assert_eq!(totp_step(secret, "287 082", 59), Some(1));
@@ -226,10 +207,7 @@ mod tests {
     #[test]
     fn a_password_is_known_by_its_hash_only() {
         let hash = hash_password("correct horse").unwrap();
-        assert!(
-            hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"),
-            "{hash}"
-        );
+        assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
         assert!(verify_password("correct horse", &hash));
         assert!(!verify_password("correct horsf", &hash));
         assert!(!verify_password("correct horse", "no hash"));

@@ -52,9 +52,7 @@ pub struct Invitation {
 
 impl std::fmt::Debug for Invitation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Invitation")
-            .field("expires_ms", &self.expires_ms)
-            .finish_non_exhaustive()
+        f.debug_struct("Invitation").field("expires_ms", &self.expires_ms).finish_non_exhaustive()
     }
 }
 
@@ -94,13 +92,8 @@ pub fn identity(
     let path = layout.identity();
     if !path.exists() {
         let public = public_address(config, config.server.listen.port());
-        let host = public
-            .rsplit_once(':')
-            .map_or(public.as_str(), |(host, _)| host);
-        let host = host
-            .trim_start_matches('[')
-            .trim_end_matches(']')
-            .to_owned();
+        let host = public.rsplit_once(':').map_or(public.as_str(), |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let mut names = vec![host, "localhost".to_owned()];
         names.dedup();
         let (certificate, key) = generate_certificate(&names)?;
@@ -145,9 +138,7 @@ fn create_once(path: &Path, text: &str) -> Result<()> {
     std::fs::remove_file(&temporary).unwrap_or_default();
     written?;
     let dir = path.parent().unwrap_or_else(|| Path::new("."));
-    std::fs::File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(StoreError::file("sync", dir))
+    std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(StoreError::file("sync", dir))
 }
 
 /// Returns the `HOST:PORT` that join links name, for a server listening on this port.
@@ -186,9 +177,7 @@ pub struct Admin {
 
 impl std::fmt::Debug for Admin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Admin")
-            .field("layout", &self.layout)
-            .finish_non_exhaustive()
+        f.debug_struct("Admin").field("layout", &self.layout).finish_non_exhaustive()
     }
 }
 
@@ -199,11 +188,7 @@ impl Admin {
     /// When it cannot be opened, or is of a newer format.
     pub fn open(config: Config) -> Result<Self> {
         let layout = Layout::create(&config.server.data_dir)?;
-        Ok(Self {
-            database: layout.open_database()?,
-            config,
-            layout,
-        })
+        Ok(Self { database: layout.open_database()?, config, layout })
     }
 
     fn write<T>(&self, work: impl FnOnce(&mut dyn Metadata) -> Result<T>) -> Result<T> {
@@ -216,9 +201,7 @@ impl Admin {
         work: impl FnOnce(&mut dyn Metadata, User) -> Result<T>,
     ) -> Result<T> {
         self.write(|metadata| {
-            let user = metadata
-                .user_by_name(name)?
-                .ok_or_else(|| unknown_user(name))?;
+            let user = metadata.user_by_name(name)?.ok_or_else(|| unknown_user(name))?;
             work(metadata, user)
         })
     }
@@ -270,9 +253,7 @@ impl Admin {
     /// # Errors
     /// When there is no such user.
     pub fn remove_user(&self, name: &str) -> Result<()> {
-        self.with_user(name, |metadata, user| {
-            metadata.remove_user(user.num, now_ms())
-        })
+        self.with_user(name, |metadata, user| metadata.remove_user(user.num, now_ms()))
     }
 
     /// Sets an account's password.
@@ -281,9 +262,7 @@ impl Admin {
     /// When there is no such user, or the password is not legal.
     pub fn set_password(&self, name: &str, password: &str) -> Result<()> {
         let hash = Self::hash(password)?;
-        self.with_user(name, |metadata, user| {
-            metadata.set_password(user.num, &hash)
-        })
+        self.with_user(name, |metadata, user| metadata.set_password(user.num, &hash))
     }
 
     /// Ends TOTP for an account whose owner lost the authenticator.
@@ -380,16 +359,11 @@ impl Admin {
 
 fn find_device<'a>(devices: &'a [Device], wanted: &str) -> Result<&'a Device> {
     let id = DeviceId::from_hex(wanted).ok();
-    let mut found = devices
-        .iter()
-        .filter(|device| Some(device.id) == id || device.name == wanted);
+    let mut found = devices.iter().filter(|device| Some(device.id) == id || device.name == wanted);
     let fail = |code, message: String| Err(StoreError::request(code, message));
     match (found.next(), found.next()) {
         (Some(device), None) => Ok(device),
-        (None, _) => fail(
-            FailureCode::NotFound,
-            format!("There is no device {wanted:?}"),
-        ),
+        (None, _) => fail(FailureCode::NotFound, format!("There is no device {wanted:?}")),
         _ => fail(
             FailureCode::Exists,
             format!("Several devices are called {wanted:?}: name it by its id"),

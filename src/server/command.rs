@@ -31,12 +31,7 @@ const CONFIG_PATH: &str = "/etc/picloud/server.toml";
 #[command(name = "picloud-server", version)]
 struct Cli {
     /// The settings [default: /etc/picloud/server.toml, if there is one]
-    #[arg(
-        long,
-        global = true,
-        value_name = "FILE",
-        env = "PICLOUD_SERVER_CONFIG"
-    )]
+    #[arg(long, global = true, value_name = "FILE", env = "PICLOUD_SERVER_CONFIG")]
     config: Option<PathBuf>,
     /// Print one JSON object per line
     #[arg(long, global = true)]
@@ -176,11 +171,7 @@ pub struct Outcome {
 /// Runs the program.
 #[must_use]
 pub fn execute(arguments: &[OsString]) -> Outcome {
-    let mut outcome = Outcome {
-        code: 0,
-        stdout: String::new(),
-        stderr: String::new(),
-    };
+    let mut outcome = Outcome { code: 0, stdout: String::new(), stderr: String::new() };
     match Cli::try_parse_from(arguments) {
         Ok(cli) => match run(cli, arguments) {
             Ok(text) => outcome.stdout = text,
@@ -235,20 +226,13 @@ fn become_owner(data_dir: &Path, arguments: &[OsString]) -> anyhow::Result<()> {
         .uid(metadata.uid())
         .gid(metadata.gid())
         .exec();
-    Err(error).with_context(|| {
-        format!(
-            "Cannot become user {}, who owns {data_dir:?}",
-            metadata.uid()
-        )
-    })
+    Err(error)
+        .with_context(|| format!("Cannot become user {}, who owns {data_dir:?}", metadata.uid()))
 }
 
 /// Does what is asked, and returns what to print.
 fn administer(admin: &Admin, command: Command, json: bool) -> anyhow::Result<String> {
-    let mut out = Lines {
-        json,
-        text: String::new(),
-    };
+    let mut out = Lines { json, text: String::new() };
     match command {
         Command::Run => {}
         Command::User(command) => return user(admin, command, json),
@@ -264,10 +248,7 @@ fn administer(admin: &Admin, command: Command, json: bool) -> anyhow::Result<Str
         Command::Revoke { user, device } => {
             let device = admin.revoke(&user, &device)?;
             let text = format!("Revoked {} ({})", device.name, device.id);
-            out.line(
-                &text,
-                &json!({"type": "revoked", "device": device.id.to_string()}),
-            );
+            out.line(&text, &json!({"type": "revoked", "device": device.id.to_string()}));
         }
         Command::Held { user } => {
             for held in admin.held(&user)? {
@@ -293,32 +274,18 @@ fn administer(admin: &Admin, command: Command, json: bool) -> anyhow::Result<Str
         Command::Approve { user, device } => {
             let device = admin.approve(&user, &device)?;
             let text = format!("The deletions of {} will pass", device.name);
-            out.line(
-                &text,
-                &json!({"type": "approved", "device": device.id.to_string()}),
-            );
+            out.line(&text, &json!({"type": "approved", "device": device.id.to_string()}));
         }
     }
     Ok(out.text)
 }
 
 fn user(admin: &Admin, command: UserCommand, json: bool) -> anyhow::Result<String> {
-    let mut out = Lines {
-        json,
-        text: String::new(),
-    };
+    let mut out = Lines { json, text: String::new() };
     match command {
-        UserCommand::Add {
-            name,
-            password,
-            no_password,
-        } => {
+        UserCommand::Add { name, password, no_password } => {
             super::accounts::check_user_name(&name)?;
-            let password = if no_password {
-                None
-            } else {
-                Some(password.read()?)
-            };
+            let password = if no_password { None } else { Some(password.read()?) };
             let user = admin.add_user(&name, password.as_deref())?;
             let text = format!("Added user {}", user.name);
             out.line(&text, &json!({"type": "user-added", "name": user.name}));
@@ -330,16 +297,8 @@ fn user(admin: &Admin, command: UserCommand, json: bool) -> anyhow::Result<Strin
                 let text = format!(
                     "{name}  {} devices  {live} files and directories{}{}",
                     found.devices,
-                    if found.user.password.is_some() {
-                        ""
-                    } else {
-                        "  no password"
-                    },
-                    if found.user.totp.is_some() {
-                        "  TOTP"
-                    } else {
-                        ""
-                    },
+                    if found.user.password.is_some() { "" } else { "  no password" },
+                    if found.user.totp.is_some() { "  TOTP" } else { "" },
                 );
                 out.line(
                     &text,

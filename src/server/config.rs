@@ -100,10 +100,7 @@ pub struct AccountsSection {
 
 impl Default for AccountsSection {
     fn default() -> Self {
-        Self {
-            registration: Registration::default(),
-            link_expires_secs: 3600,
-        }
+        Self { registration: Registration::default(), link_expires_secs: 3600 }
     }
 }
 
@@ -179,10 +176,7 @@ pub struct LogSection {
 
 impl Default for LogSection {
     fn default() -> Self {
-        Self {
-            file: None,
-            level: "info".to_owned(),
-        }
+        Self { file: None, level: "info".to_owned() }
     }
 }
 
@@ -192,10 +186,8 @@ impl Config {
     /// # Errors
     /// When the file cannot be read, or a line of it is wrong.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let mut config = Self::parse(&text, path)?;
         let dir = path.parent().unwrap_or_else(|| Path::new(""));
         let paths = [
@@ -224,10 +216,7 @@ impl Config {
                 .match_indices(key)
                 .map(|(at, _)| at)
                 .find(|at| {
-                    text[..*at]
-                        .rsplit('\n')
-                        .next()
-                        .is_none_or(|head| head.trim().is_empty())
+                    text[..*at].rsplit('\n').next().is_none_or(|head| head.trim().is_empty())
                 })
                 .unwrap_or(0);
             line_error(text, path, start, reason)
@@ -240,10 +229,7 @@ impl Config {
         let limits = &self.limits;
         let positive = [
             ("connections_max", limits.connections_max),
-            (
-                "connections_per_address_max",
-                limits.connections_per_address_max,
-            ),
+            ("connections_per_address_max", limits.connections_per_address_max),
             ("connections_per_user_max", limits.connections_per_user_max),
         ];
         for (key, value) in positive {
@@ -261,20 +247,13 @@ impl Config {
             return Err(("mass_delete_share", "must be 0 to 1"));
         }
         if limits.mass_delete_window_secs > 31_536_000 {
-            return Err((
-                "mass_delete_window_secs",
-                "must be at most 31536000, a year",
-            ));
+            return Err(("mass_delete_window_secs", "must be at most 31536000, a year"));
         }
         if !(1..=31_536_000).contains(&self.accounts.link_expires_secs) {
             return Err(("link_expires_secs", "must be 1 to 31536000, a year"));
         }
         if self.tls.certificate.is_some() != self.tls.key.is_some() {
-            let key = if self.tls.key.is_some() {
-                "key"
-            } else {
-                "certificate"
-            };
+            let key = if self.tls.key.is_some() { "key" } else { "certificate" };
             return Err((key, "certificate and key must be set both or neither"));
         }
         if tracing_subscriber::EnvFilter::try_new(&self.log.level).is_err() {
@@ -283,12 +262,7 @@ impl Config {
                 "must be error, warn, info, debug or trace, or a filter of these by module",
             ));
         }
-        if self
-            .server
-            .public
-            .as_deref()
-            .is_some_and(|public| !is_host_and_port(public))
-        {
+        if self.server.public.as_deref().is_some_and(|public| !is_host_and_port(public)) {
             return Err(("public", "must be HOST:PORT, an IPv6 address in brackets"));
         }
         Ok(())
@@ -300,9 +274,7 @@ fn is_host_and_port(text: &str) -> bool {
         let bracketed = host.starts_with('[') && host.ends_with(']');
         !host.is_empty()
             && host.len() <= 255
-            && host
-                .bytes()
-                .all(|byte| byte.is_ascii_graphic() && byte != b'/')
+            && host.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
             && (bracketed || !host.contains(':'))
             && port.parse::<u16>().is_ok()
     })
@@ -341,20 +313,15 @@ mod tests {
         let shown = DOCUMENTED
             .lines()
             .map(|line| {
-                line.strip_prefix("#public")
-                    .map_or(line.to_owned(), |rest| format!("public{rest}"))
+                line.strip_prefix("#public").map_or(line.to_owned(), |rest| format!("public{rest}"))
             })
             .map(|line| {
                 line.strip_prefix("#certificate")
                     .map_or(line.clone(), |rest| format!("certificate{rest}"))
             })
+            .map(|line| line.strip_prefix("#key").map_or(line.clone(), |rest| format!("key{rest}")))
             .map(|line| {
-                line.strip_prefix("#key")
-                    .map_or(line.clone(), |rest| format!("key{rest}"))
-            })
-            .map(|line| {
-                line.strip_prefix("#file")
-                    .map_or(line.clone(), |rest| format!("file{rest}"))
+                line.strip_prefix("#file").map_or(line.clone(), |rest| format!("file{rest}"))
             })
             .collect::<Vec<_>>()
             .join("\n");
@@ -389,10 +356,7 @@ mod tests {
             "{unknown}"
         );
         let wrong = error("[limits]\nconnections_max = \"many\"\n");
-        assert!(
-            wrong.starts_with("\"server.toml\", line 2, key \"connections_max\": "),
-            "{wrong}"
-        );
+        assert!(wrong.starts_with("\"server.toml\", line 2, key \"connections_max\": "), "{wrong}");
         assert_eq!(
             error("[limits]\nmass_delete_min = 1\nmass_delete_share = 2.0"),
             "\"server.toml\", line 3, key \"mass_delete_share\": must be 0 to 1"

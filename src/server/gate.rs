@@ -19,11 +19,7 @@ pub struct GateLimits {
 
 impl Default for GateLimits {
     fn default() -> Self {
-        Self {
-            window: Duration::from_secs(600),
-            count_min: 1000,
-            share: 0.5,
-        }
+        Self { window: Duration::from_secs(600), count_min: 1000, share: 0.5 }
     }
 }
 
@@ -102,17 +98,12 @@ impl Gate {
 mod tests {
     use super::*;
 
-    const LIMITS: GateLimits = GateLimits {
-        window: Duration::from_secs(600),
-        count_min: 10,
-        share: 0.5,
-    };
+    const LIMITS: GateLimits =
+        GateLimits { window: Duration::from_secs(600), count_min: 10, share: 0.5 };
 
     /// Deletes one after the other until one is held; returns how many passed.
     fn delete(gate: &mut Gate, now_ms: i64, live: u64, wanted: u64) -> u64 {
-        (0..wanted)
-            .take_while(|done| gate.admit(now_ms, live - done, &LIMITS))
-            .count() as u64
+        (0..wanted).take_while(|done| gate.admit(now_ms, live - done, &LIMITS)).count() as u64
     }
 
     #[test]
@@ -138,10 +129,7 @@ mod tests {
         for hour in 0..50 {
             assert!(gate.admit(hour * 3_600_000, 100, &LIMITS), "hour {hour}");
         }
-        let off = GateLimits {
-            count_min: 0,
-            ..LIMITS
-        };
+        let off = GateLimits { count_min: 0, ..LIMITS };
         let mut gate = Gate::default();
         assert!((0..1000).all(|_| gate.admit(0, 1, &off)));
     }

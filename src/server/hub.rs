@@ -61,20 +61,14 @@ impl Drop for Seat {
 }
 
 fn bye(code: FailureCode, message: &str) -> Failure {
-    Failure {
-        code,
-        message: message.to_owned(),
-    }
+    Failure { code, message: message.to_owned() }
 }
 
 impl Hub {
     /// Makes a hub without connections.
     #[must_use]
     pub fn new(limits: ConnectionLimits) -> Arc<Self> {
-        Arc::new(Self {
-            limits,
-            inner: Mutex::default(),
-        })
+        Arc::new(Self { limits, inner: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -85,10 +79,7 @@ impl Hub {
     pub fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Seat> {
         let address = address_key(address);
         let mut inner = self.lock();
-        let from_there = inner
-            .connections
-            .values()
-            .filter(|other| other.address == address);
+        let from_there = inner.connections.values().filter(|other| other.address == address);
         if inner.closing
             || inner.connections.len() >= self.limits.all
             || from_there.count() >= self.limits.per_address
@@ -98,17 +89,9 @@ impl Hub {
         let number = inner.next;
         inner.next += 1;
         let (end, receiver) = watch::channel(None);
-        let connected = Connected {
-            address,
-            owner: None,
-            end,
-        };
+        let connected = Connected { address, owner: None, end };
         inner.connections.insert(number, connected);
-        Some(Seat {
-            hub: Arc::clone(self),
-            number,
-            end: receiver,
-        })
+        Some(Seat { hub: Arc::clone(self), number, end: receiver })
     }
 
     /// Ends the connections of a device.
@@ -122,19 +105,11 @@ impl Hub {
     /// Lets nobody in any more, and ends all connections.
     pub fn close(&self) {
         self.lock().closing = true;
-        self.end_where(
-            &bye(FailureCode::Unavailable, "The server is shutting down"),
-            |_| true,
-        );
+        self.end_where(&bye(FailureCode::Unavailable, "The server is shutting down"), |_| true);
     }
 
     fn end_where(&self, bye: &Failure, which: impl Fn(&Connected) -> bool) {
-        for connected in self
-            .lock()
-            .connections
-            .values()
-            .filter(|connected| which(connected))
-        {
+        for connected in self.lock().connections.values().filter(|connected| which(connected)) {
             connected.end.send_replace(Some(bye.clone()));
         }
     }
@@ -143,10 +118,7 @@ impl Hub {
     #[must_use]
     pub fn devices(&self) -> Vec<DeviceId> {
         let inner = self.lock();
-        let owners = inner
-            .connections
-            .values()
-            .filter_map(|connected| connected.owner);
+        let owners = inner.connections.values().filter_map(|connected| connected.owner);
         let mut devices: Vec<DeviceId> = owners.map(|(_, device)| device).collect();
         devices.sort_unstable();
         devices.dedup();
@@ -178,11 +150,7 @@ impl Hub {
     /// Listens to a drive. The value is only a wake-up: the head is in the database.
     #[must_use]
     pub fn listen(&self, drive: i64) -> watch::Receiver<Rev> {
-        self.lock()
-            .heads
-            .entry(drive)
-            .or_insert_with(|| watch::channel(Rev::ZERO).0)
-            .subscribe()
+        self.lock().heads.entry(drive).or_insert_with(|| watch::channel(Rev::ZERO).0).subscribe()
     }
 }
 
@@ -210,11 +178,7 @@ impl Seat {
 mod tests {
     use super::*;
 
-    const LIMITS: ConnectionLimits = ConnectionLimits {
-        all: 4,
-        per_address: 2,
-        per_user: 1,
-    };
+    const LIMITS: ConnectionLimits = ConnectionLimits { all: 4, per_address: 2, per_user: 1 };
 
     #[test]
     fn seats_are_bounded_and_given_back() {

@@ -25,11 +25,7 @@ pub fn start(settings: &LogSection) -> Result<(), StoreError> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_target(false);
-    let to_stderr = if in_journal {
-        to_stderr.without_time().boxed()
-    } else {
-        to_stderr.boxed()
-    };
+    let to_stderr = if in_journal { to_stderr.without_time().boxed() } else { to_stderr.boxed() };
     let to_file = match &settings.file {
         None => None,
         Some(path) => {
@@ -39,12 +35,7 @@ pub fn start(settings: &LogSection) -> Result<(), StoreError> {
                 .mode(0o640)
                 .open(path)
                 .map_err(StoreError::file("open the log", path))?;
-            Some(
-                fmt::layer()
-                    .with_writer(Mutex::new(file))
-                    .with_ansi(false)
-                    .with_target(false),
-            )
+            Some(fmt::layer().with_writer(Mutex::new(file)).with_ansi(false).with_target(false))
         }
     };
     tracing_subscriber::registry()

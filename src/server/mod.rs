@@ -98,18 +98,13 @@ pub async fn start(config: Config) -> Result<RunningServer, ServerError> {
         let store = Store::open(&layout, free_min)?;
         Ok::<_, ServerError>((config, layout, identity, store))
     });
-    let opened = opening
-        .await
-        .map_err(|_| ServerError::Failed("opening its data"))?;
+    let opened = opening.await.map_err(|_| ServerError::Failed("opening its data"))?;
     let (config, layout, identity, store) = opened?;
     let acceptor = identity.acceptor(&[ALPN])?;
     let listener = listen(config.server.listen).await?;
     let address = listener
         .local_addr()
-        .map_err(|source| ServerError::Listen {
-            address: config.server.listen,
-            source,
-        })?;
+        .map_err(|source| ServerError::Listen { address: config.server.listen, source })?;
     let hub = Hub::new(ConnectionLimits {
         all: config.limits.connections_max,
         per_address: config.limits.connections_per_address_max,
@@ -117,28 +112,11 @@ pub async fn start(config: Config) -> Result<RunningServer, ServerError> {
     });
     let public = admin::public_address(&config, address.port());
     let fingerprint = identity.fingerprint();
-    let shared = Arc::new(Shared::new(
-        config,
-        layout,
-        store,
-        hub,
-        fingerprint,
-        public,
-    )?);
+    let shared = Arc::new(Shared::new(config, layout, store, hub, fingerprint, public)?);
     let (stop, stopping) = watch::channel(false);
-    let listening = tokio::spawn(listen_until(
-        Arc::clone(&shared),
-        listener,
-        acceptor,
-        stopping,
-    ));
+    let listening = tokio::spawn(listen_until(Arc::clone(&shared), listener, acceptor, stopping));
     tracing::info!(%address, public = shared.public, %fingerprint, "listening");
-    Ok(RunningServer {
-        address,
-        shared,
-        stop,
-        listening,
-    })
+    Ok(RunningServer { address, shared, stop, listening })
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
@@ -150,9 +128,7 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
                 && address.ip().is_unspecified()
                 && error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) =>
         {
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port()))
-                .await
-                .map_err(failed)
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await.map_err(failed)
         }
         bound => bound.map_err(failed),
     }
@@ -183,10 +159,7 @@ impl RunningServer {
     /// When the store fails.
     pub async fn user_exists(&self, name: &str) -> Result<bool, StoreError> {
         let name = name.to_owned();
-        self.shared
-            .store
-            .read(move |metadata, _| Ok(metadata.user_by_name(&name)?.is_some()))
-            .await
+        self.shared.store.read(move |metadata, _| Ok(metadata.user_by_name(&name)?.is_some())).await
     }
 
     /// Makes a join link for one more device of a user, who is made if needed.

@@ -131,9 +131,7 @@ impl RecordHeader {
     /// Returns nothing when the bytes do not begin a record.
     fn decode(header: &[u8; RECORD_HEADER_LEN]) -> Option<Self> {
         let u32_at = |at: usize| {
-            header[at..]
-                .first_chunk::<4>()
-                .map_or(0, |bytes| u32::from_be_bytes(*bytes))
+            header[at..].first_chunk::<4>().map_or(0, |bytes| u32::from_be_bytes(*bytes))
         };
         let mut id = [0; 32];
         id.copy_from_slice(&header[16..48]);
@@ -167,10 +165,7 @@ impl Packs {
                 sync_dir(parent)?;
             }
         }
-        Ok(Self {
-            dir: dir.to_owned(),
-            open: Mutex::new(Vec::new()),
-        })
+        Ok(Self { dir: dir.to_owned(), open: Mutex::new(Vec::new()) })
     }
 
     fn path(&self, number: u32) -> PathBuf {
@@ -229,11 +224,7 @@ impl Packs {
             return Err(self.damaged(at));
         }
         Ok(Record {
-            kind: if header.kind == 0 {
-                RecordKind::Chunk
-            } else {
-                RecordKind::List
-            },
+            kind: if header.kind == 0 { RecordKind::Chunk } else { RecordKind::List },
             codec: header.codec,
             plain_len: header.plain_len,
             id: header.id,
@@ -286,18 +277,13 @@ impl Packs {
         if len < PACK_HEADER_LEN as u64 || len >= PACK_LEN_MAX {
             return Ok(None);
         }
-        file.read_exact_at(&mut header, 0)
-            .map_err(StoreError::file("read", &path))?;
+        file.read_exact_at(&mut header, 0).map_err(StoreError::file("read", &path))?;
         if header[..8] != *PACK_MAGIC {
             return Ok(None);
         }
         let found = u16::from_be_bytes([header[8], header[9]]);
         if found > FORMAT {
-            return Err(StoreError::TooNew {
-                path,
-                found: found.into(),
-                known: FORMAT.into(),
-            });
+            return Err(StoreError::TooNew { path, found: found.into(), known: FORMAT.into() });
         }
         let mut at = PACK_HEADER_LEN as u64;
         let mut last = None;
@@ -306,18 +292,13 @@ impl Packs {
             if len - at < RECORD_HEADER_LEN as u64 {
                 return Ok(None);
             }
-            file.read_exact_at(&mut bytes, at)
-                .map_err(StoreError::file("read", &path))?;
+            file.read_exact_at(&mut bytes, at).map_err(StoreError::file("read", &path))?;
             let Some(header) = RecordHeader::decode(&bytes) else {
                 return Ok(None);
             };
             last = Some((
                 header.id,
-                Location {
-                    pack: number,
-                    offset: at,
-                    stored_len: header.stored_len,
-                },
+                Location { pack: number, offset: at, stored_len: header.stored_len },
             ));
             at += RECORD_HEADER_LEN as u64 + u64::from(header.stored_len);
         }
@@ -329,9 +310,7 @@ impl Packs {
 }
 
 fn sync_dir(dir: &Path) -> Result<(), StoreError> {
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(StoreError::file("sync", dir))
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(StoreError::file("sync", dir))
 }
 
 /// The pack that is being appended to.
@@ -363,13 +342,7 @@ impl PackWriter {
     /// When the packs cannot be read, or are of a newer format.
     pub fn open(packs: Arc<Packs>, free_min: u64) -> Result<Self, StoreError> {
         let newest = packs.newest()?;
-        let mut writer = Self {
-            current: None,
-            newest,
-            free_min,
-            len_max: PACK_LEN_MAX,
-            packs,
-        };
+        let mut writer = Self { current: None, newest, free_min, len_max: PACK_LEN_MAX, packs };
         if newest > 0 {
             match writer.packs.whole_end(newest)? {
                 Some(end) => {
@@ -378,13 +351,8 @@ impl PackWriter {
                         .write(true)
                         .open(&path)
                         .map_err(StoreError::file("open", &path))?;
-                    writer.current = Some(Current {
-                        number: newest,
-                        file,
-                        path,
-                        end,
-                        synced: true,
-                    });
+                    writer.current =
+                        Some(Current { number: newest, file, path, end, synced: true });
                 }
                 None => tracing::info!(
                     pack = newest,
@@ -401,10 +369,8 @@ impl PackWriter {
     /// # Errors
     /// When the disk is full or fails; nothing that was there before is touched.
     pub fn append(&mut self, records: &[&Record]) -> Result<Vec<Location>, StoreError> {
-        let total: u64 = records
-            .iter()
-            .map(|record| (RECORD_HEADER_LEN + record.data.len()) as u64)
-            .sum();
+        let total: u64 =
+            records.iter().map(|record| (RECORD_HEADER_LEN + record.data.len()) as u64).sum();
         self.check_room(total)?;
         let result = self.try_append(records);
         if result.is_err() {
@@ -429,11 +395,7 @@ impl PackWriter {
         let mut locations = Vec::with_capacity(records.len());
         let mut buffer = Vec::with_capacity(WRITE_LEN);
         for record in records {
-            if self
-                .current
-                .as_ref()
-                .is_none_or(|current| current.end >= self.len_max)
-            {
+            if self.current.as_ref().is_none_or(|current| current.end >= self.len_max) {
                 if let Some(mut full) = self.current.take() {
                     full.write(&mut buffer)?;
                     full.sync()?;
@@ -445,11 +407,7 @@ impl PackWriter {
             };
             let stored_len = u32::try_from(record.data.len())
                 .map_err(|_| StoreError::Damaged("a record is too long".to_owned()))?;
-            locations.push(Location {
-                pack: current.number,
-                offset: current.end,
-                stored_len,
-            });
+            locations.push(Location { pack: current.number, offset: current.end, stored_len });
             let header = RecordHeader {
                 kind: match record.kind {
                     RecordKind::Chunk => 0,
@@ -490,13 +448,7 @@ impl PackWriter {
         file.write_all_at(&pack_header(self.newest), 0)
             .map_err(StoreError::file("write", &path))?;
         sync_dir(&self.packs.dir)?;
-        Ok(Current {
-            number: self.newest,
-            file,
-            path,
-            end: PACK_HEADER_LEN as u64,
-            synced: false,
-        })
+        Ok(Current { number: self.newest, file, path, end: PACK_HEADER_LEN as u64, synced: false })
     }
 }
 
@@ -516,9 +468,7 @@ impl Current {
 
     fn sync(&mut self) -> Result<(), StoreError> {
         if !self.synced {
-            self.file
-                .sync_data()
-                .map_err(StoreError::file("sync", &self.path))?;
+            self.file.sync_data().map_err(StoreError::file("sync", &self.path))?;
             self.synced = true;
         }
         Ok(())
@@ -557,10 +507,7 @@ mod tests {
             assert_eq!(packs.read(*at, &record.id).unwrap().data, record.data);
         }
         assert_eq!(packs.read_part(locations[0], 2, 100).unwrap(), b"unk 0");
-        assert!(
-            packs.read(locations[0], &records[1].id).is_err(),
-            "another id"
-        );
+        assert!(packs.read(locations[0], &records[1].id).is_err(), "another id");
     }
 
     #[test]
@@ -581,11 +528,7 @@ mod tests {
             let (packs, mut writer) = open(dir.path());
             let at = writer.append(&[&three]).unwrap()[0];
             assert_eq!(at.pack, 2, "a torn end of {} bytes", torn.len());
-            assert_eq!(
-                std::fs::read(&path).unwrap(),
-                torn,
-                "nothing is repaired away"
-            );
+            assert_eq!(std::fs::read(&path).unwrap(), torn, "nothing is repaired away");
             assert_eq!(packs.read(at_one, &one.id).unwrap().data, b"one");
             assert_eq!(packs.read(at, &three.id).unwrap().data, b"three");
             std::fs::remove_file(dir.path().join("packs/0000000002.pack")).unwrap();

@@ -100,9 +100,7 @@ macro_rules! check {
 }
 
 fn illegal<T>(reason: impl Into<String>) -> Verdict<T> {
-    Err(Refusal::Illegal {
-        reason: reason.into(),
-    })
+    Err(Refusal::Illegal { reason: reason.into() })
 }
 
 fn decide<M: Manifest>(
@@ -116,11 +114,7 @@ fn decide<M: Manifest>(
     match &change.op {
         ChangeOp::Create(node) => create(manifest, author, change, node),
         ChangeOp::Update { place, body, attrs } => {
-            let wanted = Wanted {
-                place: place.as_ref(),
-                body: body.as_ref(),
-                attrs: *attrs,
-            };
+            let wanted = Wanted { place: place.as_ref(), body: body.as_ref(), attrs: *attrs };
             update(manifest, author, change, &wanted)
         }
         ChangeOp::Delete => delete(manifest, author, change),
@@ -143,16 +137,12 @@ fn create<M: Manifest>(
             Some(first) if first.author == author && first.node.as_ref() == Some(node) => {
                 Ok(first.rev)
             }
-            _ => Err(Refusal::Stale {
-                current: current.rev,
-            }),
+            _ => Err(Refusal::Stale { current: current.rev }),
         });
     }
     check!(place_is_free(manifest, change.node, &node.place)?);
     check!(content_is_present(manifest, &node.body)?);
-    manifest
-        .put(change.node, author, None, Some(node.clone()))
-        .map(Ok)
+    manifest.put(change.node, author, None, Some(node.clone())).map(Ok)
 }
 
 /// What an update asks for.
@@ -187,13 +177,11 @@ fn update<M: Manifest>(
         AtBase::Current(version) => version,
         AtBase::Superseded { now, base, next } => {
             let same = base.node.map(|node| wanted.of(&node));
-            return Ok(
-                if next.author == author && same.is_some() && next.node == same {
-                    Ok(next.rev)
-                } else {
-                    Err(Refusal::Stale { current: now })
-                },
-            );
+            return Ok(if next.author == author && same.is_some() && next.node == same {
+                Ok(next.rev)
+            } else {
+                Err(Refusal::Stale { current: now })
+            });
         }
     };
     let Some(before) = &current.node else {
@@ -216,9 +204,7 @@ fn update<M: Manifest>(
     if !after.body.same_bytes(&before.body) {
         check!(content_is_present(manifest, &after.body)?);
     }
-    manifest
-        .put(change.node, author, Some(&current), Some(after))
-        .map(Ok)
+    manifest.put(change.node, author, Some(&current), Some(after)).map(Ok)
 }
 
 fn delete<M: Manifest>(
@@ -245,9 +231,7 @@ fn delete<M: Manifest>(
     if !manifest.admit_deletion(author, change.node)? {
         return Ok(Err(Refusal::NeedsApproval));
     }
-    manifest
-        .put(change.node, author, Some(&current), None)
-        .map(Ok)
+    manifest.put(change.node, author, Some(&current), None).map(Ok)
 }
 
 /// How the author's base relates to the journal.
@@ -255,11 +239,7 @@ enum AtBase {
     /// It is the newest version.
     Current(Version),
     /// It was followed by `next`; the newest rev is `now`.
-    Superseded {
-        now: Rev,
-        base: Version,
-        next: Version,
-    },
+    Superseded { now: Rev, base: Version, next: Version },
 }
 
 fn current_at_base<M: Manifest>(
@@ -272,20 +252,14 @@ fn current_at_base<M: Manifest>(
     if current.rev == change.base {
         return Ok(Ok(AtBase::Current(current)));
     }
-    let stale = Refusal::Stale {
-        current: current.rev,
-    };
+    let stale = Refusal::Stale { current: current.rev };
     let Some(base) = manifest.version(change.node, change.base)? else {
         return Ok(Err(stale));
     };
     let Some(next) = manifest.version_after(change.node, change.base)? else {
         return Ok(Err(stale));
     };
-    Ok(Ok(AtBase::Superseded {
-        now: current.rev,
-        base,
-        next,
-    }))
+    Ok(Ok(AtBase::Superseded { now: current.rev, base, next }))
 }
 
 fn legal(body: Option<&Body>, attrs: Option<Attrs>) -> Verdict<()> {
@@ -306,10 +280,7 @@ fn place_is_free<M: Manifest>(
 ) -> Result<Verdict<()>, M::Error> {
     if place.parent != NodeId::ROOT {
         let parent = manifest.current(place.parent)?;
-        if !parent
-            .and_then(|version| version.node)
-            .is_some_and(|node| node.is_dir())
-        {
+        if !parent.and_then(|version| version.node).is_some_and(|node| node.is_dir()) {
             return Ok(Err(Refusal::NoParent));
         }
     }
@@ -338,9 +309,7 @@ fn no_cycle<M: Manifest>(
             None => return Ok(Err(Refusal::NoParent)),
         }
     }
-    Ok(illegal(format!(
-        "the new place is more than {DEPTH_MAX} directories deep"
-    )))
+    Ok(illegal(format!("the new place is more than {DEPTH_MAX} directories deep")))
 }
 
 fn content_is_present<M: Manifest>(manifest: &mut M, body: &Body) -> Result<Verdict<()>, M::Error> {
@@ -408,9 +377,7 @@ pub mod memory {
 
         /// Returns every node's newest version, deletions included.
         pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Version)> {
-            self.versions
-                .iter()
-                .filter_map(|(id, versions)| Some((*id, versions.last()?)))
+            self.versions.iter().filter_map(|(id, versions)| Some((*id, versions.last()?)))
         }
 
         /// Returns the rev of a node's first version.
@@ -421,9 +388,7 @@ pub mod memory {
 
         /// Returns the devices with held deletions, and how many each has.
         pub fn held(&self) -> impl Iterator<Item = (DeviceId, usize)> {
-            self.held
-                .iter()
-                .map(|(device, nodes)| (*device, nodes.len()))
+            self.held.iter().map(|(device, nodes)| (*device, nodes.len()))
         }
 
         /// Lets a device's held deletions pass when it asks again.
@@ -467,10 +432,9 @@ pub mod memory {
         fn presence(&mut self, content: &Content) -> Result<Presence, Infallible> {
             let (found, missing) = match content {
                 Content::Empty => return Ok(Presence::Present),
-                Content::Chunk { id, .. } => (
-                    self.chunks.get(id).map(|len| u64::from(*len)),
-                    Presence::Missing(Some(*id)),
-                ),
+                Content::Chunk { id, .. } => {
+                    (self.chunks.get(id).map(|len| u64::from(*len)), Presence::Missing(Some(*id)))
+                }
                 Content::List { id, .. } => (self.lists.get(id).copied(), Presence::Missing(None)),
             };
             Ok(match found {
@@ -502,20 +466,13 @@ pub mod memory {
         ) -> Result<Rev, Infallible> {
             let rev = self.head.next();
             self.head = rev;
-            if let Some(Version {
-                rev,
-                node: Some(node),
-                ..
-            }) = before
-            {
+            if let Some(Version { rev, node: Some(node), .. }) = before {
                 self.digest.remove(id, *rev, node);
-                self.children
-                    .remove(&(node.place.parent, node.place.name.clone()));
+                self.children.remove(&(node.place.parent, node.place.name.clone()));
             }
             if let Some(node) = &node {
                 self.digest.add(id, rev, node);
-                self.children
-                    .insert((node.place.parent, node.place.name.clone()), id);
+                self.children.insert((node.place.parent, node.place.name.clone()), id);
             }
             let version = Version { rev, author, node };
             self.versions.entry(id).or_default().push(version);

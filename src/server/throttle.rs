@@ -24,9 +24,7 @@ pub struct Throttle<K> {
 
 impl<K> Default for Throttle<K> {
     fn default() -> Self {
-        Self {
-            failures: HashMap::new(),
-        }
+        Self { failures: HashMap::new() }
     }
 }
 
@@ -35,9 +33,7 @@ impl<K: Hash + Eq + Clone> Throttle<K> {
     pub fn wait(&self, key: &K, now: Instant) -> Option<Duration> {
         let (count, last) = self.failures.get(key)?;
         let wait = Self::wait_after(*count)?;
-        (*last + wait)
-            .checked_duration_since(now)
-            .filter(|left| !left.is_zero())
+        (*last + wait).checked_duration_since(now).filter(|left| !left.is_zero())
     }
 
     fn wait_after(count: u32) -> Option<Duration> {
@@ -48,8 +44,7 @@ impl<K: Hash + Eq + Clone> Throttle<K> {
     /// Counts a failure.
     pub fn failed(&mut self, key: &K, now: Instant) {
         if self.failures.len() >= KEYS_MAX && !self.failures.contains_key(key) {
-            self.failures
-                .retain(|_, (_, last)| now.duration_since(*last) < WAIT_MAX);
+            self.failures.retain(|_, (_, last)| now.duration_since(*last) < WAIT_MAX);
             if self.failures.len() >= KEYS_MAX
                 && let Some(oldest) = self
                     .failures

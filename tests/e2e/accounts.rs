@@ -29,10 +29,7 @@ fn an_open_server_takes_whoever_registers() {
     let home = world.path().join("m1");
     let who = world.picloud_at(&home, &["whoami", "--json"]);
     let object = &who.objects()[0];
-    assert_eq!(
-        (&object["user"], &object["device"]),
-        (&"ann".into(), &"m1".into())
-    );
+    assert_eq!((&object["user"], &object["device"]), (&"ann".into(), &"m1".into()));
     // A second registration of the name does not take the account over.
     at(&world, "m2", "register", &more, "another password").fails(1);
     at(&world, "m2", "login", &more, "another password").fails(1);
@@ -61,21 +58,13 @@ fn registration_needs_an_invitation_unless_the_server_says_otherwise() {
     assert!(stderr.contains("invit"), "{stderr}");
     let link = world.invite("ann");
     let home = world.path().join("m1");
-    let args = [
-        "register",
-        "--server",
-        &link,
-        "--user",
-        "ann",
-        "--password-file",
-        "-",
-    ];
+    let args = ["register", "--server", &link, "--user", "ann", "--password-file", "-"];
     world.picloud_typing(&home, &args, PASSWORD).ok();
     at(&world, "m2", "login", &more, PASSWORD).ok();
 
     let closed = World::with_server_config("[accounts]\nregistration = \"closed\"\n");
     let stderr = at(&closed, "m1", "register", &more, PASSWORD).fails(1);
-    assert!(stderr.contains("clos"), "{stderr}");
+    assert!(stderr.contains("no registrations"), "{stderr}");
 }
 
 #[test]
@@ -83,15 +72,7 @@ fn an_unknown_server_is_not_trusted_without_a_person() {
     let world = World::with_server_config("[accounts]\nregistration = \"open\"\n");
     let address = world.address();
     let home = world.path().join("m1");
-    let args = [
-        "register",
-        "--server",
-        &address,
-        "--user",
-        "ann",
-        "--password-file",
-        "-",
-    ];
+    let args = ["register", "--server", &address, "--user", "ann", "--password-file", "-"];
     let stderr = world.picloud_typing(&home, &args, PASSWORD).fails(1);
     assert!(stderr.contains("--fingerprint"), "{stderr}");
     let wrong = "A".repeat(43);
@@ -99,15 +80,7 @@ fn an_unknown_server_is_not_trusted_without_a_person() {
     args.extend_from_slice(&["--fingerprint", &wrong]);
     world.picloud_typing(&home, &args, PASSWORD).fails(1);
     assert!(
-        at(
-            &world,
-            "m1",
-            "login",
-            &["--user", "ann", "--password-file", "-"],
-            PASSWORD
-        )
-        .code
-            == 1
+        at(&world, "m1", "login", &["--user", "ann", "--password-file", "-"], PASSWORD).code == 1
     );
 }
 
@@ -119,11 +92,8 @@ fn a_revoked_device_is_out_at_once() {
     a.write("before", "1");
     b.wait_text("before", "1");
     let listed = a.picloud(&["devices", "list", "--json"]);
-    let names: Vec<_> = listed
-        .objects()
-        .iter()
-        .map(|device| device["name"].as_str().unwrap().to_owned())
-        .collect();
+    let names: Vec<_> =
+        listed.objects().iter().map(|device| device["name"].as_str().unwrap().to_owned()).collect();
     assert_eq!(names, ["a", "b"]);
     a.picloud(&["devices", "revoke", "b"]).ok();
     b.wait_status("word of it", |status| {
@@ -158,9 +128,7 @@ fn a_password_can_be_changed_and_codes_asked_for() {
     at(&world, "m1", "register", &user, PASSWORD).ok();
     let home = world.path().join("m1");
     let pair = format!("{PASSWORD}\nnew and better\n");
-    world
-        .picloud_typing(&home, &["passwd", "--password-file", "-"], &pair)
-        .ok();
+    world.picloud_typing(&home, &["passwd", "--password-file", "-"], &pair).ok();
     at(&world, "m2", "login", &user, PASSWORD).fails(1);
     at(&world, "m2", "login", &user, "new and better").ok();
 
@@ -185,12 +153,7 @@ fn a_password_can_be_changed_and_codes_asked_for() {
 
     let password = home.join("password");
     fs::write(&password, "new and better").unwrap();
-    let asked = [
-        "--user",
-        "ann",
-        "--password-file",
-        password.to_str().unwrap(),
-    ];
+    let asked = ["--user", "ann", "--password-file", password.to_str().unwrap()];
     let stderr = at(&world, "m3", "login", &asked, "").fails(1);
     assert!(stderr.contains("ode"), "{stderr}");
     let mut answered = asked.to_vec();
@@ -198,13 +161,7 @@ fn a_password_can_be_changed_and_codes_asked_for() {
     at(&world, "m3", "login", &answered, "000000\n").fails(1);
     // A code counts once: the one that turned TOTP on is spent, the next comes within 30 seconds.
     eventually("a fresh code is taken", || {
-        let run = at(
-            &world,
-            "m3",
-            "login",
-            &answered,
-            &format!("{}\n", code(&uri)),
-        );
+        let run = at(&world, "m3", "login", &answered, &format!("{}\n", code(&uri)));
         if run.code != 0 {
             std::thread::sleep(std::time::Duration::from_secs(3));
         }
@@ -218,10 +175,7 @@ fn a_password_can_be_changed_and_codes_asked_for() {
 /// The code of an `otpauth://` secret now, by an implementation of its own.
 fn code(uri: &str) -> String {
     let query = uri.split_once('?').unwrap().1;
-    let secret = query
-        .split('&')
-        .find_map(|pair| pair.strip_prefix("secret="))
-        .unwrap();
+    let secret = query.split('&').find_map(|pair| pair.strip_prefix("secret=")).unwrap();
     let mut bits = String::new();
     for c in secret.trim_end_matches('=').chars() {
         let value = match c {
@@ -233,9 +187,7 @@ fn code(uri: &str) -> String {
     let key: Vec<u8> = (0..bits.len() / 8)
         .map(|i| u8::from_str_radix(&bits[8 * i..8 * i + 8], 2).unwrap())
         .collect();
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let counter = (now.as_secs() / 30).to_be_bytes();
     let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, &key);
     let tag = ring::hmac::sign(&key, &counter);
@@ -249,7 +201,7 @@ fn code(uri: &str) -> String {
 fn the_server_lists_adds_and_removes_users() {
     let world = World::new();
     let users = |world: &World| world.picloud_server(&["user", "list"]).ok();
-    world.picloud_server(&["user", "add", "ann"]).ok();
+    world.picloud_server(&["user", "add", "ann", "--no-password"]).ok();
     assert!(users(&world).contains("ann"));
     let device = world.device("ann", "a");
     device.write("f", "1");

@@ -29,11 +29,7 @@ fn apart(
     here(&a);
     a.start();
     settle(&[&a, &b]);
-    Outcome {
-        _world: world,
-        a,
-        b,
-    }
+    Outcome { _world: world, a, b }
 }
 
 struct Outcome {
@@ -46,13 +42,7 @@ impl Outcome {
     #[track_caller]
     fn holds(&self, path: &str, text: &str) {
         for device in [&self.a, &self.b] {
-            assert_eq!(
-                device.read(path).as_deref(),
-                Some(text),
-                "{}\n{}",
-                path,
-                device.tree()
-            );
+            assert_eq!(device.read(path).as_deref(), Some(text), "{}\n{}", path, device.tree());
         }
     }
 
@@ -105,10 +95,7 @@ fn an_editors_save_by_rename_is_an_edit() {
 fn a_directory_of_many_files_is_renamed_by_one_change() {
     let (_world, a, b) = two(&[]);
     for index in 0..2_000 {
-        a.write(
-            format!("many/{}/{index}", index % 20),
-            format!("file {index}"),
-        );
+        a.write(format!("many/{}/{index}", index % 20), format!("file {index}"));
     }
     settle(&[&a, &b]);
     let before = a.status()["folders"][0]["cursor"].as_u64().unwrap();
@@ -141,14 +128,7 @@ fn devices_that_were_off_catch_up() {
     assert_eq!(b.read("new/file").unwrap(), "y");
     assert_eq!(
         b.tree().paths(),
-        [
-            "added",
-            "edited and moved",
-            "new",
-            "new/file",
-            "old",
-            "while off"
-        ]
+        ["added", "edited and moved", "new", "new/file", "old", "while off"]
     );
 }
 
@@ -180,11 +160,8 @@ fn a_big_file_arrives_whole_and_an_edit_of_it_too() {
 
 #[test]
 fn different_edits_keep_both_and_the_servers_keeps_the_name() {
-    let o = apart(
-        &[("doc.txt", "0")],
-        |a| a.write("doc.txt", "of a"),
-        |b| b.write("doc.txt", "of b"),
-    );
+    let o =
+        apart(&[("doc.txt", "0")], |a| a.write("doc.txt", "of a"), |b| b.write("doc.txt", "of b"));
     o.holds("doc.txt", "of b");
     o.holds(&copy_of("doc", "a", ".txt"), "of a");
     o.paths(&[&copy_of("doc", "a", ".txt"), "doc.txt"]);
@@ -197,38 +174,22 @@ fn different_edits_keep_both_and_the_servers_keeps_the_name() {
 
 #[test]
 fn the_same_edit_on_both_is_no_conflict() {
-    let o = apart(
-        &[("doc.txt", "0")],
-        |a| a.write("doc.txt", "1"),
-        |b| b.write("doc.txt", "1"),
-    );
+    let o = apart(&[("doc.txt", "0")], |a| a.write("doc.txt", "1"), |b| b.write("doc.txt", "1"));
     o.holds("doc.txt", "1");
     o.paths(&["doc.txt"]);
 }
 
 #[test]
 fn an_edit_wins_against_a_deletion() {
-    let o = apart(
-        &[("d/f", "0")],
-        |a| a.write("d/f", "edited"),
-        |b| b.remove("d"),
-    );
+    let o = apart(&[("d/f", "0")], |a| a.write("d/f", "edited"), |b| b.remove("d"));
     o.holds("d/f", "edited");
-    let o = apart(
-        &[("d/f", "0")],
-        |a| a.remove("d/f"),
-        |b| b.write("d/f", "edited"),
-    );
+    let o = apart(&[("d/f", "0")], |a| a.remove("d/f"), |b| b.write("d/f", "edited"));
     o.holds("d/f", "edited");
 }
 
 #[test]
 fn two_moves_end_as_the_servers() {
-    let o = apart(
-        &[("f", "0")],
-        |a| a.rename("f", "from a"),
-        |b| b.rename("f", "from b"),
-    );
+    let o = apart(&[("f", "0")], |a| a.rename("f", "from a"), |b| b.rename("f", "from b"));
     o.holds("from b", "0");
     o.paths(&["from b"]);
 }

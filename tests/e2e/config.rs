@@ -18,16 +18,10 @@ fn edit(device: &Device, change: impl FnOnce(String) -> String) {
 fn a_bad_file_is_refused_with_line_and_key() {
     let world = World::without_server("[limits]\nno_such_key = 1\n");
     let stderr = world.picloud_server(&["run"]).fails(1);
-    assert!(
-        stderr.contains("line 6") && stderr.contains("no_such_key"),
-        "{stderr}"
-    );
+    assert!(stderr.contains("line 6") && stderr.contains("no_such_key"), "{stderr}");
     world.write_server_config("[limits]\nmemory_max_mib = \"much\"\n");
     let stderr = world.picloud_server(&["run"]).fails(1);
-    assert!(
-        stderr.contains("line 6") && stderr.contains("memory_max_mib"),
-        "{stderr}"
-    );
+    assert!(stderr.contains("line 6") && stderr.contains("memory_max_mib"), "{stderr}");
 
     let device = world.blank_device("a");
     fs::write(&device.config, "[scan]\n\ninterval_secs = 1\n").unwrap();
@@ -38,15 +32,9 @@ fn a_bad_file_is_refused_with_line_and_key() {
         .unwrap();
     let stderr = String::from_utf8_lossy(&agent.stderr);
     assert_eq!(agent.status.code(), Some(1), "{stderr}");
-    assert!(
-        stderr.contains("line 3") && stderr.contains("interval_secs"),
-        "{stderr}"
-    );
+    assert!(stderr.contains("line 3") && stderr.contains("interval_secs"), "{stderr}");
     let stderr = device.picloud(&["status"]).fails(1);
-    assert!(
-        stderr.contains("line 3") && stderr.contains("interval_secs"),
-        "{stderr}"
-    );
+    assert!(stderr.contains("line 3") && stderr.contains("interval_secs"), "{stderr}");
 }
 
 #[test]
@@ -54,17 +42,12 @@ fn an_edit_is_taken_over_and_a_bad_one_keeps_the_old_settings() {
     let world = World::new();
     let device = world.device("ann", "a");
     device.sync();
-    edit(&device, |text| {
-        text.replace("interval_secs = 3600", "interval_secs = \"often\"")
-    });
+    edit(&device, |text| text.replace("interval_secs = 3600", "interval_secs = \"often\""));
     device.wait_status("word of the bad edit", |status| {
         let problems = status["problems"].as_array().into_iter().flatten();
-        problems.into_iter().any(|problem| {
-            problem["reason"]
-                .as_str()
-                .unwrap()
-                .contains("interval_secs")
-        })
+        problems
+            .into_iter()
+            .any(|problem| problem["reason"].as_str().unwrap().contains("interval_secs"))
     });
     device.write("meanwhile", "x");
     assert_eq!(device.picloud(&["sync", "--timeout", "60"]).code, 3);
@@ -73,16 +56,12 @@ fn an_edit_is_taken_over_and_a_bad_one_keeps_the_old_settings() {
 
     edit(&device, |text| text.replace("\"often\"", "7200"));
     device.wait_status("end of the problem", |status| status["state"] == "in-sync");
-    edit(&device, |text| {
-        text.replace("[log]", "[log]\nfile = \"picloud.log\"")
-    });
+    edit(&device, |text| text.replace("[log]", "[log]\nfile = \"picloud.log\""));
     let log = device.dir.join("picloud.log");
     crate::support::eventually("the log appears", || {
         device.write("logged", format!("{:?}", Instant::now()));
         device.sync();
-        fs::read_to_string(&log)
-            .ok()
-            .filter(|text| text.contains("logged"))
+        fs::read_to_string(&log).ok().filter(|text| text.contains("logged"))
     });
 }
 
@@ -93,14 +72,7 @@ fn what_the_rules_leave_out_stays_here() {
     let b = world.device("ann", "b");
     a.write(".picloudignore", "*.tmp\n/build/\n!keep.tmp\n");
     a.sync();
-    for path in [
-        "x.tmp",
-        "sub/y.tmp",
-        "build/out",
-        "keep.tmp",
-        "sub/build/in",
-        "plain",
-    ] {
+    for path in ["x.tmp", "sub/y.tmp", "build/out", "keep.tmp", "sub/build/in", "plain"] {
         a.write(path, path);
     }
     a.sync();
@@ -109,9 +81,7 @@ fn what_the_rules_leave_out_stays_here() {
     assert!(b.exists("keep.tmp") && b.exists("sub/build/in"));
 
     // By the settings of the folder, taken over without a restart.
-    edit(&a, |text| {
-        text.replace("\n[[folder]]", "\n[[folder]]\nignore = [\"*.local\"]")
-    });
+    edit(&a, |text| text.replace("\n[[folder]]", "\n[[folder]]\nignore = [\"*.local\"]"));
     // A rule decides about new entries; the edit has been read once the status says so, which it
     // does not: so a marker is tried until it is left out.
     let mut round = 0;
@@ -141,8 +111,7 @@ fn settle_but(a: &Device, b: &Device, left_out: &[&str]) {
     for path in left_out {
         assert!(!b.exists(path), "{path}");
         let below = format!("{path}/");
-        tree.0
-            .retain(|found, _| found != path.as_bytes() && !found.starts_with(below.as_bytes()));
+        tree.0.retain(|found, _| found != path.as_bytes() && !found.starts_with(below.as_bytes()));
     }
     assert_eq!(tree.difference(&b.tree()), "");
 }
@@ -172,10 +141,7 @@ fn a_rate_limit_holds_in_both_directions() {
             assert!(to.exists(&name));
             (begun.elapsed().as_secs_f64() > 2.0).then_some(())
         });
-        assert!(
-            round <= 3,
-            "the limit came into force only in round {round}"
-        );
+        assert!(round <= 3, "the limit came into force only in round {round}");
     }
 }
 
@@ -185,15 +151,7 @@ fn one_agent_syncs_several_folders() {
     let mut a = world.joined("ann", "a");
     let second = a.dir.join("Second");
     let link = world.invite("bob");
-    a.picloud(&[
-        "join",
-        &link,
-        "--folder",
-        second.to_str().unwrap(),
-        "--device",
-        "a",
-    ])
-    .ok();
+    a.picloud(&["join", &link, "--folder", second.to_str().unwrap(), "--device", "a"]).ok();
     a.start();
     a.write("f", "of ann");
     fs::write(second.join("f"), "of bob").unwrap();
@@ -219,8 +177,7 @@ fn a_folder_joined_while_the_agent_runs_is_taken_up() {
     let a = world.device("ann", "a");
     let second = a.dir.join("Second");
     let link = world.invite("bob");
-    a.picloud(&["join", &link, "--folder", second.to_str().unwrap()])
-        .ok();
+    a.picloud(&["join", &link, "--folder", second.to_str().unwrap()]).ok();
     fs::write(second.join("f"), "of bob").unwrap();
     let bob = world.device("bob", "bob 2");
     bob.wait_text("f", "of bob");

@@ -85,10 +85,7 @@ fn all_content(device: &Device) -> String {
     for entry in walkdir::WalkDir::new(&device.folder) {
         let entry = entry.unwrap();
         if entry.file_type().is_file()
-            && !entry
-                .path()
-                .components()
-                .any(|c| c.as_os_str() == ".picloud")
+            && !entry.path().components().any(|c| c.as_os_str() == ".picloud")
         {
             let text = fs::read(entry.path()).unwrap();
             let head = &text[..text.len().min(64)];
@@ -164,8 +161,6 @@ fn kills_at_random_moments_lose_nothing_and_leave_nothing() {
         crate::support::eventually("nothing is left in staging", || {
             device.leftovers().is_empty().then_some(())
         });
-        device.wait_status("agreement", |status| {
-            status["folders"][0]["agrees"] != false
-        });
+        device.wait_status("agreement", |status| status["folders"][0]["agrees"] != false);
     }
 }

@@ -18,9 +18,7 @@ impl Up {
         let mut command = world.command(env!("CARGO_BIN_EXE_picloud"));
         command.env("HOME", home).env("USER", "ann").arg("up");
         command.args(["--listen", &format!("127.0.0.1:{port}")]);
-        command
-            .args(["--public", &format!("127.0.0.1:{port}")])
-            .args(more);
+        command.args(["--public", &format!("127.0.0.1:{port}")]).args(more);
         let process = Process::spawn("up", command, &log);
         Self { process, log }
     }
@@ -34,9 +32,7 @@ impl Up {
         eventually("up shows a join link", || {
             self.process.assert_running();
             let text = self.text();
-            let line = text
-                .split_whitespace()
-                .find(|word| word.starts_with("picloud://"))?;
+            let line = text.split_whitespace().find(|word| word.starts_with("picloud://"))?;
             text.contains(&format!("{line}\n")).then(|| line.to_owned())
         })
     }
@@ -52,10 +48,7 @@ fn one_command_starts_everything_and_its_link_joins_the_next_device() {
     let shown = up.text();
     assert!(!shown.contains('\x1b'), "{shown}");
     assert!(shown.contains("picloud join"), "{shown}");
-    assert!(
-        shown.contains('█') || shown.contains('▀'),
-        "no QR code: {shown}"
-    );
+    assert!(shown.contains('█') || shown.contains('▀'), "no QR code: {shown}");
 
     let mut b = world.blank_device("b");
     b.join(&link).ok();
@@ -64,9 +57,7 @@ fn one_command_starts_everything_and_its_link_joins_the_next_device() {
     b.wait_text("hello.txt", "from the first");
     b.write("back.txt", "from the second");
     eventually("the first has it", || {
-        fs::read_to_string(home.join("PiCloud/back.txt"))
-            .ok()
-            .filter(|t| t == "from the second")
+        fs::read_to_string(home.join("PiCloud/back.txt")).ok().filter(|t| t == "from the second")
     });
     // The other commands find what runs here.
     let status = world.picloud_at(&home, &["status", "--json"]);
@@ -78,10 +69,7 @@ fn one_command_starts_everything_and_its_link_joins_the_next_device() {
     second.env("HOME", &home).env("USER", "ann").arg("up");
     let second = crate::support::Run::of(&second.output().unwrap());
     let stderr = second.fails(1);
-    assert!(
-        stderr.contains("runs already") || stderr.contains("already running"),
-        "{stderr}"
-    );
+    assert!(stderr.contains("runs already") || stderr.contains("already running"), "{stderr}");
     up.process.terminate();
 
     // Again: it picks up where it was, and the second device needs nobody.

@@ -15,12 +15,7 @@ fn a_joined_device_syncs_and_its_credentials_are_its_users_alone() {
     let mut secret_files = 0;
     for entry in fs::read_dir(&device.dir).unwrap() {
         let path = entry.unwrap().path();
-        if path
-            .file_name()
-            .unwrap()
-            .to_string_lossy()
-            .contains("credentials")
-        {
+        if path.file_name().unwrap().to_string_lossy().contains("credentials") {
             secret_files += 1;
             for path in walkdir::WalkDir::new(&path).into_iter().flatten() {
                 let mode = path.metadata().unwrap().permissions().mode() & 0o077;
@@ -39,10 +34,7 @@ fn a_link_works_once() {
     let second = world.blank_device("b");
     let stderr = second.join(&link).fails(1);
     assert!(stderr.contains("link"), "{stderr}");
-    assert!(
-        stderr.contains("used") || stderr.contains("expired"),
-        "{stderr}"
-    );
+    assert!(stderr.contains("used") || stderr.contains("expired"), "{stderr}");
     assert!(!second.config.exists() && !second.folder.exists());
 }
 
@@ -62,17 +54,13 @@ fn a_link_expires() {
 fn a_server_that_is_not_the_one_of_the_link_is_refused() {
     let mine = World::new();
     let other = World::new();
-    let link = mine
-        .invite("ann")
-        .replace(&mine.address(), &other.address());
+    let link = mine.invite("ann").replace(&mine.address(), &other.address());
     let device = mine.blank_device("a");
     let stderr = device.join(&link).fails(1);
     assert!(stderr.contains("fingerprint"), "{stderr}");
     assert!(!device.config.exists() && !device.folder.exists());
     // The link is not used up by it: its secret was never sent.
-    device
-        .join(&link.replace(&other.address(), &mine.address()))
-        .ok();
+    device.join(&link.replace(&other.address(), &mine.address())).ok();
 }
 
 #[test]
@@ -112,10 +100,7 @@ fn invite_prints_the_link_alone_whether_the_server_runs_or_not() {
     world.start_server();
     for (output, name) in [(while_running, "a"), (while_stopped, "b")] {
         assert_eq!(output.lines().count(), 1, "{output:?}");
-        assert!(
-            output.starts_with(&format!("picloud://{}/#", world.address())),
-            "{output}"
-        );
+        assert!(output.starts_with(&format!("picloud://{}/#", world.address())), "{output}");
         world.blank_device(name).join(output.trim()).ok();
     }
 }

@@ -2,10 +2,7 @@
 //!
 //! One binary, so that worlds that do not know of each other run side by side.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a failed step of a test is a failed test"
-)]
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -9,20 +9,14 @@ fn every_state_has_its_word_and_exit_code() {
     let mut world = World::new();
     let mut device = world.joined("ann", "a");
     let stopped = device.picloud(&["status", "--json"]);
-    assert_eq!(
-        (stopped.code, &stopped.objects()[0]["state"]),
-        (6, &"stopped".into())
-    );
+    assert_eq!((stopped.code, &stopped.objects()[0]["state"]), (6, &"stopped".into()));
     device.picloud(&["sync"]).fails(6);
     device.picloud(&["pause"]).fails(6);
 
     device.start();
     device.sync();
     let quiet = device.picloud(&["status", "--json"]);
-    assert_eq!(
-        (quiet.code, &quiet.objects()[0]["state"]),
-        (0, &"in-sync".into())
-    );
+    assert_eq!((quiet.code, &quiet.objects()[0]["state"]), (0, &"in-sync".into()));
 
     device.picloud(&["pause"]).ok();
     assert_eq!(device.status()["state"], "paused");
@@ -74,10 +68,7 @@ fn the_status_counts_what_is_there() {
     assert_eq!(status["files"], 3);
     assert_eq!(status["dirs"], 1);
     assert_eq!(status["bytes"], 12);
-    assert_eq!(
-        (&status["uploads"], &status["downloads"]),
-        (&0.into(), &0.into())
-    );
+    assert_eq!((&status["uploads"], &status["downloads"]), (&0.into(), &0.into()));
     assert_eq!(status["conflicts"], 0);
     assert_eq!(status["problems"].as_array().unwrap().len(), 0);
     assert!(status["last_sync"].as_i64().unwrap() > 1_700_000_000);
@@ -86,9 +77,7 @@ fn the_status_counts_what_is_there() {
     assert_eq!(folder["device"], "laptop");
     assert_eq!(folder["server"], world.address());
     assert_eq!(folder["path"], device.folder.to_str().unwrap());
-    device.wait_status("proof of agreement", |status| {
-        status["folders"][0]["agrees"] == true
-    });
+    device.wait_status("proof of agreement", |status| status["folders"][0]["agrees"] == true);
 }
 
 #[test]
@@ -119,14 +108,8 @@ fn a_cut_connection_costs_time_and_nothing_else() {
     let b = world.device("ann", "b");
     proxy.set_rate(3_000_000);
     for index in 0..8 {
-        a.write(
-            format!("f{index}"),
-            crate::support::Dice::new(index + 1).bytes(700_000),
-        );
-        b.write(
-            format!("g{index}"),
-            crate::support::Dice::new(index + 100).bytes(700_000),
-        );
+        a.write(format!("f{index}"), crate::support::Dice::new(index + 1).bytes(700_000));
+        b.write(format!("g{index}"), crate::support::Dice::new(index + 100).bytes(700_000));
         proxy.cut_once();
     }
     proxy.cut();
@@ -142,14 +125,7 @@ fn nothing_is_coloured_without_a_terminal() {
     let device = world.device("ann", "a");
     device.write("f", "1");
     device.sync();
-    for args in [
-        &["status"][..],
-        &["sync"],
-        &["conflicts"],
-        &["log"],
-        &["ls", "-l"],
-        &["whoami"],
-    ] {
+    for args in [&["status"][..], &["sync"], &["conflicts"], &["log"], &["ls", "-l"], &["whoami"]] {
         let out = device.picloud(args).ok();
         assert!(!out.contains('\x1b'), "{args:?}: {out:?}");
     }
@@ -174,12 +150,9 @@ fn the_log_tells_what_happened_to_which_file() {
 fn wrong_usage_is_exit_code_two() {
     let world = World::without_server("");
     let home = world.path().join("home");
-    for args in [
-        &["nonsense"][..],
-        &["sync", "--timeout", "soon"],
-        &["join"],
-        &["--no-such-option"],
-    ] {
+    for args in
+        [&["nonsense"][..], &["sync", "--timeout", "soon"], &["join"], &["--no-such-option"]]
+    {
         assert_eq!(world.picloud_at(&home, args).code, 2, "{args:?}");
     }
 }

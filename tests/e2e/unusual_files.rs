@@ -16,14 +16,8 @@ fn two() -> (World, Device, Device) {
 }
 
 fn set_mtime(device: &Device, path: &str, secs: i64, nanos: i64) {
-    let time = Timespec {
-        tv_sec: secs,
-        tv_nsec: nanos,
-    };
-    let times = Timestamps {
-        last_access: time,
-        last_modification: time,
-    };
+    let time = Timespec { tv_sec: secs, tv_nsec: nanos };
+    let times = Timestamps { last_access: time, last_modification: time };
     utimensat(CWD, device.path(path), &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
 
@@ -73,10 +67,7 @@ fn every_name_a_unix_file_can_have_travels() {
 #[test]
 fn modes_and_times_are_kept_to_the_bit_and_the_nanosecond() {
     let (_world, a, b) = two();
-    for (index, mode) in [0o644, 0o600, 0o755, 0o444, 0o700, 0o777, 0o640]
-        .into_iter()
-        .enumerate()
-    {
+    for (index, mode) in [0o644, 0o600, 0o755, 0o444, 0o700, 0o777, 0o640].into_iter().enumerate() {
         let file = format!("f{index}");
         a.write(&file, "x");
         a.chmod(&file, mode);
@@ -126,10 +117,7 @@ fn links_are_carried_and_never_followed() {
     a.link("long", "l".repeat(4095));
     let tree = settle(&[&a, &b]);
     assert_eq!(tree.len(), 8);
-    assert_eq!(
-        fs::read_link(b.path("odd")).unwrap().as_os_str().as_bytes(),
-        b"\xff\n"
-    );
+    assert_eq!(fs::read_link(b.path("odd")).unwrap().as_os_str().as_bytes(), b"\xff\n");
     // A directory of mine replaced by a link outside takes nothing out there with it.
     a.write("d/secret", "mine");
     settle(&[&a, &b]);
@@ -139,39 +127,23 @@ fn links_are_carried_and_never_followed() {
     b.remove("d");
     b.write("d/secret", "mine again");
     settle(&[&a, &b]);
-    assert_eq!(
-        fs::read_to_string(outside.join("secret")).unwrap(),
-        "not for sync"
-    );
+    assert_eq!(fs::read_to_string(outside.join("secret")).unwrap(), "not for sync");
     a.link("relinked", "1");
     settle(&[&a, &b]);
     b.remove("relinked");
     b.link("relinked", "2");
     settle(&[&a, &b]);
-    assert_eq!(
-        fs::read_link(a.path("relinked")).unwrap().to_str(),
-        Some("2")
-    );
+    assert_eq!(fs::read_link(a.path("relinked")).unwrap().to_str(), Some("2"));
 }
 
 #[test]
 fn what_cannot_be_synced_is_a_problem_and_everything_else_goes_on() {
     let (_world, a, b) = two();
-    mknodat(
-        CWD,
-        a.path("fifo"),
-        FileType::Fifo,
-        Mode::from_raw_mode(0o600),
-        0,
-    )
-    .unwrap();
+    mknodat(CWD, a.path("fifo"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(a.path("socket")).unwrap();
     a.write("dir/plain", "goes on");
     let reasons = [a.wait_problem("fifo"), a.wait_problem("socket")];
-    assert!(
-        reasons.iter().all(|reason| !reason.is_empty()),
-        "{reasons:?}"
-    );
+    assert!(reasons.iter().all(|reason| !reason.is_empty()), "{reasons:?}");
     b.wait_text("dir/plain", "goes on");
     assert!(!b.exists("fifo") && !b.exists("socket"));
     a.remove("fifo");
@@ -227,10 +199,7 @@ fn a_sparse_file_stays_sparse() {
     assert!(stat.blocks() * 512 < 4 << 20, "{} blocks", stat.blocks());
     assert!(fs::metadata(b.path("all hole")).unwrap().blocks() * 512 < 1 << 20);
     let mut middle = [0; 6];
-    File::open(b.path("sparse"))
-        .unwrap()
-        .read_exact_at(&mut middle, 500_000_003)
-        .unwrap();
+    File::open(b.path("sparse")).unwrap().read_exact_at(&mut middle, 500_000_003).unwrap();
     assert_eq!(&middle, b"middle");
 }
 
@@ -269,11 +238,7 @@ fn files_become_directories_and_links_and_back() {
 fn a_file_that_is_written_all_the_time_arrives_whole_in_the_end() {
     let (_world, a, b) = two();
     let path = a.path("growing.log");
-    let mut file = fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(&path)
-        .unwrap();
+    let mut file = fs::OpenOptions::new().create(true).append(true).open(&path).unwrap();
     let mut expected = String::new();
     let mut seen = 0;
     for index in 0..400 {

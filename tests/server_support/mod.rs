@@ -42,11 +42,7 @@ impl Server {
         let mut config = config(dir.path());
         change(&mut config);
         let running = server::start(config.clone()).await.unwrap();
-        Self {
-            dir,
-            running,
-            config,
-        }
+        Self { dir, running, config }
     }
 
     pub async fn restart(self) -> Self {
@@ -73,10 +69,7 @@ impl Server {
     pub async fn join(&self, user: &str, device: &str) -> Device {
         let link = self.running.invite(user).await.unwrap();
         let (connection, pushes) = self.connect().await;
-        let join = Join {
-            secret: link.secret.to_vec(),
-            device_name: device.into(),
-        };
+        let join = Join { secret: link.secret.to_vec(), device_name: device.into() };
         let admitted = connection.call(&join).await.unwrap().admitted.unwrap();
         Device {
             drive: admitted.drives[0].id,
@@ -113,48 +106,29 @@ pub fn chunk(bytes: &[u8]) -> ChunkData {
 }
 
 pub fn file(parent: NodeId, at: &str, bytes: &[u8]) -> Node {
-    let content = Content::Chunk {
-        id: ChunkId::of(bytes),
-        len: u32::try_from(bytes.len()).unwrap(),
-    };
+    let content =
+        Content::Chunk { id: ChunkId::of(bytes), len: u32::try_from(bytes.len()).unwrap() };
     Node {
-        place: Place {
-            parent,
-            name: name(at),
-        },
-        body: Body::File {
-            content,
-            mtime: Timestamp::new(1_700_000_000, 123_456_789).unwrap(),
-        },
+        place: Place { parent, name: name(at) },
+        body: Body::File { content, mtime: Timestamp::new(1_700_000_000, 123_456_789).unwrap() },
         attrs: Attrs::from_mode(0o644),
     }
 }
 
 pub fn dir(parent: NodeId, at: &str) -> Node {
     Node {
-        place: Place {
-            parent,
-            name: name(at),
-        },
+        place: Place { parent, name: name(at) },
         body: Body::Dir,
         attrs: Attrs::from_mode(0o755),
     }
 }
 
 pub fn create(node: NodeId, state: Node) -> Change {
-    Change {
-        node,
-        base: Rev::ZERO,
-        op: ChangeOp::Create(state),
-    }
+    Change { node, base: Rev::ZERO, op: ChangeOp::Create(state) }
 }
 
 pub fn delete(node: NodeId, base: Rev) -> Change {
-    Change {
-        node,
-        base,
-        op: ChangeOp::Delete,
-    }
+    Change { node, base, op: ChangeOp::Delete }
 }
 
 pub fn rename(node: NodeId, base: Rev, parent: NodeId, to: &str) -> Change {
@@ -162,10 +136,7 @@ pub fn rename(node: NodeId, base: Rev, parent: NodeId, to: &str) -> Change {
         node,
         base,
         op: ChangeOp::Update {
-            place: Some(Place {
-                parent,
-                name: name(to),
-            }),
+            place: Some(Place { parent, name: name(to) }),
             body: None,
             attrs: None,
         },
@@ -206,10 +177,7 @@ impl Device {
     /// Connects once more as the same device.
     pub async fn resume(&self, server: &Server) -> Result<Device, CallError> {
         let (connection, pushes) = server.connect().await;
-        let resume = Resume {
-            device: self.admitted.device,
-            token: self.token.clone(),
-        };
+        let resume = Resume { device: self.admitted.device, token: self.token.clone() };
         let admitted = connection.call(&resume).await?.admitted.unwrap();
         Ok(Device {
             connection,
@@ -222,11 +190,7 @@ impl Device {
     }
 
     pub async fn commit(&self, changes: Vec<Change>, chunks: Vec<ChunkData>) -> Committed {
-        let commit = Commit {
-            drive: self.drive,
-            changes,
-            chunks,
-        };
+        let commit = Commit { drive: self.drive, changes, chunks };
         self.connection.call(&commit).await.unwrap()
     }
 
@@ -234,19 +198,12 @@ impl Device {
     pub async fn create(&mut self, at: &str, bytes: &[u8]) -> (NodeId, Rev) {
         let id = self.id();
         let state = file(NodeId::ROOT, at, bytes);
-        let committed = self
-            .commit(vec![create(id, state)], vec![chunk(bytes)])
-            .await;
+        let committed = self.commit(vec![create(id, state)], vec![chunk(bytes)]).await;
         (id, Rev(revs(&committed)[0]))
     }
 
     pub async fn subscribe(&self, cursor: Rev, lineage: Option<Lineage>) -> Subscribed {
-        let subscribe = Subscribe {
-            drive: self.drive,
-            cursor,
-            lineage,
-            inline_len_max: 64 * 1024,
-        };
+        let subscribe = Subscribe { drive: self.drive, cursor, lineage, inline_len_max: 64 * 1024 };
         self.connection.call(&subscribe).await.unwrap()
     }
 
@@ -258,19 +215,13 @@ impl Device {
     }
 
     pub async fn seen(&self, upto: Rev) {
-        let seen = PageSeen {
-            drive: self.drive,
-            upto,
-        };
+        let seen = PageSeen { drive: self.drive, upto };
         self.connection.notify(&seen).await.unwrap();
     }
 
     /// Gets the next page without telling so.
     pub async fn unseen_page(&mut self) -> Page {
-        match timeout(PATIENCE, self.pushes.recv())
-            .await
-            .expect("a page in time")
-        {
+        match timeout(PATIENCE, self.pushes.recv()).await.expect("a page in time") {
             Some(Push::Page(page)) => page,
             other => panic!("{other:?} came instead of a page"),
         }
@@ -292,10 +243,7 @@ impl Device {
     /// Waits until the server ends the connection; returns why.
     pub async fn ended(&mut self) -> FailureCode {
         loop {
-            match timeout(PATIENCE, self.pushes.recv())
-                .await
-                .expect("an end in time")
-            {
+            match timeout(PATIENCE, self.pushes.recv()).await.expect("an end in time") {
                 Some(Push::Page(_)) => {}
                 Some(Push::Bye(bye)) => return bye.code,
                 None => panic!("the connection ended without a reason"),

@@ -4,10 +4,7 @@
 //! Nothing here waits for a guessed time: every wait is for a condition and has a limit.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
-#![allow(
-    clippy::unwrap_used,
-    reason = "a failed step of the set-up is a failed test"
-)]
+#![allow(clippy::unwrap_used, reason = "a failed step of the set-up is a failed test")]
 
 mod process;
 mod proxy;
@@ -39,10 +36,7 @@ pub fn eventually<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
         if let Some(value) = ready() {
             return value;
         }
-        assert!(
-            Instant::now() < deadline,
-            "still waiting after {LIMIT:?}: {what}"
-        );
+        assert!(Instant::now() < deadline, "still waiting after {LIMIT:?}: {what}");
         std::thread::sleep(Duration::from_millis(15));
     }
 }
@@ -128,16 +122,9 @@ impl World {
 
     /// A world whose server is not started yet.
     pub fn without_server(more: &str) -> Self {
-        let dir = tempfile::Builder::new()
-            .prefix("picloud-e2e-")
-            .tempdir()
-            .unwrap();
+        let dir = tempfile::Builder::new().prefix("picloud-e2e-").tempdir().unwrap();
         let port = free_port();
-        let world = Self {
-            dir,
-            port,
-            server: None,
-        };
+        let world = Self { dir, port, server: None };
         world.write_server_config(more);
         world
     }
@@ -176,10 +163,7 @@ impl World {
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("HOME", self.path())
             .env("TZ", "UTC")
-            .env(
-                "RUST_LOG",
-                std::env::var("PICLOUD_TEST_LOG").unwrap_or("info".into()),
-            )
+            .env("RUST_LOG", std::env::var("PICLOUD_TEST_LOG").unwrap_or("info".into()))
             .current_dir(self.path())
             .stdin(Stdio::null());
         command
@@ -244,10 +228,7 @@ impl World {
     /// A join link for an account, which is made if needed.
     #[track_caller]
     pub fn invite(&self, user: &str) -> String {
-        self.picloud_server(&["invite", user])
-            .ok()
-            .trim()
-            .to_owned()
+        self.picloud_server(&["invite", user]).ok().trim().to_owned()
     }
 
     /// A device that is not joined yet.
@@ -336,10 +317,7 @@ impl Device {
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("HOME", &self.home)
             .env("TZ", "UTC")
-            .env(
-                "RUST_LOG",
-                std::env::var("PICLOUD_TEST_LOG").unwrap_or("info".into()),
-            )
+            .env("RUST_LOG", std::env::var("PICLOUD_TEST_LOG").unwrap_or("info".into()))
             .current_dir(&self.dir)
             .stdin(Stdio::null())
             .arg("--config")
@@ -373,11 +351,7 @@ impl Device {
     }
 
     pub fn start_without_waiting(&mut self) {
-        assert!(
-            self.agent.is_none(),
-            "the agent of {} runs already",
-            self.name
-        );
+        assert!(self.agent.is_none(), "the agent of {} runs already", self.name);
         let command = self.command(env!("CARGO_BIN_EXE_picloud-agent"));
         self.agent = Some(Process::spawn(&self.name, command, &self.log()));
     }
@@ -423,11 +397,7 @@ impl Device {
         let mut last = serde_json::Value::Null;
         let deadline = Instant::now() + LIMIT;
         while !holds(&last) {
-            assert!(
-                Instant::now() < deadline,
-                "{}: no {what}: {last:#}",
-                self.name
-            );
+            assert!(Instant::now() < deadline, "{}: no {what}: {last:#}", self.name);
             std::thread::sleep(Duration::from_millis(50));
             last = self.status();
         }
@@ -575,20 +545,13 @@ pub fn wait_same(devices: &[&Device]) -> Tree {
         for other in &devices[1..] {
             let found = first.difference(&other.tree());
             if !found.is_empty() {
-                let _ = write!(
-                    differences,
-                    "{} and {}:\n{found}",
-                    devices[0].name, other.name
-                );
+                let _ = write!(differences, "{} and {}:\n{found}", devices[0].name, other.name);
             }
         }
         if differences.is_empty() {
             return first;
         }
-        assert!(
-            Instant::now() < deadline,
-            "the folders differ:\n{differences}"
-        );
+        assert!(Instant::now() < deadline, "the folders differ:\n{differences}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -603,10 +566,7 @@ pub fn settle(devices: &[&Device]) -> Tree {
             device.sync();
         }
         let tree = wait_same(devices);
-        if before
-            .as_ref()
-            .is_some_and(|before| before.difference(&tree).is_empty())
-        {
+        if before.as_ref().is_some_and(|before| before.difference(&tree).is_empty()) {
             return tree;
         }
         before = Some(tree);
@@ -621,10 +581,7 @@ pub fn name(bytes: &[u8]) -> &OsStr {
 
 /// Today as conflict copies say it.
 pub fn today() -> String {
-    jiff::Zoned::now()
-        .with_time_zone(jiff::tz::TimeZone::UTC)
-        .strftime("%Y-%m-%d")
-        .to_string()
+    jiff::Zoned::now().with_time_zone(jiff::tz::TimeZone::UTC).strftime("%Y-%m-%d").to_string()
 }
 
 /// A small generator for tests that play at random: xorshift, its seed printed by the caller.

@@ -16,21 +16,13 @@ pub struct Process {
 impl Process {
     /// Starts a command with its output added to a log.
     pub fn spawn(name: &str, mut command: Command, log: &Path) -> Self {
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(log)
-            .unwrap();
+        let log = OpenOptions::new().create(true).append(true).open(log).unwrap();
         let child = command
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
-        Self {
-            name: name.to_owned(),
-            child,
-            ended: false,
-        }
+        Self { name: name.to_owned(), child, ended: false }
     }
 
     #[track_caller]
@@ -52,11 +44,7 @@ impl Process {
                 assert!(status.success(), "{} ended with {status}", self.name);
                 return;
             }
-            assert!(
-                Instant::now() < deadline,
-                "{} does not end on SIGTERM",
-                self.name
-            );
+            assert!(Instant::now() < deadline, "{} does not end on SIGTERM", self.name);
             std::thread::sleep(Duration::from_millis(10));
         }
     }

@@ -99,10 +99,9 @@ fn accept(listener: &TcpListener, state: &Arc<State>) {
             streams.push(client.try_clone().unwrap());
             streams.push(server.try_clone().unwrap());
         }
-        for (from, to) in [
-            (client.try_clone().unwrap(), server.try_clone().unwrap()),
-            (server, client),
-        ] {
+        for (from, to) in
+            [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)]
+        {
             let state = Arc::clone(state);
             std::thread::spawn(move || pump(from, to, &state));
         }

@@ -15,36 +15,18 @@ pub struct Tree(pub BTreeMap<Vec<u8>, Entry>);
 /// An entry. Directories' modification times are not carried, nor are links' own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
-    Dir {
-        mode: u32,
-    },
-    File {
-        mode: u32,
-        size: u64,
-        mtime: (i64, i64),
-        hash: blake3::Hash,
-    },
-    Link {
-        target: Vec<u8>,
-    },
+    Dir { mode: u32 },
+    File { mode: u32, size: u64, mtime: (i64, i64), hash: blake3::Hash },
+    Link { target: Vec<u8> },
 }
 
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dir { mode } => write!(f, "directory {mode:03o}"),
-            Self::File {
-                mode,
-                size,
-                mtime: (secs, nanos),
-                hash,
-            } => {
+            Self::File { mode, size, mtime: (secs, nanos), hash } => {
                 let hash = hash.to_hex();
-                write!(
-                    f,
-                    "file {mode:03o}, {size} bytes, {}, mtime {secs}.{nanos:09}",
-                    &hash[..12]
-                )
+                write!(f, "file {mode:03o}, {size} bytes, {}, mtime {secs}.{nanos:09}", &hash[..12])
             }
             Self::Link { target } => write!(f, "link to {:?}", String::from_utf8_lossy(target)),
         }
@@ -115,10 +97,7 @@ impl Tree {
 
     /// The paths of all entries, as text.
     pub fn paths(&self) -> Vec<String> {
-        self.0
-            .keys()
-            .map(|path| path.escape_ascii().to_string())
-            .collect()
+        self.0.keys().map(|path| path.escape_ascii().to_string()).collect()
     }
 
     pub fn len(&self) -> usize {

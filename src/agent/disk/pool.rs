@@ -67,10 +67,7 @@ impl ApplyPool {
         let thread = std::thread::Builder::new()
             .name("picloud-apply".into())
             .spawn(move || run(applier, &queue, report))?;
-        Ok(Self {
-            jobs: Some(jobs),
-            thread: Some(thread),
-        })
+        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
 
     /// Submits an operation; waits while too many are waiting.
@@ -108,9 +105,7 @@ fn run(mut applier: Applier<DiskFolder>, queue: &Receiver<Job>, mut report: impl
     let mut is_open = true;
     while is_open {
         let now = start.elapsed();
-        let wait = applier
-            .reap_at()
-            .map_or(IDLE, |at| at.saturating_sub(now).min(IDLE));
+        let wait = applier.reap_at().map_or(IDLE, |at| at.saturating_sub(now).min(IDLE));
         match queue.recv_timeout(wait) {
             Ok(job) => batch.push(job),
             Err(RecvTimeoutError::Timeout) => {}
@@ -129,9 +124,7 @@ fn run(mut applier: Applier<DiskFolder>, queue: &Receiver<Job>, mut report: impl
         let now = start.elapsed();
         if applier.reap_at().is_some_and(|at| at <= now) {
             match applier.reap(&today(), now, REAP_MAX) {
-                Ok(back) => back
-                    .into_iter()
-                    .for_each(|path| report(Report::BroughtBack(path))),
+                Ok(back) => back.into_iter().for_each(|path| report(Report::BroughtBack(path))),
                 Err(gone) => return report(Report::Gone(gone)),
             }
         }

@@ -19,10 +19,8 @@ struct Dice(u64);
 
 impl Dice {
     fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % sides
     }
 
@@ -33,7 +31,10 @@ impl Dice {
     }
 
     fn name(&mut self) -> Name {
-        Name::new(format!("n{}", self.roll(6))).unwrap()
+        match self.roll(7) {
+            6 => Name::try_from("n (conflicted copy pi 2026-11-23)").unwrap(),
+            number => Name::new(format!("n{number}")).unwrap(),
+        }
     }
 
     fn content(&mut self) -> Content {
@@ -56,19 +57,11 @@ impl Dice {
 
     fn node(&mut self) -> Node {
         Node {
-            place: Place {
-                parent: self.id(),
-                name: self.name(),
-            },
+            place: Place { parent: self.id(), name: self.name() },
             body: match self.roll(4) {
                 0 => Body::Dir,
-                1 => Body::Link {
-                    target: vec![0xff, b'x'],
-                },
-                _ => Body::File {
-                    content: self.content(),
-                    mtime: self.time(),
-                },
+                1 => Body::Link { target: vec![0xff, b'x'] },
+                _ => Body::File { content: self.content(), mtime: self.time() },
             },
             attrs: Attrs::from_mode(0o644),
         }
@@ -78,11 +71,9 @@ impl Dice {
         let (body, kind, mtime) = match &node.body {
             Body::Dir => (LocalBody::Dir, Kind::Dir, self.time()),
             Body::Link { target } => (LocalBody::Link(target.clone()), Kind::Link, self.time()),
-            Body::File { content, mtime } => (
-                LocalBody::File((self.roll(3) > 0).then_some(*content)),
-                Kind::File,
-                *mtime,
-            ),
+            Body::File { content, mtime } => {
+                (LocalBody::File((self.roll(3) > 0).then_some(*content)), Kind::File, *mtime)
+            }
         };
         Local {
             place: node.place.clone(),
@@ -99,28 +90,20 @@ impl Dice {
             body,
             racy: self.roll(2) == 0,
             parked: self.roll(6) == 0,
-            stands_for: (self.roll(6) == 0).then(|| StandsFor {
-                mtime: self.time(),
-                attrs: Attrs::from_mode(0o755),
-            }),
+            stands_for: (self.roll(6) == 0)
+                .then(|| StandsFor { mtime: self.time(), attrs: Attrs::from_mode(0o755) }),
         }
     }
 
     /// Mostly entries whose states are related, as they are in life.
     fn entry(&mut self) -> Entry {
         let node = self.node();
-        let other = if self.roll(2) == 0 {
-            node.clone()
-        } else {
-            self.node()
-        };
+        let other = if self.roll(2) == 0 { node.clone() } else { self.node() };
         let local = self.local(&node);
         Entry {
             local: (self.roll(4) > 0).then_some(local),
-            remote: (self.roll(4) > 0).then(|| Remote {
-                rev: Rev(self.roll(1000)),
-                node: node.clone(),
-            }),
+            remote: (self.roll(4) > 0)
+                .then(|| Remote { rev: Rev(self.roll(1000)), node: node.clone() }),
             synced: (self.roll(4) > 0).then_some(other),
         }
     }
@@ -146,18 +129,12 @@ fn assert_alike(trees: &SqliteTrees, model: &MemoryTrees, dice: &mut Dice) {
     }
     let order = |found: Vec<(u64, NodeId)>| found.into_iter().map(|(_, id)| id).collect::<Vec<_>>();
     let all_dirty = trees.dirty(0, 1000).unwrap();
-    assert_eq!(
-        order(all_dirty.clone()),
-        order(model.dirty(0, 1000).unwrap())
-    );
+    assert_eq!(order(all_dirty.clone()), order(model.dirty(0, 1000).unwrap()));
     if let Some((position, _)) = all_dirty.first() {
         let rest = trees.dirty(*position, 1000).unwrap();
         assert_eq!(rest, all_dirty[1..]);
     }
-    assert_eq!(
-        trees.all(after, limit).unwrap(),
-        model.all(after, limit).unwrap()
-    );
+    assert_eq!(trees.all(after, limit).unwrap(), model.all(after, limit).unwrap());
     assert_eq!(trees.totals(), model.totals());
     assert_eq!(trees.meta(), model.meta());
 }
@@ -220,11 +197,18 @@ fn the_database_answers_as_the_trees_in_memory_do() {
             }
             assert_alike(&trees, &model, &mut dice);
         }
-        let lists: std::collections::HashSet<ListId> = model
-            .entries()
-            .flat_map(|(_, entry)| lists_of(entry).collect::<Vec<_>>())
-            .collect();
+        let lists: std::collections::HashSet<ListId> =
+            model.entries().flat_map(|(_, entry)| lists_of(entry).collect::<Vec<_>>()).collect();
         assert_eq!(trees.lists_in_use().unwrap(), lists);
+        let is_copy = |entry: &Entry| {
+            entry
+                .local
+                .as_ref()
+                .is_some_and(|l| !l.parked && conflicts::original_of(l.disk_name()).is_some())
+        };
+        let copies = model.entries().filter(|(_, entry)| is_copy(entry)).count();
+        assert_eq!(trees.conflict_count().unwrap(), copies as u64);
+        assert_eq!(trees.conflict_copies(1000).unwrap().len(), copies);
     }
 }
 
@@ -234,20 +218,13 @@ fn a_database_that_is_no_database_is_set_aside_and_begun_anew() {
     let path = dir.path().join("state.sqlite");
     std::fs::write(&path, vec![b'x'; 8192]).unwrap();
     let opened = SqliteTrees::open(&path, FOLDER, DRIVE).unwrap();
-    assert!(
-        !opened.trees.meta().linked,
-        "the first pass must be a union"
-    );
+    assert!(!opened.trees.meta().linked, "the first pass must be a union");
     let kept = opened.set_aside.unwrap();
     assert_eq!(std::fs::read(&kept).unwrap(), vec![b'x'; 8192]);
     drop(opened.trees);
     std::fs::write(&path, vec![b'y'; 8192]).unwrap();
     let again = SqliteTrees::open(&path, FOLDER, DRIVE).unwrap();
-    assert_ne!(
-        again.set_aside.unwrap(),
-        kept,
-        "a second one does not replace the first"
-    );
+    assert_ne!(again.set_aside.unwrap(), kept, "a second one does not replace the first");
     assert!(kept.exists());
 }
 
@@ -288,21 +265,13 @@ fn twenty_thousand_creations_and_their_commits() {
         let mut node = dice.node();
         node.place.parent = NodeId::ROOT;
         node.place.name = Name::new(format!("file number {number}")).unwrap();
-        assert!(
-            trees
-                .local_at(NodeId::ROOT, &node.place.name)
-                .unwrap()
-                .is_empty()
-        );
+        assert!(trees.local_at(NodeId::ROOT, &node.place.name).unwrap().is_empty());
         let mut entry = trees.get(id).unwrap();
         let mut local = dice.local(&node);
         local.stat.ino = number;
         entry.local = Some(local);
         trees.put(id, &entry).unwrap();
-        entry.remote = Some(Remote {
-            rev: Rev(number),
-            node: node.clone(),
-        });
+        entry.remote = Some(Remote { rev: Rev(number), node: node.clone() });
         entry.synced = Some(node);
         trees.put(id, &entry).unwrap();
         if number % 2000 == 0 {
@@ -312,8 +281,5 @@ fn twenty_thousand_creations_and_their_commits() {
     trees.checkpoint().unwrap();
     let took = started.elapsed();
     let bytes = std::fs::metadata(&path).unwrap().len();
-    println!(
-        "20,000 x (local_at, get, put, put): {took:?}, {} bytes a node",
-        bytes / 20_000
-    );
+    println!("20,000 x (local_at, get, put, put): {took:?}, {} bytes a node", bytes / 20_000);
 }

@@ -9,7 +9,12 @@
 
 use super::memory::MemoryManifest;
 use super::*;
-use crate::model::{Digest, Timestamp};
+use crate::model::{Digest, DriveId, Lineage, Timestamp, UserId, Versioned};
+use crate::server::gate::GateLimits;
+use crate::server::packs::Location;
+use crate::server::store::metadata::{Access, Author, ChunkRow, Database, Metadata};
+use crate::server::store::sqlite::Sqlite;
+use crate::server::store::transact;
 
 fn node_id(text: &str) -> NodeId {
     let number: u8 = text.parse().expect("a node is a small number");
@@ -22,10 +27,7 @@ fn device(text: &str) -> DeviceId {
 
 fn place(text: &str) -> Place {
     let (parent, name) = text.split_once('/').expect("a place is PARENT/NAME");
-    Place {
-        parent: node_id(parent),
-        name: Name::try_from(name).expect("a legal name"),
-    }
+    Place { parent: node_id(parent), name: Name::try_from(name).expect("a legal name") }
 }
 
 fn content(word: &str) -> Content {
@@ -36,10 +38,7 @@ fn content(word: &str) -> Content {
 }
 
 fn file(word: &str) -> Body {
-    Body::File {
-        content: content(word),
-        mtime: Timestamp::default(),
-    }
+    Body::File { content: content(word), mtime: Timestamp::default() }
 }
 
 fn parse(change: &str) -> Change {
@@ -51,9 +50,7 @@ fn parse(change: &str) -> Change {
             place: place(words[3]),
             body: match words[2] {
                 "dir" => Body::Dir,
-                "link" => Body::Link {
-                    target: words[4].into(),
-                },
+                "link" => Body::Link { target: words[4].into() },
                 _ => file(words[4]),
             },
             attrs: Attrs::from_mode(0o644),
@@ -66,25 +63,16 @@ fn parse(change: &str) -> Change {
                     "holds" => body = Some(file(pair[1])),
                     "dir" => body = Some(Body::Dir),
                     _ => {
-                        attrs = Some(Attrs {
-                            mode: u16::from_str_radix(pair[1], 8).expect("octal"),
-                        });
+                        attrs =
+                            Some(Attrs { mode: u16::from_str_radix(pair[1], 8).expect("octal") });
                     }
                 }
             }
-            ChangeOp::Update {
-                place: to,
-                body,
-                attrs,
-            }
+            ChangeOp::Update { place: to, body, attrs }
         }
         _ => ChangeOp::Delete,
     };
-    Change {
-        node: node_id(node),
-        base,
-        op,
-    }
+    Change { node: node_id(node), base, op }
 }
 
 fn show(result: &ChangeResult) -> String {
@@ -104,35 +92,101 @@ fn show(result: &ChangeResult) -> String {
     }
 }
 
-/// Runs a script and compares every outcome; returns the manifest for more questions.
+/// The same drive in SQLite.
+struct Stored {
+    metadata: Box<dyn Metadata>,
+    drive: i64,
+    devices: Vec<Author>,
+    _dir: tempfile::TempDir,
+}
+
+impl Stored {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Sqlite::open(&dir.path().join("db")).unwrap();
+        let mut metadata = database.connect(Access::Write).unwrap();
+        let (drive, devices) = transact(&mut *metadata, |metadata| {
+            let id = |byte| UserId::from_bytes([byte; 16]);
+            let lineage = Lineage::from_bytes([1; 16]);
+            let user = metadata.add_user(id(1), "u", DriveId::from_bytes([1; 16]), lineage, 0)?;
+            let mut devices = Vec::new();
+            for name in ["A", "B"] {
+                let added = metadata.add_device(device(name), user.num, name, &[0; 32], 0)?;
+                devices.push(Author { num: added.num, id: added.id });
+            }
+            Ok((metadata.drives(user.num)?[0].num, devices))
+        })
+        .unwrap();
+        Self { metadata, drive, devices, _dir: dir }
+    }
+
+    fn put(&mut self, word: &str) {
+        let row = ChunkRow {
+            id: ChunkId::of(word.as_bytes()),
+            plain_len: u32::try_from(word.len()).expect("short"),
+            at: Location { pack: 1, offset: 32, stored_len: 1 },
+        };
+        transact(&mut *self.metadata, |metadata| metadata.add_chunk(self.drive, &row)).unwrap();
+    }
+
+    fn apply(&mut self, author: &str, change: Change) -> ChangeResult {
+        let author = *self.devices.iter().find(|one| one.id == device(author)).expect("A or B");
+        let limits = GateLimits::default();
+        let drive = self.drive;
+        let applied = transact(&mut *self.metadata, |metadata| {
+            metadata.apply(drive, author, &[change], 0, &limits)
+        });
+        applied.unwrap().results.remove(0)
+    }
+
+    /// Compares the newest versions, head, digest and count with those in memory.
+    #[track_caller]
+    fn assert_same(&mut self, manifest: &MemoryManifest) {
+        let drive = self.drive;
+        let rows =
+            transact(&mut *self.metadata, |metadata| metadata.page(drive, Rev::ZERO, 1000, 0))
+                .unwrap();
+        let stored: Vec<_> = rows.nodes.into_iter().map(|row| row.node).collect();
+        let mut expected: Vec<_> = manifest
+            .nodes()
+            .map(|(id, version)| Versioned { id, rev: version.rev, node: version.node.clone() })
+            .collect();
+        expected.sort_by_key(|node| node.rev);
+        assert_eq!(stored, expected);
+        assert_eq!(rows.drive.head, manifest.head);
+        assert_eq!(rows.drive.digest, manifest.digest);
+        let live = expected.iter().filter(|node| node.node.is_some()).count();
+        assert_eq!(rows.drive.live, live as u64);
+    }
+}
+
+/// Runs a script in memory and in SQLite, and compares every outcome; returns the manifest in
+/// memory for more questions.
 #[track_caller]
 fn run(script: &str) -> MemoryManifest {
     let mut manifest = MemoryManifest::default();
-    for line in script
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-    {
+    let mut stored = Stored::new();
+    for line in script.lines().map(str::trim).filter(|line| !line.is_empty()) {
         if let Some(word) = line.strip_prefix("put ") {
             let len = u32::try_from(word.len()).expect("short");
             manifest.add_chunk(ChunkId::of(word.as_bytes()), len);
+            stored.put(word);
             continue;
         }
         let (asked, expected) = line.split_once(" => ").expect("a line has an outcome");
         let (author, change) = asked.split_once(' ').expect("a line has an author");
         let Ok(result) = apply(&mut manifest, device(author), &parse(change));
         assert_eq!(show(&result), expected, "{line}");
+        assert_eq!(stored.apply(author, parse(change)), result, "in SQLite: {line}");
     }
+    stored.assert_same(&manifest);
     let mut digest = Digest::default();
     for (id, version) in manifest.nodes() {
         if let Some(node) = &version.node {
             digest.add(id, version.rev, node);
         }
     }
-    assert_eq!(
-        digest, manifest.digest,
-        "the kept digest is the counted one"
-    );
+    assert_eq!(digest, manifest.digest, "the kept digest is the counted one");
     manifest
 }
 
@@ -225,10 +279,7 @@ fn a_content_must_have_the_length_it_claims() {
     let mut change = parse("create 1 file 0/a x");
     if let ChangeOp::Create(node) = &mut change.op {
         node.body = Body::File {
-            content: Content::Chunk {
-                id: ChunkId::of(b"x"),
-                len: 2,
-            },
+            content: Content::Chunk { id: ChunkId::of(b"x"), len: 2 },
             mtime: Timestamp::default(),
         };
     }
@@ -240,10 +291,8 @@ fn a_content_must_have_the_length_it_claims() {
 fn held_deletions_pass_once_approved() {
     let mut manifest = run("A create 1 dir 0/a => rev 1
          A create 2 dir 0/b => rev 2");
-    manifest.gate_limits = Some(crate::server::gate::GateLimits {
-        count_min: 1,
-        ..Default::default()
-    });
+    manifest.gate_limits =
+        Some(crate::server::gate::GateLimits { count_min: 1, ..Default::default() });
     let ask = |manifest: &mut MemoryManifest, change| {
         let Ok(result) = apply(manifest, device("A"), &parse(change));
         show(&result)

@@ -74,11 +74,7 @@ impl Answering {
 
     async fn list_devices(&self) -> Result<Devices> {
         let user = self.member.user.num;
-        let devices = self
-            .shared
-            .store
-            .read(move |metadata, _| metadata.devices(user))
-            .await?;
+        let devices = self.shared.store.read(move |metadata, _| metadata.devices(user)).await?;
         let connected = self.shared.hub.devices();
         let devices = devices
             .into_iter()
@@ -130,10 +126,7 @@ impl Answering {
             secret: invitation.secret,
         };
         tracing::info!("join link made");
-        Ok(Invited {
-            link: link.to_string(),
-            expires: timestamp(invitation.expires_ms),
-        })
+        Ok(Invited { link: link.to_string(), expires: timestamp(invitation.expires_ms) })
     }
 
     /// Checks the account's password, as slowly as at a log-in.
@@ -150,10 +143,7 @@ impl Answering {
         if right {
             return Ok(());
         }
-        Err(StoreError::request(
-            FailureCode::Unauthenticated,
-            "The password is wrong",
-        ))
+        Err(StoreError::request(FailureCode::Unauthenticated, "The password is wrong"))
     }
 
     async fn change_password(&self, asked: ChangePassword) -> Result<()> {
@@ -161,10 +151,7 @@ impl Answering {
         let user = self.user().await?;
         self.check_password(&user, asked.old).await?;
         let hash = self.shared.hash_password(asked.new).await?;
-        self.shared
-            .store
-            .write(move |metadata| metadata.set_password(user.num, &hash))
-            .await?;
+        self.shared.store.write(move |metadata| metadata.set_password(user.num, &hash)).await?;
         tracing::info!("password changed");
         Ok(())
     }
@@ -193,9 +180,7 @@ impl Answering {
             .store
             .write(move |metadata| {
                 let wrong = |message| StoreError::request(FailureCode::Unauthenticated, message);
-                let user = metadata
-                    .user(num)?
-                    .ok_or_else(|| wrong("The account is gone"))?;
+                let user = metadata.user(num)?.ok_or_else(|| wrong("The account is gone"))?;
                 let secret = user
                     .totp_pending
                     .ok_or_else(|| not_found("No new secret waits for its code"))?;
@@ -215,20 +200,13 @@ impl Answering {
     async fn totp_disable(&self, asked: TotpDisable) -> Result<()> {
         let user = self.user().await?;
         self.check_password(&user, asked.password).await?;
-        self.shared
-            .store
-            .write(move |metadata| metadata.set_totp(user.num, None))
-            .await?;
+        self.shared.store.write(move |metadata| metadata.set_totp(user.num, None)).await?;
         tracing::info!("TOTP turned off");
         Ok(())
     }
 
     pub(super) async fn list_held(&self, drive: i64) -> Result<HeldList> {
-        let held = self
-            .shared
-            .store
-            .read(move |metadata, _| metadata.held(drive))
-            .await?;
+        let held = self.shared.store.read(move |metadata, _| metadata.held(drive)).await?;
         let held = held
             .into_iter()
             .map(|row| Held {

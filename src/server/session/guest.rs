@@ -64,11 +64,7 @@ fn is_wrong(error: &StoreError) -> bool {
 
 impl Guest {
     pub fn new(shared: Arc<Shared>, address: IpAddr) -> Self {
-        Self {
-            shared,
-            address,
-            waiting: None,
-        }
+        Self { shared, address, waiting: None }
     }
 
     /// Returns whether a question waits for its answer.
@@ -115,11 +111,7 @@ impl Guest {
         match found {
             Some((device, owner)) if same_hash(&device.token, &token) => match owner {
                 Some((user, drives)) if !device.revoked => {
-                    let member = Member {
-                        user,
-                        device,
-                        drives,
-                    };
+                    let member = Member { user, device, drives };
                     Ok(member.admitted(None))
                 }
                 _ => Err(StoreError::request(
@@ -127,9 +119,7 @@ impl Guest {
                     "This device was removed from the account: join it again to use it",
                 )),
             },
-            _ => Err(wrong(
-                "The server does not know this device, or its token is wrong",
-            )),
+            _ => Err(wrong("The server does not know this device, or its token is wrong")),
         }
     }
 
@@ -142,10 +132,7 @@ impl Guest {
             .admit_new(request.device_name, move |metadata| {
                 let no_link =
                     || wrong("The join link was used already or has expired: ask for a new one");
-                let user = metadata
-                    .invitation(&secret, now_ms())?
-                    .flatten()
-                    .ok_or_else(no_link)?;
+                let user = metadata.invitation(&secret, now_ms())?.flatten().ok_or_else(no_link)?;
                 metadata.end_invitation(&secret)?;
                 metadata.user(user)?.ok_or_else(no_link)
             })
@@ -160,11 +147,8 @@ impl Guest {
         check_device_name(&request.device_name)?;
         self.waiting = None;
         let wanted = name.clone();
-        let user = self
-            .shared
-            .store
-            .read(move |metadata, _| metadata.user_by_name(&wanted))
-            .await?;
+        let user =
+            self.shared.store.read(move |metadata, _| metadata.user_by_name(&wanted)).await?;
         let hash = user.as_ref().and_then(|user| user.password.clone());
         let right = self.shared.verify_password(request.password, hash).await?;
         let user = match user {
@@ -175,11 +159,7 @@ impl Guest {
             }
         };
         if user.totp.is_some() {
-            self.waiting = Some(Waiting {
-                user,
-                device_name: request.device_name,
-                wrong: 0,
-            });
+            self.waiting = Some(Waiting { user, device_name: request.device_name, wrong: 0 });
             return Ok(Outcome::Asked(AuthReply {
                 admitted: None,
                 question: Some(Question {
@@ -195,13 +175,7 @@ impl Guest {
     /// Takes the answer to the last question.
     pub async fn answer(&mut self, answer: String) -> Result<Outcome> {
         let no_question = || wrong("No question was asked");
-        let name = self
-            .waiting
-            .as_ref()
-            .ok_or_else(no_question)?
-            .user
-            .name
-            .clone();
+        let name = self.waiting.as_ref().ok_or_else(no_question)?.user.name.clone();
         self.shared.check_tries(Some(self.address), Some(&name))?;
         let mut waiting = self.waiting.take().ok_or_else(no_question)?;
         let secret = waiting.user.totp.clone().unwrap_or_default();
@@ -209,10 +183,7 @@ impl Guest {
         let num = waiting.user.num;
         let right = match step {
             Some(step) => {
-                self.shared
-                    .store
-                    .write(move |metadata| metadata.use_totp_step(num, step))
-                    .await?
+                self.shared.store.write(move |metadata| metadata.use_totp_step(num, step)).await?
             }
             None => false,
         };
@@ -270,9 +241,7 @@ impl Guest {
                 let Some(secret) = secret else {
                     return admin::add_user(metadata, &name, Some(&hash));
                 };
-                let invited = metadata
-                    .invitation(&secret, now_ms())?
-                    .ok_or_else(no_invitation)?;
+                let invited = metadata.invitation(&secret, now_ms())?.ok_or_else(no_invitation)?;
                 metadata.end_invitation(&secret)?;
                 let Some(user) = invited else {
                     return admin::add_user(metadata, &name, Some(&hash));
@@ -296,11 +265,7 @@ impl Guest {
                 Ok(user)
             })
             .await;
-        if secret.is_some() {
-            self.count(None, outcome)
-        } else {
-            outcome
-        }
+        if secret.is_some() { self.count(None, outcome) } else { outcome }
     }
 
     async fn admit_user(&self, device_name: String, user: User) -> Result<Outcome> {
@@ -336,18 +301,10 @@ impl Guest {
                 let hash = hash_secret(&token);
                 let device = metadata.add_device(id, user.num, &device_name, &hash, now_ms())?;
                 let drives = metadata.drives(user.num)?;
-                Ok(Member {
-                    user,
-                    device,
-                    drives,
-                })
+                Ok(Member { user, device, drives })
             })
             .await?;
-        tracing::info!(
-            user = member.user.name,
-            device = member.device.name,
-            "device added"
-        );
+        tracing::info!(user = member.user.name, device = member.device.name, "device added");
         Ok(member.admitted(Some(token.to_vec())))
     }
 }
@@ -372,10 +329,7 @@ impl Member {
             token,
             drives: drives.collect(),
         };
-        let reply = AuthReply {
-            admitted: Some(admitted),
-            question: None,
-        };
+        let reply = AuthReply { admitted: Some(admitted), question: None };
         Outcome::In(Box::new(self), reply)
     }
 }

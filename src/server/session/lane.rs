@@ -15,7 +15,8 @@ use super::outbox::Outbox;
 use super::own::OwnRevs;
 use super::shared::Shared;
 use super::{Permit, log_fault};
-use crate::model::{ChunkData, ChunkId, Codec, Content, ContentList, DriveId, Extent, ListId};
+use crate::content;
+use crate::model::{ChunkData, ChunkId, ContentList, DriveId, Extent, ListId};
 use crate::protocol::IncomingFrame;
 use crate::protocol::limits::{BATCH_COUNT_MAX, IDS_MAX, LIST_LEN_MAX, LIST_PART_LEN_MAX};
 use crate::protocol::message::{
@@ -68,11 +69,7 @@ fn malformed(reason: impl Into<String>) -> StoreError {
 pub fn prepare(shared: &Arc<Shared>, frame: IncomingFrame) -> JoinHandle<Result<Prepared>> {
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
-        let _permit = shared
-            .verifying
-            .acquire()
-            .await
-            .map_err(|_| StoreError::Closed)?;
+        let _permit = shared.verifying.acquire().await.map_err(|_| StoreError::Closed)?;
         let work = move || match frame.kind {
             Commit::KIND => {
                 let mut commit: Commit = super::decode(&frame)?;
@@ -100,9 +97,7 @@ pub fn prepare(shared: &Arc<Shared>, frame: IncomingFrame) -> JoinHandle<Result<
                 Ok(Prepared::List(put))
             }
         };
-        tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|_| StoreError::Closed)?
+        tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Closed)?
     })
 }
 
@@ -116,7 +111,7 @@ fn verify(chunks: Vec<ChunkData>) -> Result<Vec<Record>> {
     chunks
         .into_iter()
         .map(|chunk| {
-            check_chunk(&chunk)?;
+            content::unpack(&chunk).map_err(|error| malformed(error.to_string()))?;
             Ok(Record {
                 kind: RecordKind::Chunk,
                 codec: chunk.codec.into(),
@@ -126,30 +121,6 @@ fn verify(chunks: Vec<ChunkData>) -> Result<Vec<Record>> {
             })
         })
         .collect()
-}
-
-/// Unpacks a chunk, into no more than it claims, and checks that its bytes are those of its id.
-fn check_chunk(chunk: &ChunkData) -> Result<()> {
-    let len = chunk.plain_len as usize;
-    if len == 0 || chunk.plain_len > Content::CHUNK_LEN_MAX {
-        return Err(malformed(format!("Chunk {} claims {len} bytes", chunk.id)));
-    }
-    let unpacked;
-    let plain = match chunk.codec {
-        Codec::Plain => chunk.data.as_slice(),
-        Codec::Zstd => {
-            unpacked = zstd::bulk::decompress(&chunk.data, len)
-                .map_err(|error| malformed(format!("Chunk {} is damaged: {error}", chunk.id)))?;
-            unpacked.as_slice()
-        }
-    };
-    if plain.len() == len && ChunkId::of(plain) == chunk.id {
-        return Ok(());
-    }
-    Err(malformed(format!(
-        "Chunk {} is not what its id names",
-        chunk.id
-    )))
 }
 
 /// A content list of several pieces on its way in, kept in a file that has no name.
@@ -167,25 +138,14 @@ pub async fn run(
     author: Author,
     mut queue: mpsc::Receiver<Write>,
 ) {
-    let mut lane = Lane {
-        shared,
-        outbox,
-        author,
-        answers: JoinSet::new(),
-        upload: None,
-    };
+    let mut lane = Lane { shared, outbox, author, answers: JoinSet::new(), upload: None };
     while let Some(write) = queue.recv().await {
         // Finished answers are dropped as we go, so that the set stays small.
         while lane.answers.try_join_next().is_some() {}
         let (request, permit) = (write.request, write.permit);
         let outcome = match write.prepared.await {
             Ok(Ok(prepared)) => {
-                let turn = Turn {
-                    request,
-                    drive: write.drive,
-                    own: write.own,
-                    permit,
-                };
+                let turn = Turn { request, drive: write.drive, own: write.own, permit };
                 lane.take(turn, prepared).await
             }
             Ok(Err(error)) => Err((error, permit)),
@@ -222,11 +182,7 @@ impl Lane {
         match prepared {
             Prepared::Commit(commit, chunks) => self.commit(turn, commit, chunks).await,
             Prepared::Chunks(chunks) => {
-                let contents = Contents {
-                    drive: turn.drive,
-                    chunks,
-                    list: None,
-                };
+                let contents = Contents { drive: turn.drive, chunks, list: None };
                 self.put(turn, contents).await
             }
             Prepared::List(put) => self.put_list(turn, put).await,
@@ -239,17 +195,8 @@ impl Lane {
         commit: Commit,
         chunks: Vec<Record>,
     ) -> std::result::Result<(), Failed> {
-        let Turn {
-            request,
-            drive,
-            own,
-            permit,
-        } = turn;
-        let contents = Contents {
-            drive,
-            chunks,
-            list: None,
-        };
+        let Turn { request, drive, own, permit } = turn;
+        let contents = Contents { drive, chunks, list: None };
         let (author, gate) = (self.author, self.shared.config.limits.gate());
         // Set by the work, read when it is done: both on the writer's thread.
         let before = Arc::new(std::sync::OnceLock::new());
@@ -300,10 +247,7 @@ impl Lane {
                 }
             };
             log_refusals(&applied.results);
-            let committed = Committed {
-                results: applied.results,
-                head: applied.head,
-            };
+            let committed = Committed { results: applied.results, head: applied.head };
             outbox.reply(request, &committed).await;
             if let Some(own) = own.filter(|_| applied.head > applied.before) {
                 own.answered(applied.before);
@@ -347,11 +291,8 @@ impl Lane {
         while self.answers.join_next().await.is_some() {}
         match self.check_list(drive, whole).await {
             Ok((record, file_len)) => {
-                let contents = Contents {
-                    drive,
-                    chunks: Vec::new(),
-                    list: Some((record, file_len)),
-                };
+                let contents =
+                    Contents { drive, chunks: Vec::new(), list: Some((record, file_len)) };
                 self.put(turn, contents).await
             }
             Err(error) => Err((error, turn.permit)),
@@ -363,10 +304,7 @@ impl Lane {
         if put.offset == 0 {
             self.upload = None;
             if put.last {
-                return Ok(Some(Whole {
-                    list: put.list,
-                    part: Part::Bytes(put.data),
-                }));
+                return Ok(Some(Whole { list: put.list, part: Part::Bytes(put.data) }));
             }
             self.upload = Some(ListUpload {
                 drive,
@@ -397,9 +335,7 @@ impl Lane {
                 .map_err(StoreError::file("write a content list in", &dir))?;
             Ok::<_, StoreError>(ListUpload { len, ..upload })
         };
-        let upload = tokio::task::spawn_blocking(write)
-            .await
-            .map_err(|_| StoreError::Closed)??;
+        let upload = tokio::task::spawn_blocking(write).await.map_err(|_| StoreError::Closed)??;
         if put.last {
             let ListUpload { list, file, .. } = upload;
             let part = Part::File(file, len);
@@ -423,9 +359,7 @@ impl Lane {
             std::fs::remove_file(&path).map_err(StoreError::file("remove", &path))?;
             Ok(file)
         };
-        tokio::task::spawn_blocking(open)
-            .await
-            .map_err(|_| StoreError::Closed)?
+        tokio::task::spawn_blocking(open).await.map_err(|_| StoreError::Closed)?
     }
 
     /// Checks that a list is what its id says, and that the drive has all its chunks, with the

@@ -73,9 +73,7 @@ fn log_fault(error: &StoreError) {
 }
 
 fn decode<M: Message>(frame: &IncomingFrame) -> Result<M> {
-    frame
-        .decode()
-        .map_err(|error| StoreError::request(FailureCode::Malformed, error.to_string()))
+    frame.decode().map_err(|error| StoreError::request(FailureCode::Malformed, error.to_string()))
 }
 
 fn is_malformed(error: &StoreError) -> bool {
@@ -90,11 +88,7 @@ pub async fn serve(
     seat: Seat,
 ) {
     let mut end = seat.end.clone();
-    let ServerConnection {
-        hello,
-        mut reader,
-        sender,
-    } = connection;
+    let ServerConnection { hello, mut reader, sender } = connection;
     let outbox = Outbox::new(sender);
     let admitted = tokio::select! {
         admitted = admit(&shared, &mut reader, &outbox, peer, &seat) => admitted,
@@ -165,11 +159,7 @@ async fn admit(
     let mut tries = 0;
     while tries < GUEST_FAILURES_MAX {
         // A person who was asked something gets the protocol's own time to answer.
-        let patience = if guest.was_asked() {
-            GUEST_SECS
-        } else {
-            GUEST_PATIENCE_SECS
-        };
+        let patience = if guest.was_asked() { GUEST_SECS } else { GUEST_PATIENCE_SECS };
         let next = timeout(Duration::from_secs(patience), reader.next()).await;
         let silent = || Err(FrameError::Silent(Duration::from_secs(patience)));
         let frame = match next.unwrap_or_else(|_| silent()) {
@@ -235,10 +225,7 @@ async fn take_seat(shared: &Arc<Shared>, seat: &Seat, member: &Member) -> Result
             "The account has too many connections at once",
         ));
     }
-    let revoked = shared
-        .store
-        .read(move |metadata, _| metadata.revoked(&[id]))
-        .await?;
+    let revoked = shared.store.read(move |metadata, _| metadata.revoked(&[id])).await?;
     if revoked.is_empty() {
         return Ok(());
     }
@@ -265,19 +252,12 @@ struct Session {
 impl Session {
     fn new(shared: Arc<Shared>, outbox: Outbox, member: Member) -> Self {
         let (lane, queue) = mpsc::channel(IN_FLIGHT_MAX);
-        let author = Author {
-            num: member.device.num,
-            id: member.device.id,
-        };
+        let author = Author { num: member.device.num, id: member.device.id };
         let mut tasks = JoinSet::new();
         let work = lane::run(Arc::clone(&shared), outbox.clone(), author, queue);
         tasks.spawn(work.in_current_span());
         Self {
-            drives: member
-                .drives
-                .iter()
-                .map(|drive| (drive.id, drive.num))
-                .collect(),
+            drives: member.drives.iter().map(|drive| (drive.id, drive.num)).collect(),
             memory: shared.memory_of(member.user.num),
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
             subscriptions: HashMap::new(),
@@ -357,10 +337,7 @@ impl Session {
                     request: frame.request,
                     drive,
                     prepared: lane::prepare(&self.shared, frame),
-                    own: self
-                        .subscriptions
-                        .get(&drive)
-                        .map(|running| Arc::clone(&running.own)),
+                    own: self.subscriptions.get(&drive).map(|running| Arc::clone(&running.own)),
                     permit,
                 };
                 if let Some(lane) = &self.lane {
@@ -379,9 +356,7 @@ impl Session {
                     _ => frame.body.len(),
                 };
                 let permit = self.permit(bytes).await?;
-                let drive = reading::drive_of(&frame)?
-                    .map(|id| self.drive(id))
-                    .transpose()?;
+                let drive = reading::drive_of(&frame)?.map(|id| self.drive(id)).transpose()?;
                 let answering = reading::Answering {
                     shared: Arc::clone(&self.shared),
                     outbox: self.outbox.clone(),
@@ -404,21 +379,15 @@ impl Session {
 
     async fn subscribe(&mut self, request: u32, asked: Subscribe) -> Result<()> {
         let num = self.drive(asked.drive)?;
-        let drive = self
-            .shared
-            .store
-            .read(move |metadata, _| metadata.drive(num))
-            .await?
-            .ok_or_else(|| StoreError::request(FailureCode::NotFound, "There is no such drive"))?;
+        let drive =
+            self.shared.store.read(move |metadata, _| metadata.drive(num)).await?.ok_or_else(
+                || StoreError::request(FailureCode::NotFound, "There is no such drive"),
+            )?;
         let known = asked.lineage == Some(drive.lineage) && asked.cursor <= drive.head;
         let from = if known { asked.cursor } else { Rev::ZERO };
         // The old one ends before the reply, so that none of its pages follows it.
         drop(self.subscriptions.remove(&num));
-        let subscribed = Subscribed {
-            lineage: drive.lineage,
-            from,
-            head: drive.head,
-        };
+        let subscribed = Subscribed { lineage: drive.lineage, from, head: drive.head };
         self.outbox.reply(request, &subscribed).await;
         let wanted = Wanted {
             drive: asked.drive,

@@ -25,9 +25,7 @@ impl Outbox {
         if let Err(SendError::Message(error)) = self.sender.reply(request, message).await {
             tracing::error!(%error, "a reply could not be encoded");
             let code = FailureCode::TooLarge;
-            let failed = self
-                .sender
-                .fail(request, code, "The reply would be too long");
+            let failed = self.sender.fail(request, code, "The reply would be too long");
             failed.await.unwrap_or_default();
         }
     }
@@ -44,10 +42,7 @@ impl Outbox {
     /// # Errors
     /// When the connection is gone.
     pub async fn push(&self, frame: EncodedFrame) -> Result<(), StoreError> {
-        self.sender
-            .push_encoded(frame)
-            .await
-            .map_err(|_| StoreError::Closed)
+        self.sender.push_encoded(frame).await.map_err(|_| StoreError::Closed)
     }
 
     /// Ends the connection now, and says why.
@@ -63,8 +58,6 @@ impl Outbox {
     /// Ends the connection once everything queued is sent, and waits for that, for a while.
     pub async fn finish(&self) {
         self.sender.finish();
-        timeout(Duration::from_secs(2), self.sender.closed())
-            .await
-            .ok();
+        timeout(Duration::from_secs(2), self.sender.closed()).await.ok();
     }
 }

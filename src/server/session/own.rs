@@ -39,16 +39,11 @@ impl OwnRevs {
     /// Registers the revs after `before` up to `last`, not answered yet.
     pub fn add(&self, before: Rev, last: Rev) {
         let mut ranges = self.lock();
-        let range = Range {
-            last,
-            answered: false,
-        };
+        let range = Range { last, answered: false };
         ranges.insert(before.next(), range);
         if ranges.len() > RANGES_MAX
-            && let Some(oldest) = ranges
-                .iter()
-                .find(|(_, range)| range.answered)
-                .map(|(first, _)| *first)
+            && let Some(oldest) =
+                ranges.iter().find(|(_, range)| range.answered).map(|(first, _)| *first)
         {
             ranges.remove(&oldest);
         }

@@ -67,19 +67,14 @@ impl Subscription {
         wanted: Wanted,
         from: Rev,
     ) -> Self {
-        let window = Arc::new(Window {
-            free: Semaphore::new(PAGES_IN_FLIGHT_MAX),
-            sent: Mutex::default(),
-        });
+        let window =
+            Arc::new(Window { free: Semaphore::new(PAGES_IN_FLIGHT_MAX), sent: Mutex::default() });
         let own = Arc::new(OwnRevs::default());
         let pump = Pump {
             shared,
             memory,
             outbox,
-            wanted: Wanted {
-                inline_len_max: wanted.inline_len_max.min(INLINE_LEN_MAX),
-                ..wanted
-            },
+            wanted: Wanted { inline_len_max: wanted.inline_len_max.min(INLINE_LEN_MAX), ..wanted },
             window: Arc::clone(&window),
             own: Arc::clone(&own),
         };
@@ -98,11 +93,7 @@ impl Subscription {
 
     /// Takes note that the device has taken in the pages up to a rev.
     pub fn seen(&self, upto: Rev) {
-        let mut sent = self
-            .window
-            .sent
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut sent = self.window.sent.lock().unwrap_or_else(PoisonError::into_inner);
         while sent.front().is_some_and(|end| *end <= upto) {
             sent.pop_front();
             self.window.free.add_permits(1);
@@ -126,12 +117,7 @@ impl Pump {
         // The first page goes out even when it is empty: it proves that both sides agree.
         let mut first = true;
         loop {
-            let free = self
-                .window
-                .free
-                .acquire()
-                .await
-                .map_err(|_| StoreError::Closed)?;
+            let free = self.window.free.acquire().await.map_err(|_| StoreError::Closed)?;
             // Marked before the database is read, so that nothing is missed in between.
             head.mark_unchanged();
             let memory = self.shared.memory(&self.memory, PAGE_MEMORY).await?;
@@ -143,11 +129,7 @@ impl Pump {
             first = false;
             self.own.all_answered(upto).await;
             free.forget();
-            self.window
-                .sent
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push_back(upto);
+            self.window.sent.lock().unwrap_or_else(PoisonError::into_inner).push_back(upto);
             self.outbox.push(frame).await?;
             drop(memory);
             self.own.forget(upto);

@@ -45,10 +45,7 @@ pub fn drive_of(frame: &IncomingFrame) -> Result<Option<DriveId>> {
 }
 
 fn too_many() -> StoreError {
-    StoreError::request(
-        FailureCode::TooLarge,
-        format!("A request names at most {IDS_MAX} chunks"),
-    )
+    StoreError::request(FailureCode::TooLarge, format!("A request names at most {IDS_MAX} chunks"))
 }
 
 impl Answering {
@@ -138,10 +135,7 @@ impl Answering {
         self.shared
             .store
             .read(move |metadata, packs| {
-                let mut reply = Chunks {
-                    chunks: Vec::new(),
-                    absent: Vec::new(),
-                };
+                let mut reply = Chunks { chunks: Vec::new(), absent: Vec::new() };
                 let mut len = 0;
                 for id in asked.chunks {
                     let Some(chunk) = metadata.chunk(drive, id)? else {
@@ -153,9 +147,7 @@ impl Answering {
                         break;
                     }
                     len += next;
-                    reply
-                        .chunks
-                        .push(chunk_data(packs.read(chunk.at, id.as_bytes())?)?);
+                    reply.chunks.push(chunk_data(packs.read(chunk.at, id.as_bytes())?)?);
                 }
                 Ok(reply)
             })
@@ -188,9 +180,7 @@ impl Answering {
             .store
             .read(move |metadata, _| {
                 let is_dir = |found: Option<Versioned>| {
-                    found
-                        .and_then(|found| found.node)
-                        .is_some_and(|node| node.is_dir())
+                    found.and_then(|found| found.node).is_some_and(|node| node.is_dir())
                 };
                 if asked.dir != NodeId::ROOT && !is_dir(metadata.node(drive, asked.dir)?) {
                     return Err(StoreError::request(

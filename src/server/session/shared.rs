@@ -98,10 +98,7 @@ impl Shared {
 
     /// Returns the memory of one user: half of all, so that nobody can take it all.
     pub fn memory_of(&self, user: i64) -> Arc<Semaphore> {
-        let mut all = self
-            .memory_of_users
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.memory_of_users.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(memory) = all.get(&user).and_then(Weak::upgrade) {
             return memory;
         }
@@ -124,14 +121,8 @@ impl Shared {
         // What is more than the user's share is granted when all of the share is free.
         let kib = kib.clamp(1, self.memory_kib / 2);
         let closed = |_| StoreError::Closed;
-        let own = Arc::clone(of_user)
-            .acquire_many_owned(kib)
-            .await
-            .map_err(closed)?;
-        let all = Arc::clone(&self.memory)
-            .acquire_many_owned(kib)
-            .await
-            .map_err(closed)?;
+        let own = Arc::clone(of_user).acquire_many_owned(kib).await.map_err(closed)?;
+        let all = Arc::clone(&self.memory).acquire_many_owned(kib).await.map_err(closed)?;
         Ok(Memory(own, all))
     }
 
@@ -183,9 +174,7 @@ impl Shared {
     ) -> Result<bool, StoreError> {
         let known = hash.is_some();
         let hash = hash.unwrap_or_else(|| self.dummy_hash.clone());
-        let verified = self
-            .hash_with(move || accounts::verify_password(&password, &hash))
-            .await?;
+        let verified = self.hash_with(move || accounts::verify_password(&password, &hash)).await?;
         Ok(verified && known)
     }
 
@@ -195,22 +184,15 @@ impl Shared {
     /// When it is not legal.
     pub async fn hash_password(&self, password: String) -> Result<String, StoreError> {
         accounts::check_password(&password)?;
-        self.hash_with(move || accounts::hash_password(&password))
-            .await?
+        self.hash_with(move || accounts::hash_password(&password)).await?
     }
 
     async fn hash_with<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, StoreError> {
-        let _permit = self
-            .hashing
-            .acquire()
-            .await
-            .map_err(|_| StoreError::Closed)?;
-        tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|_| StoreError::Closed)
+        let _permit = self.hashing.acquire().await.map_err(|_| StoreError::Closed)?;
+        tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Closed)
     }
 }
 

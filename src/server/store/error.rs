@@ -53,34 +53,24 @@ pub enum StoreError {
     #[error("The server is shutting down")]
     Closed,
     /// The request cannot be granted; the store is well.
-    #[error("{0}")]
-    Request(#[source] Failure),
+    #[error(transparent)]
+    Request(Failure),
 }
 
 impl StoreError {
     /// Wraps what a file operation failed with.
     pub fn file(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| {
-            if matches!(
-                source.kind(),
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-            ) {
+            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
                 return Self::DiskFull;
             }
-            Self::File {
-                verb,
-                path: path.to_owned(),
-                source: Arc::new(source),
-            }
+            Self::File { verb, path: path.to_owned(), source: Arc::new(source) }
         }
     }
 
     /// Makes the error of a request that cannot be granted.
     pub fn request(code: FailureCode, message: impl Into<String>) -> Self {
-        Self::Request(Failure {
-            code,
-            message: message.into(),
-        })
+        Self::Request(Failure { code, message: message.into() })
     }
 
     /// Returns what the device is told: details of the server's disk stay in the server's log.
@@ -89,14 +79,10 @@ impl StoreError {
         let (code, message) = match self {
             Self::Request(failure) => return failure.clone(),
             Self::DiskFull | Self::Closed => (FailureCode::Unavailable, self.to_string()),
-            Self::Database(error) if is_busy(error) => (
-                FailureCode::Unavailable,
-                "The server's database is busy".to_owned(),
-            ),
-            _ => (
-                FailureCode::Internal,
-                "The server failed; its log says more".to_owned(),
-            ),
+            Self::Database(error) if is_busy(error) => {
+                (FailureCode::Unavailable, "The server's database is busy".to_owned())
+            }
+            _ => (FailureCode::Internal, "The server failed; its log says more".to_owned()),
         };
         Failure { code, message }
     }

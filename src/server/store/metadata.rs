@@ -37,9 +37,7 @@ pub struct User {
 
 impl std::fmt::Debug for User {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("User")
-            .field("name", &self.name)
-            .finish_non_exhaustive()
+        f.debug_struct("User").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -179,10 +177,7 @@ pub trait Database: std::fmt::Debug + Send + Sync + 'static {
 /// One connection. Everything but transaction control is called within a transaction.
 ///
 /// Every method fails only when the database does, unless it says more.
-#[allow(
-    missing_docs,
-    reason = "the names of the plain accessors say all there is"
-)]
+#[allow(missing_docs, reason = "the names of the plain accessors say all there is")]
 #[allow(clippy::missing_errors_doc, reason = "said once above")]
 pub trait Metadata: Send {
     /// Begins a transaction, which sees one moment of the database.

@@ -53,9 +53,7 @@ impl Layout {
                 .create(dir)
                 .map_err(StoreError::file("create", dir))?;
         }
-        Ok(Self {
-            dir: dir.to_owned(),
-        })
+        Ok(Self { dir: dir.to_owned() })
     }
 
     /// The directory itself.
@@ -127,11 +125,7 @@ pub struct Contents {
 impl Contents {
     fn len(&self) -> usize {
         let list = self.list.iter().map(|(record, _)| record);
-        self.chunks
-            .iter()
-            .chain(list)
-            .map(|record| record.data.len())
-            .sum()
+        self.chunks.iter().chain(list).map(|record| record.data.len()).sum()
     }
 }
 
@@ -195,9 +189,7 @@ pub struct Store {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store")
-            .field("database", &self.database)
-            .finish_non_exhaustive()
+        f.debug_struct("Store").field("database", &self.database).finish_non_exhaustive()
     }
 }
 
@@ -215,9 +207,9 @@ impl Store {
             .open(&path)
             .map_err(StoreError::file("open", &path))?;
         lock.try_lock().map_err(|error| match error {
-            std::fs::TryLockError::WouldBlock => StoreError::InUse {
-                path: layout.dir().to_owned(),
-            },
+            std::fs::TryLockError::WouldBlock => {
+                StoreError::InUse { path: layout.dir().to_owned() }
+            }
             std::fs::TryLockError::Error(error) => StoreError::file("lock", &path)(error),
         })?;
         let database = layout.open_database()?;
@@ -256,19 +248,10 @@ impl Store {
         self: &Arc<Self>,
         work: impl FnOnce(&mut dyn Metadata, &Packs) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let _permit = self
-            .reading
-            .acquire()
-            .await
-            .map_err(|_| StoreError::Closed)?;
+        let _permit = self.reading.acquire().await.map_err(|_| StoreError::Closed)?;
         let store = Arc::clone(self);
         let task = tokio::task::spawn_blocking(move || {
-            let idle = || {
-                store
-                    .idle_readers
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-            };
+            let idle = || store.idle_readers.lock().unwrap_or_else(PoisonError::into_inner);
             let reader = idle().pop();
             let mut reader = match reader {
                 Some(reader) => reader,
@@ -304,39 +287,19 @@ impl Store {
         work: impl FnOnce(&mut dyn Metadata) -> Result<T> + Send + 'static,
         done: impl FnOnce(std::result::Result<&T, &StoreError>) + Send + 'static,
     ) -> Result<oneshot::Receiver<Result<T>>> {
-        let jobs = self
-            .jobs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let jobs = jobs.ok_or(StoreError::Closed)?;
         let (sender, receiver) = oneshot::channel();
-        let task = Task {
-            contents,
-            work: Some(work),
-            done: Some(done),
-            value: None,
-            reply: Some(sender),
-        };
-        jobs.send(Box::new(task))
-            .await
-            .map_err(|_| StoreError::Closed)?;
+        let task =
+            Task { contents, work: Some(work), done: Some(done), value: None, reply: Some(sender) };
+        jobs.send(Box::new(task)).await.map_err(|_| StoreError::Closed)?;
         Ok(receiver)
     }
 
     /// Lets the writer finish what it has, and waits for it. Nothing can be written afterwards.
     pub async fn close(&self) {
-        drop(
-            self.jobs
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take(),
-        );
-        let thread = self
-            .writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        drop(self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let thread = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             let joined = tokio::task::spawn_blocking(move || thread.join()).await;
             if !matches!(joined, Ok(Ok(()))) {
@@ -411,20 +374,14 @@ impl Writer {
             let drive = contents.drive;
             for record in &contents.chunks {
                 if seen.insert((drive, record.id))
-                    && self
-                        .metadata
-                        .chunk(drive, ChunkId::from_bytes(record.id))?
-                        .is_none()
+                    && self.metadata.chunk(drive, ChunkId::from_bytes(record.id))?.is_none()
                 {
                     wanted.push((drive, record, 0));
                 }
             }
             if let Some((record, file_len)) = &contents.list
                 && seen.insert((drive, record.id))
-                && self
-                    .metadata
-                    .list(drive, ListId::from_bytes(record.id))?
-                    .is_none()
+                && self.metadata.list(drive, ListId::from_bytes(record.id))?.is_none()
             {
                 wanted.push((drive, record, *file_len));
             }
@@ -461,14 +418,150 @@ impl Writer {
                 )?,
                 RecordKind::List => self.metadata.add_list(
                     drive,
-                    &ListRow {
-                        id: ListId::from_bytes(record.id),
-                        file_len,
-                        at,
-                    },
+                    &ListRow { id: ListId::from_bytes(record.id), file_len, at },
                 )?,
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{DriveId, Lineage, UserId};
+    use crate::protocol::message::FailureCode;
+
+    fn record(word: &str) -> Record {
+        Record {
+            kind: RecordKind::Chunk,
+            codec: 0,
+            plain_len: u32::try_from(word.len()).unwrap(),
+            id: *ChunkId::of(word.as_bytes()).as_bytes(),
+            data: word.into(),
+        }
+    }
+
+    fn contents(word: &str) -> Contents {
+        Contents { drive: 1, chunks: vec![record(word)], list: None }
+    }
+
+    fn add_user(metadata: &mut dyn Metadata, name: &str) -> Result<()> {
+        let mut id = [0; 16];
+        id[..name.len()].copy_from_slice(name.as_bytes());
+        let (drive, lineage) = (DriveId::from_bytes(id), Lineage::from_bytes(id));
+        metadata.add_user(UserId::from_bytes(id), name, drive, lineage, 0)?;
+        Ok(())
+    }
+
+    async fn has(store: &Arc<Store>, word: &'static str) -> bool {
+        let id = ChunkId::of(word.as_bytes());
+        let found = store.read(move |metadata, packs| {
+            let Some(row) = metadata.chunk(1, id)? else {
+                return Ok(false);
+            };
+            let record = packs.read(row.at, id.as_bytes())?;
+            assert_eq!(record.data, word.as_bytes());
+            Ok(true)
+        });
+        found.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_job_that_fails_is_undone_alone_and_the_rest_of_its_group_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&Layout::create(dir.path()).unwrap(), 0).unwrap();
+        // The writer is kept busy, so that the next three are one group.
+        let (release, wait) = std::sync::mpsc::channel::<()>();
+        let work = move |_: &mut dyn Metadata| {
+            wait.recv().unwrap();
+            Ok(())
+        };
+        let first = store.submit(Contents::default(), work, |_| ()).await.unwrap();
+        let good = |name: &'static str| move |metadata: &mut dyn Metadata| add_user(metadata, name);
+        let one = store.submit(contents("one"), good("one"), |_| ()).await.unwrap();
+        let told = Arc::new(Mutex::new(false));
+        let tell = Arc::clone(&told);
+        let bad = |metadata: &mut dyn Metadata| -> Result<()> {
+            add_user(metadata, "bad")?;
+            Err(StoreError::request(FailureCode::Exists, "no"))
+        };
+        let done = move |outcome: std::result::Result<&(), &StoreError>| {
+            *tell.lock().unwrap() = outcome.is_err();
+        };
+        let two = store.submit(contents("two"), bad, done).await.unwrap();
+        let three = store.submit(contents("three"), good("three"), |_| ()).await.unwrap();
+        release.send(()).unwrap();
+        first.await.unwrap().unwrap();
+        one.await.unwrap().unwrap();
+        assert!(two.await.unwrap().is_err());
+        assert!(*told.lock().unwrap());
+        three.await.unwrap().unwrap();
+        let users = store.read(|metadata, _| metadata.users()).await.unwrap();
+        let names: Vec<_> = users.iter().map(|user| user.name.as_str()).collect();
+        assert_eq!(names, ["one", "three"]);
+        assert!(has(&store, "one").await && has(&store, "three").await);
+        store.close().await;
+        let closed = store.write(|_| Ok(())).await;
+        assert!(matches!(closed, Err(StoreError::Closed)));
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_refuses_contents_but_lets_everything_else_pass() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::create(dir.path()).unwrap();
+        let full = Store::open(&layout, u64::MAX / 2).unwrap();
+        let refused = full.submit(contents("one"), |_| Ok(()), |_| ()).await.unwrap();
+        let error = refused.await.unwrap().unwrap_err();
+        assert_eq!(error.to_failure().code, FailureCode::Unavailable);
+        assert_eq!(
+            error.to_failure().message,
+            "The server's disk is full: free some space there, then it goes on by itself"
+        );
+        full.write(|metadata| add_user(metadata, "alice")).await.unwrap();
+        full.close().await;
+        drop(full);
+        let store = Store::open(&layout, 0).unwrap();
+        assert!(!has(&store, "one").await);
+        let put = store.submit(contents("one"), |_| Ok(()), |_| ()).await.unwrap();
+        put.await.unwrap().unwrap();
+        assert!(has(&store, "one").await);
+    }
+
+    #[tokio::test]
+    async fn there_is_one_server_per_directory_and_a_newer_format_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::create(dir.path()).unwrap();
+        let store = Store::open(&layout, 0).unwrap();
+        let second = Store::open(&layout, 0).unwrap_err().to_string();
+        assert!(second.starts_with("Another picloud-server uses "), "{second}");
+        store.close().await;
+        drop(store);
+        let newer = rusqlite::Connection::open(layout.database()).unwrap();
+        newer.pragma_update(None, "user_version", 2).unwrap();
+        let refused = Store::open(&layout, 0).unwrap_err().to_string();
+        assert!(
+            refused
+                .ends_with("has format 2, but this version reads up to 1: upgrade picloud-server"),
+            "{refused}"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_a_drive_has_already_is_not_stored_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::create(dir.path()).unwrap();
+        let store = Store::open(&layout, 0).unwrap();
+        let size = || std::fs::metadata(layout.packs().join("0000000001.pack")).unwrap().len();
+        let put = async |drive| {
+            let contents = Contents { drive, ..contents("one") };
+            store.submit(contents, |_| Ok(()), |_| ()).await.unwrap().await.unwrap().unwrap();
+        };
+        put(1).await;
+        let once = size();
+        put(1).await;
+        assert_eq!(size(), once);
+        put(2).await;
+        assert!(size() > once, "another drive has it for itself");
     }
 }

@@ -43,9 +43,7 @@ impl Sqlite {
     /// # Errors
     /// When it cannot be opened, or is of a newer format.
     pub fn open(path: &Path) -> Result<Self> {
-        let sqlite = Self {
-            path: path.to_owned(),
-        };
+        let sqlite = Self { path: path.to_owned() };
         sqlite.migrate()?;
         Ok(sqlite)
     }
@@ -58,11 +56,7 @@ impl Sqlite {
         let found: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
         if found > known {
-            return Err(StoreError::TooNew {
-                path: self.path.clone(),
-                found,
-                known,
-            });
+            return Err(StoreError::TooNew { path: self.path.clone(), found, known });
         }
         let done = usize::try_from(found)
             .map_err(|_| StoreError::Damaged(format!("its format is {found}")))?;
@@ -90,11 +84,7 @@ impl Sqlite {
         connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
         connection.pragma_update(None, "journal_size_limit", 64 * 1024 * 1024)?;
         // 16 MiB for the writer, whose working set is the indexes; 4 MiB for a reader.
-        let cache_kib = if access == Access::Write {
-            -16_384
-        } else {
-            -4096
-        };
+        let cache_kib = if access == Access::Write { -16_384 } else { -4096 };
         connection.pragma_update(None, "cache_size", cache_kib)?;
         if access == Access::Read {
             connection.pragma_update(None, "query_only", true)?;
@@ -105,10 +95,7 @@ impl Sqlite {
 
 impl Database for Sqlite {
     fn connect(&self, access: Access) -> Result<Box<dyn Metadata>> {
-        Ok(Box::new(SqliteConnection {
-            connection: self.raw(access)?,
-            access,
-        }))
+        Ok(Box::new(SqliteConnection { connection: self.raw(access)?, access }))
     }
 }
 
@@ -234,9 +221,7 @@ fn read_node(row: &Row<'_>, at: usize) -> Result<Option<Node>> {
     };
     let body = match kind {
         KIND_DIR => Body::Dir,
-        KIND_LINK => Body::Link {
-            target: row.get(at + 6)?,
-        },
+        KIND_LINK => Body::Link { target: row.get(at + 6)? },
         KIND_EMPTY => file(Content::Empty)?,
         KIND_CHUNK => file(Content::Chunk {
             id: ChunkId::from_bytes(blob(row, at + 6)?),
@@ -254,9 +239,7 @@ fn read_node(row: &Row<'_>, at: usize) -> Result<Option<Node>> {
             name: Name::new(name).map_err(|error| StoreError::Damaged(error.to_string()))?,
         },
         body,
-        attrs: Attrs {
-            mode: narrow(row, at + 3)?,
-        },
+        attrs: Attrs { mode: narrow(row, at + 3)? },
     }))
 }
 
@@ -451,10 +434,7 @@ impl Metadata for SqliteConnection {
             ],
         )?;
         let drive = self.connection.last_insert_rowid();
-        self.exec(
-            "INSERT INTO member (user, drive) VALUES (?1, ?2)",
-            [user, drive],
-        )?;
+        self.exec("INSERT INTO member (user, drive) VALUES (?1, ?2)", [user, drive])?;
         Ok(User {
             num: user,
             id,
@@ -483,18 +463,12 @@ impl Metadata for SqliteConnection {
     }
 
     fn set_password(&mut self, user: i64, hash: &str) -> Result<()> {
-        self.exec(
-            "UPDATE user SET password = ?2 WHERE num = ?1",
-            params![user, hash],
-        )?;
+        self.exec("UPDATE user SET password = ?2 WHERE num = ?1", params![user, hash])?;
         Ok(())
     }
 
     fn set_totp_pending(&mut self, user: i64, secret: Option<&[u8]>) -> Result<()> {
-        self.exec(
-            "UPDATE user SET totp_pending = ?2 WHERE num = ?1",
-            params![user, secret],
-        )?;
+        self.exec("UPDATE user SET totp_pending = ?2 WHERE num = ?1", params![user, secret])?;
         Ok(())
     }
 
@@ -559,10 +533,7 @@ impl Metadata for SqliteConnection {
     }
 
     fn set_last_seen(&mut self, device: i64, now_ms: i64) -> Result<()> {
-        self.exec(
-            "UPDATE device SET last_seen_ms = ?2 WHERE num = ?1",
-            [device, now_ms],
-        )?;
+        self.exec("UPDATE device SET last_seen_ms = ?2 WHERE num = ?1", [device, now_ms])?;
         Ok(())
     }
 
@@ -672,11 +643,7 @@ impl Metadata for SqliteConnection {
         if let Some(gate) = gate {
             self.set_gate(drive.num, author.num, &gate)?;
         }
-        Ok(Applied {
-            results,
-            before,
-            head: drive.head,
-        })
+        Ok(Applied { results, before, head: drive.head })
     }
 
     fn page(
@@ -705,23 +672,14 @@ impl Metadata for SqliteConnection {
         nodes.truncate(count_max);
         for page_node in &mut nodes {
             if let Some(Node {
-                body:
-                    Body::File {
-                        content: Content::Chunk { id, len },
-                        ..
-                    },
-                ..
+                body: Body::File { content: Content::Chunk { id, len }, .. }, ..
             }) = &page_node.node.node
                 && *len <= inline_len_max
             {
                 page_node.inline = self.chunk(drive, *id)?;
             }
         }
-        Ok(PageRows {
-            drive: state,
-            nodes,
-            more,
-        })
+        Ok(PageRows { drive: state, nodes, more })
     }
 
     fn consistent_at(&mut self, drive: i64, upto: Rev) -> Result<bool> {
@@ -731,11 +689,7 @@ impl Metadata for SqliteConnection {
         let created = self.all(
             "SELECT created_rev FROM node
              WHERE drive = ?1 AND rev > ?2 AND rev <> created_rev ORDER BY rev LIMIT ?3",
-            params![
-                drive,
-                signed(upto.0)?,
-                i64::try_from(LOOKS_MAX).unwrap_or(i64::MAX)
-            ],
+            params![drive, signed(upto.0)?, i64::try_from(LOOKS_MAX).unwrap_or(i64::MAX)],
             |row| read_rev(row, 0),
         )?;
         Ok(created.len() < LOOKS_MAX && created.iter().all(|created| *created > upto))
@@ -783,13 +737,7 @@ impl Metadata for SqliteConnection {
         self.one(
             "SELECT plain_len, pack, offset, stored_len FROM chunk WHERE drive = ?1 AND id = ?2",
             params![drive, id.as_bytes()],
-            |row| {
-                Ok(ChunkRow {
-                    id,
-                    plain_len: narrow(row, 0)?,
-                    at: read_location(row, 1)?,
-                })
-            },
+            |row| Ok(ChunkRow { id, plain_len: narrow(row, 0)?, at: read_location(row, 1)? }),
         )
     }
 
@@ -813,13 +761,7 @@ impl Metadata for SqliteConnection {
         self.one(
             "SELECT file_len, pack, offset, stored_len FROM list WHERE drive = ?1 AND id = ?2",
             params![drive, id.as_bytes()],
-            |row| {
-                Ok(ListRow {
-                    id,
-                    file_len: unsigned(row, 0)?,
-                    at: read_location(row, 1)?,
-                })
-            },
+            |row| Ok(ListRow { id, file_len: unsigned(row, 0)?, at: read_location(row, 1)? }),
         )
     }
 
@@ -861,10 +803,7 @@ impl Metadata for SqliteConnection {
         let mut gate = self.gate(drive, device)?.unwrap_or_default();
         gate.approve(now_ms);
         self.set_gate(drive, device, &gate)?;
-        self.exec(
-            "DELETE FROM held WHERE drive = ?1 AND device = ?2",
-            [drive, device],
-        )?;
+        self.exec("DELETE FROM held WHERE drive = ?1 AND device = ?2", [drive, device])?;
         Ok(())
     }
 }
@@ -960,9 +899,7 @@ impl Manifest for SqliteManifest<'_> {
                 Presence::Missing(None),
             ),
         };
-        let len = self
-            .connection
-            .one(sql, params![self.drive.num, id], |row| unsigned(row, 0))?;
+        let len = self.connection.one(sql, params![self.drive.num, id], |row| unsigned(row, 0))?;
         Ok(match len {
             None => missing,
             Some(len) if len == content.len() => Presence::Present,
@@ -973,10 +910,7 @@ impl Manifest for SqliteManifest<'_> {
     fn admit_deletion(&mut self, _author: DeviceId, id: NodeId) -> Result<bool> {
         let mut gate = match self.gate {
             Some(gate) => gate,
-            None => self
-                .connection
-                .gate(self.drive.num, self.author.num)?
-                .unwrap_or_default(),
+            None => self.connection.gate(self.drive.num, self.author.num)?.unwrap_or_default(),
         };
         let passes = gate.admit(self.now_ms, self.drive.live, self.gate_limits);
         self.gate = Some(gate);
@@ -998,12 +932,7 @@ impl Manifest for SqliteManifest<'_> {
     ) -> Result<Rev> {
         let rev = self.drive.head.next();
         self.drive.head = rev;
-        if let Some(Version {
-            rev,
-            node: Some(node),
-            ..
-        }) = before
-        {
+        if let Some(Version { rev, node: Some(node), .. }) = before {
             self.drive.digest.remove(id, *rev, node);
             self.drive.live = self.drive.live.saturating_sub(1);
         }
