@@ -308,7 +308,7 @@ pub async fn link(machine: &Machine, output: Output, plain: bool) -> Result<Exit
 pub(super) fn how_to_join(output: Output, link: &str, expires: Option<i64>) -> String {
     let until = expires.map_or(String::new(), |expires| format!(", until {}", moment(expires)));
     let mut text = format!(
-        "To join the next device, run there (it works once{until}):\n\n  picloud join '{link}'\n"
+        "To join the next device, run there (it works once{until}):\n\n  picloud join {link}\n"
     );
     if let Some(code) = qr::draw(link, output.live()) {
         text.push('\n');

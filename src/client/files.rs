@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::task::spawn_blocking;
 
@@ -20,6 +21,9 @@ use crate::protocol::message::{ChangeResult, Commit, ListDir, Lookup};
 
 /// How often a change is planned anew when others were faster, or a file is read anew.
 const TRIES_MAX: u32 = 5;
+
+/// The clock that stamps files ticks at least this often (Linux: every 1 to 10 ms).
+const TICK_MAX: Duration = Duration::from_millis(20);
 
 /// A file, directory or link of the drive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -175,7 +179,11 @@ impl Session {
             let file = opening
                 .map_err(|error| failed("open", io::Error::other(error)))?
                 .map_err(|source| failed("open", source))?;
-            let before = file.metadata().map_err(|source| failed("read", source))?;
+            let mut before = file.metadata().map_err(|source| failed("read", source))?;
+            if is_fresh(&before) {
+                tokio::time::sleep(TICK_MAX).await;
+                before = file.metadata().map_err(|source| failed("read", source))?;
+            }
             let uploaded = self.upload(Source::File(file)).await?;
             let file = uploaded.file.as_ref();
             let file = file.ok_or(ClientError::Transfer(TransferError::Abandoned))?;
@@ -399,6 +407,16 @@ impl Session {
         let Stream(writer) = self.bulk.download(&content, Stream(writer)).await?;
         Ok((entry, writer))
     }
+}
+
+/// Returns whether a file changed so shortly ago that another change may not show in its times.
+fn is_fresh(meta: &std::fs::Metadata) -> bool {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let changed = Duration::new(
+        u64::try_from(meta.ctime()).unwrap_or_default(),
+        u32::try_from(meta.ctime_nsec()).unwrap_or_default(),
+    );
+    since.is_ok_and(|now| now.abs_diff(changed) < TICK_MAX)
 }
 
 /// What is on the way to a path.

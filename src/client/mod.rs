@@ -32,9 +32,6 @@ mod session;
 pub mod transfer;
 mod watch;
 
-#[cfg(test)]
-mod tests;
-
 use std::io;
 use std::path::PathBuf;
 

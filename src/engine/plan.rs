@@ -183,16 +183,18 @@ impl<T: Trees> Engine<T> {
         let mut place = here.place.clone();
         if aspects.place {
             let parent = place.parent;
-            ready!(self, id, self.parent_there(parent)?);
             if self.is_below_there(parent, id)? {
                 // Somebody moved the new parent into this directory: the server's order wins.
                 return self.pull_place(id, entry, actions);
             }
-            if self.is_ring_there(id, &place)? {
-                // Each node of the ring waits for the next to leave its name. This one leaves its
-                // own first, to a name nobody has.
-                place.name = between_name(id);
+            if self.is_ring_there(id)? {
+                // Each node of the ring waits for the next to leave its name, or to be there. This
+                // one leaves its own first, to a name nobody has.
+                let is_there = self.trees.get(parent)?.remote.is_some();
+                let parent = if is_there { parent } else { NodeId::ROOT };
+                place = Place { parent, name: between_name(id) };
             } else {
+                ready!(self, id, self.parent_there(parent)?);
                 ready!(self, id, self.name_there(id, &place)?);
             }
         }
@@ -361,26 +363,37 @@ impl<T: Trees> Engine<T> {
         Ok(Ready::Yes(()))
     }
 
-    /// Returns whether the node that has this name on the server waits, over others, for `id` to
-    /// leave its own.
-    fn is_ring_there(&self, id: NodeId, place: &Place) -> Result<bool, T::Error> {
-        let mut at = place.clone();
+    /// Returns whether what a node waits for on the server waits, over others, for the node itself.
+    fn is_ring_there(&self, id: NodeId) -> Result<bool, T::Error> {
+        let mut at = id;
         for _ in 0..RING_MAX {
-            let Some(other) = self.trees.remote_at(at.parent, &at.name)?.into_iter().next() else {
-                return Ok(false);
-            };
-            if other == id {
-                return Ok(true);
-            }
-            let entry = self.trees.get(other)?;
-            match (decide(&entry), &entry.local) {
-                (Need::PushUpdate(Aspects { place: true, .. }), Some(local)) => {
-                    at = local.place.clone();
-                }
-                _ => return Ok(false),
+            match self.blocker_there(at)? {
+                None => return Ok(false),
+                Some(next) if next == id => return Ok(true),
+                Some(next) => at = next,
             }
         }
-        Ok(true)
+        Ok(false)
+    }
+
+    /// Returns the node that has to be on the server, or to leave its name there, before this one
+    /// can be told.
+    fn blocker_there(&self, id: NodeId) -> Result<Option<NodeId>, T::Error> {
+        let entry = self.trees.get(id)?;
+        let place = match (decide(&entry), &entry.local) {
+            (Need::PushCreate | Need::PushUpdate(Aspects { place: true, .. }), Some(local)) => {
+                &local.place
+            }
+            (Need::PushDelete, _) => {
+                return Ok(self.trees.remote_children(id, None, 1)?.first().copied());
+            }
+            _ => return Ok(None),
+        };
+        if place.parent != NodeId::ROOT && self.trees.get(place.parent)?.remote.is_none() {
+            return Ok(Some(place.parent));
+        }
+        let holders = self.trees.remote_at(place.parent, &place.name)?;
+        Ok(holders.into_iter().find(|holder| *holder != id))
     }
 
     // To the disk.
@@ -612,6 +625,25 @@ impl<T: Trees> Engine<T> {
         let targets = vec![(local.place.parent, local.disk_name().clone())];
         let op = DiskOp::Remove { at, expected: expected(local) };
         self.apply(id, op, ApplyKind::Remove, targets, actions);
+        Ok(())
+    }
+
+    /// Brings a parked node that was deleted meanwhile back into the folder, under a name nobody has,
+    /// from where it can be removed like any other.
+    fn unpark_to_delete(
+        &mut self,
+        id: NodeId,
+        local: &Local,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), T::Error> {
+        let (Some(mut node), Some(dir)) = (local.node(), self.dir_ref(NodeId::ROOT)?) else {
+            return Ok(());
+        };
+        node.place = Place { parent: NodeId::ROOT, name: between_name(id) };
+        let to = Some(Spot { dir, name: node.place.name.clone() });
+        let targets = vec![(NodeId::ROOT, node.place.name.clone())];
+        let op = DiskOp::Move { from: None, to, expected: expected(local) };
+        self.apply(id, op, ApplyKind::Move { node, alias: None }, targets, actions);
         Ok(())
     }
 

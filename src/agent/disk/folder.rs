@@ -45,7 +45,8 @@ struct Inner {
     identity: Identity,
     /// Holds the lock.
     _lock: OwnedFd,
-    identity_ino: u64,
+    /// What the identity file looked like when it was last read.
+    identity_stat: Stat,
     staging: Arc<OwnedFd>,
     trash: Arc<OwnedFd>,
     parked: Arc<OwnedFd>,
@@ -157,7 +158,7 @@ impl DiskFolder {
         };
         let staging = own_dir("staging").map_err(errno)?;
         let statx = statx_fd(root.as_fd()).map_err(errno)?;
-        let identity_ino = statx_fd(identity_file.as_fd()).map_err(errno)?.stx_ino;
+        let identity_stat = stat_of(&statx_fd(identity_file.as_fd()).map_err(errno)?);
         let Some(folds_case) = probe(staging.as_fd()).map_err(errno)? else {
             return Err(FolderError::Unsupported { path: path.to_owned() });
         };
@@ -167,7 +168,7 @@ impl DiskFolder {
             ino: statx.stx_ino,
             identity,
             _lock: identity_file,
-            identity_ino,
+            identity_stat,
             trash: own_dir("trash").map_err(errno)?,
             parked: own_dir("parked").map_err(errno)?,
             staging,
@@ -276,7 +277,7 @@ impl Folder for DiskFolder {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
         let statx = rustix::fs::statx(&*self.0.root, path, flags, STATX)
             .map_err(|_| gone("its .picloud/identity is missing"))?;
-        if statx.stx_ino == self.0.identity_ino {
+        if stat_of(&statx) == self.0.identity_stat {
             return Ok(());
         }
         let own = open_one(self.0.root.as_fd(), OWN_DIR, DIR_FLAGS)

@@ -66,7 +66,11 @@ impl ApplyPool {
         let (jobs, queue) = sync_channel(QUEUE_MAX);
         let thread = std::thread::Builder::new()
             .name("picloud-apply".into())
+<<<<<<< HEAD
             .spawn(move || run(applier, &queue, report))?;
+=======
+            .spawn(move || run(report, applier, queue))?;
+>>>>>>> agent
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
 
@@ -99,7 +103,9 @@ impl Drop for ApplyPool {
     }
 }
 
-fn run(mut applier: Applier<DiskFolder>, queue: &Receiver<Job>, mut report: impl FnMut(Report)) {
+/// The queue is dropped before `report`: whoever hears nothing more cannot submit any more either.
+#[expect(clippy::needless_pass_by_value, reason = "it ends with the thread")]
+fn run(mut report: impl FnMut(Report), mut applier: Applier<DiskFolder>, queue: Receiver<Job>) {
     let start = Instant::now();
     let mut batch = Vec::new();
     let mut is_open = true;
@@ -112,7 +118,7 @@ fn run(mut applier: Applier<DiskFolder>, queue: &Receiver<Job>, mut report: impl
             Err(RecvTimeoutError::Disconnected) => break,
         }
         if !batch.is_empty() {
-            is_open = gather(queue, &mut batch);
+            is_open = gather(&queue, &mut batch);
             match applier.apply(&batch, &today(), start.elapsed()) {
                 Ok(outcomes) => outcomes
                     .into_iter()
