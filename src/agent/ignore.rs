@@ -328,11 +328,7 @@ mod tests {
         check(&ignore, &[("", "*.o")], "a.o", true);
         assert_eq!(ignore.generation(), 0);
         ignore.note(&RelPath::ROOT, Some(stat(1)), || panic!("it did not change"));
-<<<<<<< HEAD
-        ignore.note(&RelPath::ROOT, Some(stat(2)), || Some(b"*.a\n[".to_vec()));
-=======
         ignore.note(&RelPath::ROOT, Some(stat(2)), || Some(b"*.a\n{b".to_vec()));
->>>>>>> agent
         assert_eq!(ignore.generation(), 1);
         check(&ignore, &[], "a.o", false);
         check(&ignore, &[], "a.a", true);

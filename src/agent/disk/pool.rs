@@ -66,11 +66,7 @@ impl ApplyPool {
         let (jobs, queue) = sync_channel(QUEUE_MAX);
         let thread = std::thread::Builder::new()
             .name("picloud-apply".into())
-<<<<<<< HEAD
-            .spawn(move || run(applier, &queue, report))?;
-=======
             .spawn(move || run(report, applier, queue))?;
->>>>>>> agent
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
 
