@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use picloud::client::transfer::{Bulk, Meter, Source, Target};
+use picloud::client::transfer::{Meter, Source, Target};
 use picloud::client::{Client, ClientError, PutOptions, Session, Step, TransferError};
 use picloud::model::*;
 use picloud::protocol::message::{ChangeResult, Commit, FailureCode};
@@ -225,8 +225,7 @@ async fn what_the_other_side_has_does_not_travel_again() {
     let bytes = noise(1, 8 << 20);
     let upload = async |bytes: &[u8], expected| {
         let count = Arc::new(Count::default());
-        let bulk = Bulk::new(session.connection().clone(), session.drive().id)
-            .with_meter(Arc::clone(&count) as Arc<dyn Meter>);
+        let bulk = session.bulk().clone().with_meter(Arc::clone(&count) as Arc<dyn Meter>);
         let source = Source::Reader(Box::new(io::Cursor::new(bytes.to_vec())));
         let uploaded = bulk.upload(source, expected, 0).await;
         let passed = count.passed.load(Ordering::Relaxed);
@@ -281,7 +280,7 @@ async fn a_download_that_fails_says_why_and_leaves_nothing() {
     assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     // What another drive has is not to be had here, whoever knows its name.
     let absent = Content::Chunk { id: ChunkId::of(b"not here"), len: 8 };
-    let bulk = Bulk::new(session.connection().clone(), session.drive().id);
+    let bulk = session.bulk().clone();
     struct Nowhere;
     impl Target for Nowhere {
         fn write(&mut self, _offset: u64, _plain: &[u8]) -> io::Result<()> {

@@ -79,31 +79,6 @@ async fn a_connection_is_not_told_its_own_changes_but_hears_that_it_is_up_to_dat
 }
 
 #[tokio::test]
-async fn the_reply_to_a_commit_always_comes_before_a_page_that_reaches_over_it() {
-    let server = Server::start().await;
-    let mut one = server.join("alice", "one").await;
-    one.subscribe(Rev::ZERO, None).await;
-    one.page().await;
-    for round in 0..50 {
-        let commit = Commit {
-            drive: one.drive,
-            changes: vec![create(one.id(), dir(NodeId::ROOT, &round.to_string()))],
-            chunks: vec![],
-        };
-        let pending = one.connection.send(&commit).await.unwrap();
-        let page = one.page().await;
-        // The page is here, so the reply must be: no waiting.
-        let reply = tokio::select! {
-            biased;
-            reply = pending.reply() => reply.unwrap(),
-            () = std::future::ready(()) => panic!("round {round}: the page overtook the reply"),
-        };
-        assert_eq!(page.upto, reply.head);
-        assert!(page.nodes.is_empty());
-    }
-}
-
-#[tokio::test]
 async fn a_long_journal_comes_in_acknowledged_pages_and_ends_consistent() {
     let server = Server::start().await;
     let one = server.join("alice", "one").await;

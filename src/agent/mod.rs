@@ -7,7 +7,7 @@ mod conflicts;
 pub mod control;
 pub mod credentials;
 pub mod disk;
-mod durable;
+pub(crate) mod durable;
 mod folder;
 pub mod ignore;
 pub mod lists;

@@ -109,7 +109,7 @@ impl Session {
         let info = found.ok_or(ClientError::Nonsense("no such drive of this user"))?;
         let mut session = self.clone();
         session.drive = info.clone();
-        session.bulk = Bulk::new(self.connection.clone(), drive);
+        session.bulk = self.bulk.on_drive(drive);
         Ok(session)
     }
 
@@ -118,6 +118,12 @@ impl Session {
     pub fn with_meter(mut self, meter: Arc<dyn Meter>) -> Self {
         self.bulk = self.bulk.with_meter(meter);
         self
+    }
+
+    /// Returns what moves the contents of files to and from the drive.
+    #[must_use]
+    pub const fn bulk(&self) -> &Bulk {
+        &self.bulk
     }
 
     /// Returns the connection.

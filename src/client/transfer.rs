@@ -14,7 +14,7 @@ use std::io::{self, Read};
 use std::pin::Pin;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::{JoinError, spawn_blocking};
 
 use crate::content::{ChunkError, Chunked, Chunker, UnpackError, pack, unpack};
@@ -101,6 +101,8 @@ pub struct Bulk {
     connection: Connection,
     drive: DriveId,
     meter: Arc<dyn Meter>,
+    /// Held while a list of several pieces is put: a connection can put only one at a time.
+    putting_list: Arc<Mutex<()>>,
 }
 
 impl fmt::Debug for Bulk {
@@ -164,10 +166,20 @@ pub trait Target: Send + 'static {
 }
 
 impl Bulk {
-    /// Moves contents over this connection, to and from this drive.
+    /// Moves contents over this connection, to and from this drive. All who upload over one
+    /// connection must use clones of one value (or [`Bulk::on_drive`] of it), since long lists can
+    /// only be put one after the other.
     #[must_use]
     pub fn new(connection: Connection, drive: DriveId) -> Self {
-        Self { connection, drive, meter: Arc::new(NoMeter) }
+        Self { connection, drive, meter: Arc::new(NoMeter), putting_list: Arc::new(Mutex::new(())) }
+    }
+
+    /// Moves contents over the same connection, to and from another drive.
+    #[must_use]
+    pub fn on_drive(&self, drive: DriveId) -> Self {
+        let mut bulk = self.clone();
+        bulk.drive = drive;
+        bulk
     }
 
     /// Counts and slows down with this meter.
@@ -257,6 +269,11 @@ impl Bulk {
     pub async fn put_list(&self, list: &ContentList) -> Result<()> {
         let encoded = list.encode();
         let id = ContentList::id_of_encoded(&encoded);
+        let _turn = if encoded.len() > LIST_PART_LEN_MAX {
+            Some(self.putting_list.lock().await)
+        } else {
+            None
+        };
         let mut under_way = VecDeque::new();
         for (index, part) in encoded.chunks(LIST_PART_LEN_MAX).enumerate() {
             let offset = index * LIST_PART_LEN_MAX;
@@ -386,14 +403,20 @@ fn divide(source: Source, chunks: &mpsc::Sender<Piece>) -> Result<(Chunked, Opti
     }
 }
 
+/// A chunk with its plain bytes.
+type PlainChunk = (ChunkId, Vec<u8>);
+
+/// An extent with its offset.
+type Placed = (u64, Extent);
+
 /// An upload under way.
 struct Upload<'a> {
     bulk: &'a Bulk,
     /// Chunks that are about to be asked about.
-    group: Vec<(ChunkId, Vec<u8>)>,
+    group: Vec<PlainChunk>,
     group_len: usize,
     /// Groups that were asked about.
-    asked: VecDeque<(Pending<FindMissing>, Vec<(ChunkId, Vec<u8>)>)>,
+    asked: VecDeque<(Pending<FindMissing>, Vec<PlainChunk>)>,
     /// Packed chunks that are about to be put.
     batch: Vec<ChunkData>,
     batch_len: usize,
@@ -510,10 +533,10 @@ struct Download<'a> {
     bulk: &'a Bulk,
     pieces: mpsc::Sender<Write>,
     /// Extents that are about to be asked for, with their offsets.
-    group: Vec<(u64, Extent)>,
+    group: Vec<Placed>,
     group_len: u64,
-    /// Groups that were asked for: the request, its ids, and what they are for.
-    asked: VecDeque<(Option<Pending<GetChunks>>, Vec<(u64, Extent)>)>,
+    /// Groups that were asked for; without a request when they are only holes.
+    asked: VecDeque<(Option<Pending<GetChunks>>, Vec<Placed>)>,
 }
 
 impl Download<'_> {

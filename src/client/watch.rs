@@ -119,18 +119,17 @@ impl Watch {
             return Err(ClientError::Nonsense("a page out of order"));
         }
         self.cursor = page.upto;
-        // What was there at the start is learnt, not told.
-        let is_news = page.upto > self.start;
         for versioned in page.nodes {
-            if is_news && !self.before.contains_key(&versioned.id) {
+            // What was there at the start is learnt, not told.
+            if versioned.rev <= self.start {
+                self.learn(&versioned);
+                continue;
+            }
+            if !self.before.contains_key(&versioned.id) {
                 let before = self.path_of(versioned.id);
                 self.before.insert(versioned.id, before);
             }
-            if is_news {
-                self.changed.push(versioned);
-            } else {
-                self.learn(&versioned);
-            }
+            self.changed.push(versioned);
         }
         if page.consistent {
             self.tell();

@@ -609,6 +609,9 @@ impl<T: Trees> Engine<T> {
         let Some(local) = &entry.local else {
             return Ok(());
         };
+        if local.parked {
+            return self.unpark_to_delete(id, local, actions);
+        }
         if local.body == LocalBody::Dir {
             // Its entries first: those deleted there too go the same way, those moved there leave;
             // any that stays brings the directory back when it is planned.
@@ -774,6 +777,8 @@ impl<T: Trees> Engine<T> {
                     }
                     name = self.disk_name(other, &remote.node.place);
                 }
+                // A directory that is to go waits for what is in it to leave.
+                (Need::PullDelete, _) => return self.is_below_here(id, other),
                 _ => return Ok(false),
             }
         }

@@ -217,3 +217,107 @@ pub fn chunk_data(record: Record) -> Result<ChunkData> {
         data: record.data,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::model::{
+        Attrs, Body, Change, ChangeOp, DeviceId, Fingerprint, Name, Node, NodeId, Place,
+    };
+    use crate::protocol::ServerConnection;
+    use crate::protocol::limits::HEADER_LEN;
+    use crate::protocol::message::{Hello, Message};
+    use crate::server::admin;
+    use crate::server::config::Config;
+    use crate::server::hub::{ConnectionLimits, Hub};
+    use crate::server::store::metadata::Author;
+    use crate::server::store::{Layout, Store};
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// Reads the end of the next page from the device's end of the wire.
+    async fn next_page(device: &mut DuplexStream) -> Rev {
+        let mut header = [0; HEADER_LEN];
+        device.read_exact(&mut header).await.unwrap();
+        let len = u32::from_be_bytes([header[0], header[1], header[2], header[3]]);
+        let mut body = vec![0; len as usize];
+        device.read_exact(&mut body).await.unwrap();
+        assert_eq!(header[4], Page::KIND);
+        rmp_serde::from_slice::<Page>(&body).unwrap().upto
+    }
+
+    async fn connect() -> (DuplexStream, ServerConnection) {
+        let (mut device, server) = tokio::io::duplex(1 << 20);
+        let hello = Hello { protocol: 1, program: "test".into(), features: vec![] };
+        let frame = EncodedFrame::new(1, &hello, BODY_LEN_MAX).unwrap();
+        device.write_all(frame.as_bytes()).await.unwrap();
+        let connection = ServerConnection::over(server, "test").await.unwrap();
+        connection.reader.authenticated();
+        let mut header = [0; HEADER_LEN];
+        device.read_exact(&mut header).await.unwrap();
+        let len = u32::from_be_bytes([header[0], header[1], header[2], header[3]]);
+        device.read_exact(&mut vec![0; len as usize]).await.unwrap();
+        (device, connection)
+    }
+
+    #[tokio::test]
+    async fn no_page_reaches_over_an_own_commit_that_is_not_answered_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::create(dir.path()).unwrap();
+        let store = Store::open(&layout, 0).unwrap();
+        let hub = Hub::new(ConnectionLimits { all: 1, per_address: 1, per_user: 1 });
+        let config = Config::default();
+        let pin = Fingerprint([0; 32]);
+        let shared = Shared::new(config, layout, store, hub, pin, "h:1".into()).unwrap();
+        let shared = Arc::new(shared);
+        let id = DeviceId::from_bytes([1; 16]);
+        let (drive, author) = shared
+            .store
+            .write(move |metadata| {
+                let user = admin::add_user(metadata, "alice", None)?;
+                let device = metadata.add_device(id, user.num, "one", &[0; 32], 0)?;
+                let author = Author { num: device.num, id };
+                Ok((metadata.drives(user.num)?.remove(0), author))
+            })
+            .await
+            .unwrap();
+        let (mut device, connection) = connect().await;
+        let wanted =
+            Wanted { drive: drive.id, num: drive.num, device: author.num, inline_len_max: 0 };
+        let memory = shared.memory_of(1);
+        let outbox = Outbox::new(connection.sender.clone());
+        let subscription =
+            Subscription::start(Arc::clone(&shared), memory, outbox, wanted, Rev::ZERO);
+        assert_eq!(next_page(&mut device).await, Rev::ZERO, "the first one is empty");
+
+        let change = Change {
+            node: NodeId::from_bytes([2; 16]),
+            base: Rev::ZERO,
+            op: ChangeOp::Create(Node {
+                place: Place { parent: NodeId::ROOT, name: Name::try_from("d").unwrap() },
+                body: Body::Dir,
+                attrs: Attrs::from_mode(0o755),
+            }),
+        };
+        let own = Arc::clone(&subscription.own);
+        let gate = shared.config.limits.gate();
+        let work = move |metadata: &mut dyn Metadata| {
+            let applied = metadata.apply(drive.num, author, &[change], 0, &gate)?;
+            own.add(applied.before, applied.head);
+            Ok(applied)
+        };
+        let applied = shared.store.write(work).await.unwrap();
+        shared.hub.publish(drive.num, applied.head);
+        // A page that came too early would be here long before this is over.
+        let early = timeout(Duration::from_millis(200), next_page(&mut device)).await;
+        assert!(early.is_err(), "a page came before the reply");
+        subscription.own.answered(applied.before);
+        let late = timeout(PATIENCE, next_page(&mut device)).await.unwrap();
+        assert_eq!(late, applied.head);
+    }
+}

@@ -1,0 +1,267 @@
+//! Making a folder of this machine a copy of a drive: by a link, or after a log-in.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::agent::told;
+use super::args;
+use super::dial::{Answers, Server, admit};
+use super::failure::{Exit, Failure};
+use super::machine::{Machine, new_token};
+use super::output::{Output, Tone, printable};
+use super::prompt;
+use crate::agent::config::{Config, FolderConfig, add_folder, machine_name};
+use crate::agent::credentials;
+use crate::agent::disk::{DiskFolder, Identity};
+use crate::client::Session;
+use crate::model::{FolderId, JoinLink};
+
+/// What is to be joined.
+#[derive(Debug)]
+pub struct Plan {
+    /// The folder, absolute.
+    pub folder: PathBuf,
+    /// What the device is called.
+    pub device: String,
+}
+
+impl Plan {
+    /// Checks what a person asked for before anything is sent, so that a mistake costs no link.
+    ///
+    /// # Errors
+    /// When the folder cannot be synced.
+    pub fn check(
+        machine: &Machine,
+        folder: Option<&Path>,
+        device: Option<&str>,
+    ) -> Result<Self, Failure> {
+        let folder = match folder {
+            Some(path) => path.to_owned(),
+            None => std::env::home_dir()
+                .filter(|home| home.is_absolute())
+                .map(|home| home.join("PiCloud"))
+                .ok_or_else(|| {
+                    Failure::failed("There is no home directory for ~/PiCloud")
+                        .hint("name the folder with --folder PATH")
+                })?,
+        };
+        let folder = std::path::absolute(&folder)
+            .map_err(|error| Failure::file("Cannot use the folder", &folder, &error))?;
+        // Without links in its way and dots, so that two folders can be compared by their names.
+        let folder = real_path(&folder);
+        let others = machine.config.iter().flat_map(|config| &config.folders);
+        for other in others {
+            let other = real_path(&other.path);
+            if folder.starts_with(&other) || other.starts_with(&folder) {
+                return Err(Failure::failed(format!(
+                    "{folder:?} lies in or around {other:?}, which is synced already"
+                ))
+                .hint("choose another folder with --folder PATH"));
+            }
+        }
+        match std::fs::metadata(&folder) {
+            Ok(metadata) if !metadata.is_dir() => {
+                return Err(Failure::failed(format!("{folder:?} is not a directory"))
+                    .hint("choose another folder with --folder PATH"));
+            }
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Failure::file("Cannot use the folder", &folder, &error));
+            }
+            _ => {}
+        }
+        let device = match (device, &machine.config) {
+            (Some(device), _) => device.to_owned(),
+            (None, Some(config)) => config.device_name.clone(),
+            (None, None) => machine_name(),
+        };
+        Ok(Self { folder, device })
+    }
+
+    /// Binds the folder to the device that was just admitted, and writes it down. When that fails,
+    /// the device is taken back, so that no ghost stays in the account.
+    ///
+    /// # Errors
+    /// When the disk refuses, or the folder belongs to another drive.
+    pub async fn finish(
+        &self,
+        machine: &Machine,
+        server: &Server,
+        session: &Session,
+    ) -> Result<FolderConfig, Failure> {
+        match self.write(machine, server, session) {
+            Ok(folder) => Ok(folder),
+            Err(failure) => {
+                // The first failure is what the person must know; this is tidying up.
+                drop(session.logout().await);
+                Err(failure)
+            }
+        }
+    }
+
+    fn write(
+        &self,
+        machine: &Machine,
+        server: &Server,
+        session: &Session,
+    ) -> Result<FolderConfig, Failure> {
+        let failed =
+            |error: &(dyn std::error::Error + 'static)| Failure::from_error(Exit::Failed, error);
+        let admitted = session.admitted();
+        let drive = session.drive().id;
+        let token = new_token(session)?;
+        let found = if self.folder.exists() {
+            DiskFolder::identity_at(&self.folder).map_err(|error| failed(&error))?
+        } else {
+            None
+        };
+        let id = match found {
+            // It was joined before: what is in it is known to belong to this drive.
+            Some(identity) if identity.drive == drive => identity.folder,
+            Some(_) => {
+                return Err(Failure::failed(format!(
+                    "{:?} was synced with another drive before",
+                    self.folder
+                ))
+                .hint(
+                    "choose another folder, or remove its .picloud directory to sync its files \
+                     with this drive",
+                ));
+            }
+            None => {
+                let mut bytes = [0; FolderId::LEN];
+                getrandom::fill(&mut bytes).map_err(|error| {
+                    Failure::failed("The system has no random numbers").caused_by(error.to_string())
+                })?;
+                FolderId::from_bytes(bytes)
+            }
+        };
+        let folder = FolderConfig {
+            id,
+            path: self.folder.clone(),
+            server: server.address.clone(),
+            authority: server.authority,
+            user: admitted.user_name.clone(),
+            device: admitted.device,
+            drive,
+            ignore: Vec::new(),
+            paused: false,
+        };
+        std::fs::create_dir_all(&self.folder)
+            .map_err(|error| Failure::file("Cannot create the folder", &self.folder, &error))?;
+        DiskFolder::link(&self.folder, Identity { folder: id, drive })
+            .map_err(|error| failed(&error))?;
+        if let Some(dir) = machine.config_path.parent() {
+            std::fs::create_dir_all(dir)
+                .map_err(|error| Failure::file("Cannot create", dir, &error))?;
+        }
+        let secrets = credentials::path_beside(&machine.config_path);
+        credentials::set_token(&secrets, id, &token).map_err(|error| failed(&error))?;
+        // Last: from here on an agent takes the folder up.
+        add_folder(&machine.config_path, &folder, Some(&self.device))
+            .map_err(|error| failed(&error))?;
+        Ok(folder)
+    }
+}
+
+/// `picloud join`.
+///
+/// # Errors
+/// When the link is not good, the server cannot be reached, or the folder cannot be synced.
+pub async fn join(machine: &Machine, output: Output, args: &args::Join) -> Result<Exit, Failure> {
+    let text = if args.link == "-" {
+        prompt::lines(Path::new("-"))?.into_iter().next().unwrap_or_default()
+    } else {
+        args.link.clone()
+    };
+    let link = parse_link(&text)?;
+    let plan = Plan::check(machine, args.folder.as_deref(), args.device.as_deref())?;
+    let folder = join_with(machine, &link, &plan).await?;
+    report(machine, output, &folder, &plan.device)
+}
+
+/// Reads a join link.
+///
+/// # Errors
+/// Exit code 2 when it is none.
+pub fn parse_link(text: &str) -> Result<JoinLink, Failure> {
+    JoinLink::parse(text).map_err(|error| {
+        Failure::from_error(Exit::Usage, &error)
+            .hint("`picloud link` on a joined device prints one, or `picloud-server invite USER`")
+    })
+}
+
+/// Joins with a link.
+///
+/// # Errors
+/// As [`join`].
+pub async fn join_with(
+    machine: &Machine,
+    link: &JoinLink,
+    plan: &Plan,
+) -> Result<FolderConfig, Failure> {
+    let server = Server::of_link(link);
+    let mut client = server.connect().await?;
+    let first = client.join(&link.secret, &plan.device).await;
+    let session = admit(&mut client, first, &mut Answers::Person).await?;
+    plan.finish(machine, &server, &session).await
+}
+
+/// Says that a folder is joined, and what comes next.
+///
+/// # Errors
+/// When nobody reads it.
+pub fn report(
+    machine: &Machine,
+    output: Output,
+    folder: &FolderConfig,
+    device: &str,
+) -> Result<Exit, Failure> {
+    if output.json() {
+        told(output.object(&json!({
+            "type": "joined",
+            "version": 1,
+            "user": folder.user,
+            "server": folder.server,
+            "device": device,
+            "folder": folder.path,
+            "config": machine.config_path,
+        })))?;
+        return Ok(Exit::Done);
+    }
+    told(output.line(&format!(
+        "Joined: {} syncs with {} at {}, as {}",
+        printable(&folder.path.to_string_lossy()),
+        printable(&folder.user),
+        folder.server,
+        printable(device),
+    )))?;
+    let is_running = machine
+        .agent()
+        .ok()
+        .or_else(|| Machine::read(Some(&machine.config_path)).ok()?.agent().ok())
+        .is_some_and(|agent| super::agent::status_of(&agent.socket, &agent.config).is_some());
+    if !is_running {
+        let default = Config::default_path().is_ok_and(|path| path == machine.config_path);
+        let option = match default {
+            true => String::new(),
+            false => format!(" --config {}", machine.config_path.display()),
+        };
+        told(output.line(&output.paint(
+            Tone::Faint,
+            &format!("It begins when the agent runs: picloud-agent{option}"),
+        )))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// The path with links resolved as far as it exists, so that folders can be compared.
+fn real_path(path: &Path) -> PathBuf {
+    if let Ok(real) = path.canonicalize() {
+        return real;
+    }
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => real_path(parent).join(name),
+        _ => path.to_owned(),
+    }
+}

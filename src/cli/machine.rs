@@ -1,0 +1,258 @@
+//! What this machine is: its settings, and the device that commands speak as.
+//!
+//! Commands that ask the server speak as the device of the first folder of the settings, or else as the
+//! device of a log-in without a folder, kept in `session.toml` beside the settings, mode 0600.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::agent::Agent;
+use super::dial::Server;
+use super::failure::{Exit, Failure};
+use crate::agent::config::{Authority, Config, FolderConfig};
+use crate::agent::{credentials, durable};
+use crate::client::Session;
+use crate::model::{DeviceId, DriveId, Fingerprint};
+
+/// The newest format of `session.toml`.
+const SESSION_VERSION: u32 = 1;
+
+/// The settings of this machine.
+#[derive(Debug)]
+pub struct Machine {
+    /// Where the settings are.
+    pub config_path: PathBuf,
+    /// The settings; nothing when there are none yet.
+    pub config: Option<Config>,
+}
+
+/// The device that commands speak as.
+#[derive(Debug)]
+pub struct Account {
+    /// Its server.
+    pub server: Server,
+    /// The account's name.
+    pub user: String,
+    /// The device.
+    pub device: DeviceId,
+    /// Its drive.
+    pub drive: DriveId,
+    /// The folder it belongs to; nothing for a log-in without one.
+    pub folder: Option<FolderConfig>,
+    token: credentials::Token,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    version: u32,
+    server: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fingerprint: Option<Fingerprint>,
+    user: String,
+    device: DeviceId,
+    drive: DriveId,
+    token: String,
+}
+
+impl Machine {
+    /// Reads the settings.
+    ///
+    /// # Errors
+    /// When they are there and wrong.
+    pub fn read(config: Option<&Path>) -> Result<Self, Failure> {
+        let failed =
+            |error: &(dyn std::error::Error + 'static)| Failure::from_error(Exit::Failed, error);
+        let config_path = match config {
+            Some(path) => std::path::absolute(path)
+                .map_err(|error| Failure::file("Cannot use", path, &error))?,
+            None => Config::default_path().map_err(|error| failed(&error))?,
+        };
+        let config = match config_path.try_exists() {
+            Ok(false) => None,
+            Ok(true) | Err(_) => Some(Config::load(&config_path).map_err(|error| failed(&error))?),
+        };
+        Ok(Self { config_path, config })
+    }
+
+    /// Returns the agent of this machine.
+    ///
+    /// # Errors
+    /// When there are no settings: then there is no agent either.
+    pub fn agent(&self) -> Result<Agent, Failure> {
+        let Some(config) = &self.config else {
+            return Err(Failure::new(
+                Exit::NoAgent,
+                "No agent is running: this machine is not joined yet",
+            )
+            .hint("`picloud join LINK` joins it to a server; `picloud up` starts one here"));
+        };
+        Ok(Agent { config: self.config_path.clone(), socket: config.socket.clone() })
+    }
+
+    fn session_path(&self) -> PathBuf {
+        self.config_path.with_file_name("session.toml")
+    }
+
+    /// Returns the device that commands speak as.
+    ///
+    /// # Errors
+    /// When there is none, or its credentials cannot be read.
+    pub fn account(&self) -> Result<Account, Failure> {
+        if let Some(folder) = self.config.as_ref().and_then(|config| config.folders.first()) {
+            let path = credentials::path_beside(&self.config_path);
+            let token = credentials::token(&path, folder.id)
+                .map_err(|error| Failure::from_error(Exit::Failed, &error))?;
+            return Ok(Account {
+                server: Server { address: folder.server.clone(), authority: folder.authority },
+                user: folder.user.clone(),
+                device: folder.device,
+                drive: folder.drive,
+                folder: Some(folder.clone()),
+                token,
+            });
+        }
+        self.session()?.ok_or_else(|| {
+            Failure::failed("This machine is not joined to an account").hint(
+                "`picloud join LINK` syncs a folder; `picloud login --server HOST:PORT --user NAME` \
+                 logs in without one",
+            )
+        })
+    }
+
+    fn session(&self) -> Result<Option<Account>, Failure> {
+        let path = self.session_path();
+        let text = match std::fs::metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Ok(metadata) if metadata.permissions().mode() & 0o077 != 0 => {
+                return Err(Failure::failed(format!("Others can read {path:?}"))
+                    .hint(format!("run chmod 600 {}", path.display())));
+            }
+            _ => std::fs::read_to_string(&path)
+                .map(Zeroizing::new)
+                .map_err(|error| Failure::file("Cannot read", &path, &error))?,
+        };
+        // What is wrong with it is not told: the line may hold the token.
+        let damaged = || {
+            Failure::failed(format!("{path:?} is damaged"))
+                .hint("remove it and log in again with `picloud login`")
+        };
+        let session: Stored = toml::from_str(&text).map_err(|_| damaged())?;
+        if session.version > SESSION_VERSION {
+            return Err(Failure::failed(format!(
+                "{path:?} has format {}, but this version reads up to {SESSION_VERSION}",
+                session.version
+            ))
+            .hint("upgrade picloud on this device"));
+        }
+        let token = URL_SAFE_NO_PAD.decode(&session.token).map_err(|_| damaged())?;
+        Ok(Some(Account {
+            server: Server {
+                address: session.server,
+                authority: session.fingerprint.map_or(Authority::Public, Authority::Fingerprint),
+            },
+            user: session.user,
+            device: session.device,
+            drive: session.drive,
+            folder: None,
+            token: credentials::Token::new(token),
+        }))
+    }
+
+    /// Refuses a log-in where commands speak as a folder's device already, or as an earlier log-in's.
+    ///
+    /// # Errors
+    /// Says which.
+    pub fn check_no_account(&self) -> Result<(), Failure> {
+        if let Some(folder) = self.config.as_ref().and_then(|config| config.folders.first()) {
+            return Err(Failure::failed(format!(
+                "This machine speaks as {:?} already, through its folder {:?}",
+                folder.user, folder.path
+            ))
+            .hint("`picloud logout` ends that; --folder PATH adds another folder"));
+        }
+        if let Some(session) = self.session()? {
+            return Err(Failure::failed(format!(
+                "This machine is logged in as {:?} at {} already",
+                session.user, session.server.address
+            ))
+            .hint("`picloud logout` ends that"));
+        }
+        Ok(())
+    }
+
+    /// Keeps a log-in without a folder.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn keep_session(&self, server: &Server, session: &Session) -> Result<(), Failure> {
+        let path = self.session_path();
+        let admitted = session.admitted();
+        let stored = Stored {
+            version: SESSION_VERSION,
+            server: server.address.clone(),
+            fingerprint: match server.authority {
+                Authority::Fingerprint(fingerprint) => Some(fingerprint),
+                Authority::Public => None,
+            },
+            user: admitted.user_name.clone(),
+            device: admitted.device,
+            drive: session.drive().id,
+            token: URL_SAFE_NO_PAD.encode(new_token(session)?.as_bytes()),
+        };
+        let text = toml::to_string(&stored)
+            .map(Zeroizing::new)
+            .map_err(|error| Failure::failed(format!("Cannot write {path:?}")).because(&error))?;
+        let write = || {
+            if let Some(dir) = path.parent() {
+                std::fs::create_dir_all(dir)?;
+            }
+            durable::replace(&path, text.as_bytes(), 0o600)
+        };
+        write().map_err(|error| Failure::file("Cannot write", &path, &error))
+    }
+
+    /// Forgets a log-in without a folder.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub fn forget_session(&self) -> Result<(), Failure> {
+        let path = self.session_path();
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Failure::file("Cannot remove", &path, &error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Account {
+    /// Connects and continues as this device, on its drive.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, or refuses the device.
+    pub async fn connect(&self) -> Result<Session, Failure> {
+        let mut client = self.server.connect().await?;
+        let resumed = client.resume(self.device, self.token.as_bytes()).await;
+        resumed
+            .and_then(|session| session.on_drive(self.drive))
+            .map_err(|error| Failure::of_client(&error))
+    }
+}
+
+/// Returns the token of a device that is new.
+///
+/// # Errors
+/// When the server gave none.
+pub fn new_token(session: &Session) -> Result<credentials::Token, Failure> {
+    session
+        .credentials()
+        .map(|kept| credentials::Token::new(kept.token))
+        .ok_or_else(|| Failure::failed("The server gave this device no token"))
+}

@@ -1,0 +1,88 @@
+//! What a person types and sees: the `picloud` command.
+//!
+//! Only this room prints. It decides wording and exit codes; everything it does is done by
+//! [`crate::client`], by a running agent, or, for `up`, by an agent and a server in this process.
+
+mod account;
+mod agent;
+mod args;
+mod control;
+mod dial;
+mod failure;
+mod files;
+mod join;
+mod machine;
+mod output;
+mod prompt;
+mod qr;
+mod up;
+
+use std::future::Future;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser as _;
+
+use args::{Cli, Command};
+use failure::{Exit, Failure};
+use machine::Machine;
+use output::Output;
+
+/// Runs the `picloud` command with the arguments of this process.
+#[must_use]
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output::detect(cli.json);
+    match execute(&cli, output) {
+        Ok(exit) => ExitCode::from(exit.code()),
+        Err(failure) => {
+            if output.json() {
+                agent::told(output.object(&failure.json())).unwrap_or_default();
+            }
+            eprint!("{}", failure.render());
+            ExitCode::from(failure.exit().code())
+        }
+    }
+}
+
+fn execute(cli: &Cli, output: Output) -> Result<Exit, Failure> {
+    let machine = Machine::read(cli.config.as_deref())?;
+    let machine = &machine;
+    match &cli.command {
+        Command::Up(args) => up::up(machine, output, args),
+        Command::Status { watch: false } => machine.agent()?.status(output),
+        Command::Status { watch: true } => machine.agent()?.watch(output),
+        Command::Sync { timeout } => {
+            machine.agent()?.sync(output, timeout.map(Duration::from_secs))
+        }
+        Command::Conflicts => machine.agent()?.conflicts(output),
+        Command::Pause => machine.agent()?.set_paused(output, true),
+        Command::Resume => machine.agent()?.set_paused(output, false),
+        Command::Log { follow, lines } => machine.agent()?.log(output, *lines, *follow),
+        Command::Join(args) => wait(join::join(machine, output, args)),
+        Command::Put { file, remote } => wait(files::put(machine, output, file, remote.as_deref())),
+        Command::Get { remote, file } => wait(files::get(machine, output, remote, file.as_deref())),
+        Command::Ls { long, path } => wait(files::list(machine, output, *long, path.as_deref())),
+        Command::Register(args) => wait(account::log_in(machine, output, args, true)),
+        Command::Login(args) => wait(account::log_in(machine, output, args, false)),
+        Command::Logout => wait(account::log_out(machine, output)),
+        Command::Whoami => wait(account::who_am_i(machine, output)),
+        Command::Devices { command } => wait(account::devices(machine, output, command.as_ref())),
+        Command::Link { plain } => wait(account::link(machine, output, *plain)),
+        Command::Passwd { password_file } => {
+            wait(account::change_password(machine, output, password_file.as_deref()))
+        }
+        Command::Totp { command } => wait(account::totp(machine, output, command)),
+        Command::Held => wait(account::held(machine, output)),
+        Command::Approve { device } => wait(account::approve(machine, output, device)),
+    }
+}
+
+/// Runs a conversation with the server to its end.
+fn wait(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed("Cannot start").because(&error))?
+        .block_on(Box::pin(work))
+}

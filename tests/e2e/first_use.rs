@@ -1,0 +1,97 @@
+//! `picloud up`: everything on one machine by one command, and the next device by the link it shows.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::support::{Process, World, eventually, free_port};
+
+struct Up {
+    process: Process,
+    log: PathBuf,
+}
+
+impl Up {
+    fn start(world: &World, home: &Path, port: u16, more: &[&str]) -> Self {
+        fs::create_dir_all(home).unwrap();
+        let log = home.join("up.log");
+        let _ = fs::remove_file(&log);
+        let mut command = world.command(env!("CARGO_BIN_EXE_picloud"));
+        command.env("HOME", home).env("USER", "ann").arg("up");
+        command.args(["--listen", &format!("127.0.0.1:{port}")]);
+        command.args(["--public", &format!("127.0.0.1:{port}")]).args(more);
+        let process = Process::spawn("up", command, &log);
+        Self { process, log }
+    }
+
+    fn text(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// The join link it shows.
+    fn link(&mut self) -> String {
+        eventually("up shows a join link", || {
+            self.process.assert_running();
+            let text = self.text();
+            let line = text.split_whitespace().find(|word| word.starts_with("picloud://"))?;
+            text.contains(&format!("{line}\n")).then(|| line.to_owned())
+        })
+    }
+}
+
+#[test]
+fn one_command_starts_everything_and_its_link_joins_the_next_device() {
+    let world = World::without_server("");
+    let home = world.path().join("home");
+    let port = free_port();
+    let mut up = Up::start(&world, &home, port, &["--device", "desk"]);
+    let link = up.link();
+    let shown = up.text();
+    assert!(!shown.contains('\x1b'), "{shown}");
+    assert!(shown.contains("picloud join"), "{shown}");
+    assert!(shown.contains('█') || shown.contains('▀'), "no QR code: {shown}");
+
+    let mut b = world.blank_device("b");
+    b.join(&link).ok();
+    b.start();
+    fs::write(home.join("PiCloud/hello.txt"), "from the first").unwrap();
+    b.wait_text("hello.txt", "from the first");
+    b.write("back.txt", "from the second");
+    eventually("the first has it", || {
+        fs::read_to_string(home.join("PiCloud/back.txt")).ok().filter(|t| t == "from the second")
+    });
+    // The other commands find what runs here.
+    let status = world.picloud_at(&home, &["status", "--json"]);
+    assert_eq!(status.objects()[0]["folders"][0]["device"], "desk");
+    world.picloud_at(&home, &["sync", "--timeout", "60"]).ok();
+
+    // A second `up` says that one runs already.
+    let mut second = world.command(env!("CARGO_BIN_EXE_picloud"));
+    second.env("HOME", &home).env("USER", "ann").arg("up");
+    let second = crate::support::Run::of(&second.output().unwrap());
+    let stderr = second.fails(1);
+    assert!(stderr.contains("runs already") || stderr.contains("already running"), "{stderr}");
+    up.process.terminate();
+
+    // Again: it picks up where it was, and the second device needs nobody.
+    fs::write(home.join("PiCloud/while down.txt"), "x").unwrap();
+    let mut up = Up::start(&world, &home, port, &[]);
+    up.link();
+    b.wait_text("while down.txt", "x");
+    let who = world.picloud_at(&home, &["whoami", "--json"]);
+    assert_eq!(who.objects()[0]["user"], "ann");
+    let devices = world.picloud_at(&home, &["devices", "--json"]).objects();
+    assert_eq!(devices.len(), 2, "{devices:?}");
+    up.process.terminate();
+}
+
+#[test]
+fn a_port_that_is_taken_is_said_so() {
+    let world = World::new();
+    let home = world.path().join("home");
+    let mut command = world.command(env!("CARGO_BIN_EXE_picloud"));
+    command.env("HOME", &home).env("USER", "ann").arg("up");
+    command.args(["--listen", &world.address()]);
+    let run = crate::support::Run::of(&command.output().unwrap());
+    let stderr = run.fails(1);
+    assert!(stderr.contains(&world.port.to_string()), "{stderr}");
+}

@@ -1,0 +1,127 @@
+//! Join links: one-time, expiring, pinned to one server, and nothing written when joining fails.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use crate::support::{World, free_port};
+
+#[test]
+fn a_joined_device_syncs_and_its_credentials_are_its_users_alone() {
+    let world = World::new();
+    let device = world.device("ann", "laptop");
+    device.sync();
+    assert_eq!(device.status()["state"], "in-sync");
+    assert!(device.folder.is_dir());
+    let mut secret_files = 0;
+    for entry in fs::read_dir(&device.dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_string_lossy().contains("credentials") {
+            secret_files += 1;
+            for path in walkdir::WalkDir::new(&path).into_iter().flatten() {
+                let mode = path.metadata().unwrap().permissions().mode() & 0o077;
+                assert_eq!(mode, 0, "{}", path.path().display());
+            }
+        }
+    }
+    assert!(secret_files > 0);
+}
+
+#[test]
+fn a_link_works_once() {
+    let world = World::new();
+    let link = world.invite("ann");
+    world.blank_device("a").join(&link).ok();
+    let second = world.blank_device("b");
+    let stderr = second.join(&link).fails(1);
+    assert!(stderr.contains("link"), "{stderr}");
+    assert!(stderr.contains("used") || stderr.contains("expired"), "{stderr}");
+    assert!(!second.config.exists() && !second.folder.exists());
+}
+
+#[test]
+fn a_link_expires() {
+    let world = World::with_server_config("[accounts]\nlink_expires_secs = 1\n");
+    let device = world.blank_device("a");
+    let link = world.invite("ann");
+    // The one wait that is for time itself: the link's second, and a little for the clock's.
+    std::thread::sleep(std::time::Duration::from_millis(2_100));
+    let stderr = device.join(&link).fails(1);
+    assert!(stderr.contains("expired"), "{stderr}");
+    assert!(!device.config.exists());
+}
+
+#[test]
+fn a_server_that_is_not_the_one_of_the_link_is_refused() {
+    let mine = World::new();
+    let other = World::new();
+    let link = mine.invite("ann").replace(&mine.address(), &other.address());
+    let device = mine.blank_device("a");
+    let stderr = device.join(&link).fails(1);
+    assert!(stderr.contains("fingerprint"), "{stderr}");
+    assert!(!device.config.exists() && !device.folder.exists());
+    // The link is not used up by it: its secret was never sent.
+    device.join(&link.replace(&other.address(), &mine.address())).ok();
+}
+
+#[test]
+fn a_server_that_cannot_be_reached_is_said_so() {
+    let mut world = World::new();
+    let link = world.invite("ann");
+    world.stop_server();
+    let device = world.blank_device("a");
+    let stderr = device.join(&link).fails(4);
+    assert!(stderr.contains(&world.address()), "{stderr}");
+    assert!(!device.config.exists() && !device.folder.exists());
+}
+
+#[test]
+fn a_damaged_link_is_refused_before_anything_is_asked() {
+    let world = World::without_server("");
+    let device = world.blank_device("a");
+    let port = free_port();
+    let cases = [
+        "https://example.org/".to_owned(),
+        format!("picloud://127.0.0.1:{port}/"),
+        format!("picloud://127.0.0.1:{port}/#abc.def"),
+        "picloud://127.0.0.1/#x.y".to_owned(),
+    ];
+    for link in cases {
+        device.join(&link).fails(2);
+        assert!(!device.config.exists() && !device.folder.exists(), "{link}");
+    }
+}
+
+#[test]
+fn invite_prints_the_link_alone_whether_the_server_runs_or_not() {
+    let mut world = World::new();
+    let while_running = world.picloud_server(&["invite", "ann"]).ok();
+    world.stop_server();
+    let while_stopped = world.picloud_server(&["invite", "bob"]).ok();
+    world.start_server();
+    for (output, name) in [(while_running, "a"), (while_stopped, "b")] {
+        assert_eq!(output.lines().count(), 1, "{output:?}");
+        assert!(output.starts_with(&format!("picloud://{}/#", world.address())), "{output}");
+        world.blank_device(name).join(output.trim()).ok();
+    }
+}
+
+#[test]
+fn a_folder_with_files_in_it_can_be_joined_and_loses_nothing() {
+    let world = World::new();
+    let first = world.device("ann", "first");
+    first.write("same.txt", "same");
+    first.write("both.txt", "of the first");
+    first.sync();
+    let mut second = world.blank_device("second");
+    second.write("same.txt", "same");
+    second.write("both.txt", "of the second");
+    second.write("own/deep.txt", "own");
+    second.join(&world.invite("ann")).ok();
+    second.start();
+    crate::support::settle(&[&first, &second]);
+    assert_eq!(first.read("own/deep.txt").unwrap(), "own");
+    assert_eq!(second.read("both.txt").unwrap(), "of the first");
+    let copies = first.conflict_copies("");
+    assert_eq!(copies.len(), 1, "{copies:?}");
+    assert_eq!(first.read(&copies[0]).unwrap(), "of the second");
+}

@@ -1,0 +1,18 @@
+//! End-to-end tests: the real programs, as a person and a script use them.
+//!
+//! One binary, so that worlds that do not know of each other run side by side.
+
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod accounts;
+mod changes;
+mod config;
+mod crash;
+mod first_use;
+mod join;
+mod put_get;
+mod status;
+mod unusual_files;

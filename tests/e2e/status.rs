@@ -1,0 +1,158 @@
+//! What scripts rely on: states, exit codes, JSON, and no colour without a terminal.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{Proxy, World, wait_same};
+
+#[test]
+fn every_state_has_its_word_and_exit_code() {
+    let mut world = World::new();
+    let mut device = world.joined("ann", "a");
+    let stopped = device.picloud(&["status", "--json"]);
+    assert_eq!((stopped.code, &stopped.objects()[0]["state"]), (6, &"stopped".into()));
+    device.picloud(&["sync"]).fails(6);
+    device.picloud(&["pause"]).fails(6);
+
+    device.start();
+    device.sync();
+    let quiet = device.picloud(&["status", "--json"]);
+    assert_eq!((quiet.code, &quiet.objects()[0]["state"]), (0, &"in-sync".into()));
+
+    device.picloud(&["pause"]).ok();
+    assert_eq!(device.status()["state"], "paused");
+    assert_eq!(device.picloud(&["status"]).code, 5);
+    device.write("while paused", "x");
+    assert_eq!(device.picloud(&["sync", "--timeout", "30"]).code, 5);
+    assert_eq!(device.picloud(&["ls"]).ok(), "");
+    // A pause outlasts a restart: a person said so.
+    device.stop();
+    device.start();
+    assert_eq!(device.picloud(&["status"]).code, 5);
+    device.picloud(&["resume"]).ok();
+    device.sync();
+    assert_eq!(device.picloud(&["ls"]).ok(), "while paused\n");
+
+    world.stop_server();
+    device.wait_status("offline", |status| status["state"] == "offline");
+    assert_eq!(device.picloud(&["status"]).code, 4);
+    device.picloud(&["sync", "--timeout", "30"]).fails(4);
+    world.start_server();
+    device.wait_status("return", |status| status["state"] == "in-sync");
+
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        device.path("fifo"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o600),
+        0,
+    )
+    .unwrap();
+    device.wait_problem("fifo");
+    assert_eq!(device.picloud(&["status"]).code, 3);
+    device.picloud(&["sync", "--timeout", "30"]).fails(3);
+    device.remove("fifo");
+    device.wait_status("no problem", |status| status["state"] == "in-sync");
+}
+
+#[test]
+fn the_status_counts_what_is_there() {
+    let world = World::new();
+    let device = world.device("ann", "laptop");
+    device.write("d/one", "12345");
+    device.write("d/two", "1234567");
+    device.link("link", "nowhere");
+    device.sync();
+    let status = device.status();
+    assert_eq!(status["type"], "status");
+    assert_eq!(status["version"], 1);
+    assert_eq!(status["files"], 3);
+    assert_eq!(status["dirs"], 1);
+    assert_eq!(status["bytes"], 12);
+    assert_eq!((&status["uploads"], &status["downloads"]), (&0.into(), &0.into()));
+    assert_eq!(status["conflicts"], 0);
+    assert_eq!(status["problems"].as_array().unwrap().len(), 0);
+    assert!(status["last_sync"].as_i64().unwrap() > 1_700_000_000);
+    let folder = &status["folders"][0];
+    assert_eq!(folder["user"], "ann");
+    assert_eq!(folder["device"], "laptop");
+    assert_eq!(folder["server"], world.address());
+    assert_eq!(folder["path"], device.folder.to_str().unwrap());
+    device.wait_status("proof of agreement", |status| status["folders"][0]["agrees"] == true);
+}
+
+#[test]
+fn a_sync_that_takes_longer_says_so_and_the_agent_goes_on() {
+    let world = World::new();
+    let proxy = Proxy::to(&world.address());
+    let device = world.device_via(&proxy, "ann", "slow");
+    device.sync();
+    proxy.set_rate(100_000);
+    device.write("big", crate::support::Dice::new(5).bytes(1_000_000));
+    let begun = Instant::now();
+    let run = device.picloud(&["sync", "--timeout", "1"]);
+    run.fails(7);
+    assert!(begun.elapsed() < Duration::from_secs(8));
+    let status = device.status();
+    assert_eq!(status["state"], "syncing");
+    assert!(status["upload_bytes"].as_u64().unwrap() > 0, "{status}");
+    proxy.set_rate(0);
+    device.sync();
+    assert_eq!(device.status()["upload_bytes"], 0);
+}
+
+#[test]
+fn a_cut_connection_costs_time_and_nothing_else() {
+    let world = World::new();
+    let proxy = Proxy::to(&world.address());
+    let a = world.device_via(&proxy, "ann", "a");
+    let b = world.device("ann", "b");
+    proxy.set_rate(3_000_000);
+    for index in 0..8 {
+        a.write(format!("f{index}"), crate::support::Dice::new(index + 1).bytes(700_000));
+        b.write(format!("g{index}"), crate::support::Dice::new(index + 100).bytes(700_000));
+        proxy.cut_once();
+    }
+    proxy.cut();
+    a.wait_status("offline", |status| status["state"] == "offline");
+    proxy.set_rate(0);
+    proxy.mend();
+    assert_eq!(wait_same(&[&a, &b]).len(), 16);
+}
+
+#[test]
+fn nothing_is_coloured_without_a_terminal() {
+    let world = World::new();
+    let device = world.device("ann", "a");
+    device.write("f", "1");
+    device.sync();
+    for args in [&["status"][..], &["sync"], &["conflicts"], &["log"], &["ls", "-l"], &["whoami"]] {
+        let out = device.picloud(args).ok();
+        assert!(!out.contains('\x1b'), "{args:?}: {out:?}");
+    }
+}
+
+#[test]
+fn the_log_tells_what_happened_to_which_file() {
+    let world = World::new();
+    let a = world.device("ann", "a");
+    let b = world.device("ann", "b");
+    a.write("dir/file", "1");
+    b.wait_text("dir/file", "1");
+    b.sync();
+    for device in [&a, &b] {
+        let objects = device.picloud(&["log", "--json"]).objects();
+        let line = objects.iter().find(|line| line["path"] == "dir/file");
+        assert!(line.is_some(), "{}: {objects:?}", device.name);
+    }
+}
+
+#[test]
+fn wrong_usage_is_exit_code_two() {
+    let world = World::without_server("");
+    let home = world.path().join("home");
+    for args in
+        [&["nonsense"][..], &["sync", "--timeout", "soon"], &["join"], &["--no-such-option"]]
+    {
+        assert_eq!(world.picloud_at(&home, args).code, 2, "{args:?}");
+    }
+}
