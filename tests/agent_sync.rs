@@ -202,10 +202,10 @@ async fn a_folder_that_is_gone_deletes_nothing_and_goes_on_when_it_is_back() {
 async fn an_edit_of_the_settings_takes_effect_and_a_bad_one_changes_nothing() {
     let (_server, a, b) = two().await;
     let text = fs::read_to_string(a.config()).unwrap();
-    fs::write(a.config(), format!("[limits]\nuplaod = 1\n{text}")).unwrap();
+    fs::write(a.config(), format!("uplaod = 1\n{text}")).unwrap();
     a.until("told of the bad edit", |status| !status.problems.is_empty()).await;
     let reason = a.status().problems[0].reason.clone();
-    assert!(reason.contains("line 2, key \"uplaod\""), "{reason}");
+    assert!(reason.contains("line 1, key \"uplaod\""), "{reason}");
     assert!(reason.ends_with("the settings before that edit stay in force"), "{reason}");
     a.write("still", "works");
     until_file(&b.path("still"), b"works").await;

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::durable;
+use super::ignore::Ignore;
 use crate::model::{DeviceId, DriveId, Fingerprint, FolderId};
 
 /// The documented defaults: what a new file begins as.
@@ -214,8 +215,7 @@ struct RawFolder {
     user: String,
     device: DeviceId,
     drive: DriveId,
-    #[serde(default)]
-    ignore: Vec<String>,
+    ignore: Option<Spanned<Vec<String>>>,
     #[serde(default)]
     paused: bool,
 }
@@ -344,6 +344,14 @@ impl Config {
                 return Err((raw.path.span().start, reason));
             }
         }
+        let ignore = match raw.ignore {
+            Some(patterns) => {
+                Ignore::new(patterns.get_ref())
+                    .map_err(|error| (patterns.span().start, error.to_string()))?;
+                patterns.into_inner()
+            }
+            None => Vec::new(),
+        };
         Ok(FolderConfig {
             id: raw.id.into_inner(),
             path,
@@ -352,7 +360,7 @@ impl Config {
             user: raw.user,
             device: raw.device,
             drive: raw.drive,
-            ignore: raw.ignore,
+            ignore,
             paused: raw.paused,
         })
     }

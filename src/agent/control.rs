@@ -166,7 +166,7 @@ async fn gone(read: &mut BufReader<OwnedReadHalf>) {
     read.read(&mut byte).await.ok();
 }
 
-async fn converse(stream: UnixStream, shared: &Shared) -> io::Result<()> {
+async fn converse(stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
     let (read, write) = stream.into_split();
     let mut client = Client { write };
     let mut read = BufReader::new(read);
@@ -235,7 +235,7 @@ async fn watch(client: &mut Client, shared: &Shared) -> io::Result<()> {
     }
 }
 
-async fn sync(client: &mut Client, shared: &Shared) -> io::Result<()> {
+async fn sync(client: &mut Client, shared: &Arc<Shared>) -> io::Result<()> {
     let mut changes = shared.changes();
     let complete = shared.sync();
     tokio::pin!(complete);

@@ -99,6 +99,8 @@ pub(super) struct Shared {
     rates: Arc<Rates>,
     paused: AtomicBool,
     changed: watch::Sender<u64>,
+    /// Held while folders are stopped and started.
+    taking_over: tokio::sync::Mutex<()>,
     /// Held for as long as the agent lives.
     _lock: File,
 }
@@ -146,6 +148,7 @@ pub async fn start(options: Options) -> Result<RunningAgent, StartError> {
         problems: Mutex::default(),
         paused: AtomicBool::new(is_paused),
         changed: watch::channel(0).0,
+        taking_over: tokio::sync::Mutex::default(),
         _lock: lock_file,
         options,
     });
@@ -393,7 +396,7 @@ impl Shared {
         let folders = lock(&self.folders);
         for folder in &config.folders {
             if let Some(task) = folders.get(&folder.id) {
-                task.set(paused || folder.paused, scan_every_ms(config));
+                task.set(paused || folder.paused, scan_every_ms(config), &folder.ignore);
             }
         }
     }
@@ -425,6 +428,7 @@ impl Shared {
 
     /// Brings everything in line with the settings.
     async fn take_over(self: &Arc<Self>, config: &Config) {
+        let _taking_over = self.taking_over.lock().await;
         let old = {
             let mut current = lock(&self.config);
             let old = current.clone();
@@ -482,7 +486,6 @@ impl Shared {
                     let wanted = config.folders.iter().find(|folder| folder.id == **id);
                     let is_same = wanted.is_some_and(|wanted| {
                         wanted.same_binding(&task.settings.config)
-                            && wanted.ignore == task.settings.config.ignore
                             && config.device_name == task.settings.device_name
                     });
                     !is_same || task.view.borrow().is_refused()
@@ -526,7 +529,10 @@ impl Shared {
 
     /// Returns the conflict copies of all folders.
     pub(super) async fn conflicts(&self) -> Vec<Conflict> {
-        let inputs: Vec<_> = lock(&self.folders).values().filter_map(FolderTask::inputs).collect();
+        let inputs: Vec<_> = lock(&self.folders)
+            .values()
+            .filter_map(|folder| folder.inputs.borrow().clone())
+            .collect();
         let mut conflicts = Vec::new();
         for inputs in inputs {
             let (reply, found) = oneshot::channel();
@@ -541,19 +547,33 @@ impl Shared {
 
     /// Waits until everything that is on disk and on the server now is on both, or until a folder
     /// stands still for the reason that its state tells.
-    pub(super) async fn sync(&self) {
+    pub(super) async fn sync(self: &Arc<Self>) {
         let mut waits = tokio::task::JoinSet::new();
-        for folder in lock(&self.folders).values() {
-            waits.spawn(sync_folder(Waiting {
-                view: folder.view.clone(),
-                journal: folder.journal.clone(),
-                drive: folder.settings.config.drive,
-                inputs: folder.inputs(),
-            }));
-            folder.wake.notify_one();
+        let ids: Vec<FolderId> = lock(&self.config).folders.iter().map(|f| f.id).collect();
+        for id in ids {
+            let shared = Arc::clone(self);
+            waits.spawn(async move {
+                // Once more when an edit of the settings started the folder anew meanwhile.
+                while let Some(waiting) = shared.waiting(id).await
+                    && !sync_folder(waiting).await
+                {}
+            });
         }
         waits.join_all().await;
         self.bump();
+    }
+
+    async fn waiting(&self, id: FolderId) -> Option<Waiting> {
+        let _taking_over = self.taking_over.lock().await;
+        let folders = lock(&self.folders);
+        let folder = folders.get(&id)?;
+        folder.wake.notify_one();
+        Some(Waiting {
+            view: folder.view.clone(),
+            journal: folder.journal.clone(),
+            drive: folder.settings.config.drive,
+            inputs: folder.inputs.clone(),
+        })
     }
 }
 
@@ -562,20 +582,24 @@ struct Waiting {
     view: watch::Receiver<View>,
     journal: watch::Receiver<Option<Connection>>,
     drive: crate::model::DriveId,
-    inputs: Option<mpsc::Sender<Input>>,
+    inputs: watch::Receiver<Option<mpsc::Sender<Input>>>,
 }
 
-async fn sync_folder(mut sync: Waiting) {
+/// Returns whether it came to an end, and not just the folder's task.
+async fn sync_folder(mut sync: Waiting) -> bool {
     let tries = sync.view.borrow().failed_tries;
     let mut scans = None;
-    if let Some(inputs) = &sync.inputs {
-        let (reply, wanted) = oneshot::channel();
-        if inputs.send(Input::Sync(reply)).await.is_ok() {
-            scans = wanted.await.ok();
-        }
-    }
     let mut head: Option<Rev> = None;
     loop {
+        let inputs = sync.inputs.borrow_and_update().clone();
+        if scans.is_none()
+            && let Some(inputs) = inputs
+        {
+            let (reply, wanted) = oneshot::channel();
+            if inputs.send(Input::Sync(reply)).await.is_ok() {
+                scans = wanted.await.ok();
+            }
+        }
         let connection = sync.journal.borrow_and_update().clone();
         if head.is_none()
             && let Some(connection) = connection
@@ -597,18 +621,25 @@ async fn sync_folder(mut sync: Waiting) {
                 State::Problem | State::Syncing | State::InSync => false,
             };
             if is_done || stands_still {
-                return;
+                return true;
             }
         }
         tokio::select! {
             changed = sync.view.changed() => {
                 if changed.is_err() {
-                    return;
+                    return false;
                 }
+            }
+            changed = sync.inputs.changed() => {
+                if changed.is_err() {
+                    return false;
+                }
+                // Opened again: that engine counts anew.
+                scans = None;
             }
             changed = sync.journal.changed(), if head.is_none() => {
                 if changed.is_err() {
-                    return;
+                    return false;
                 }
             }
         }

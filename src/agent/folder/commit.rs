@@ -1,12 +1,17 @@
 //! Sending commits: in order, several under way, small contents inside.
 //!
 //! A frame is built on a blocking thread (reading, checking, packing) while the one before it is on
-//! its way; frames leave in the order of the commits, and replies are taken in that order too.
+//! its way; frames leave in the order of the commits. The replies are taken in order too, and by the
+//! task that takes the pages ([`Answers`]): the server sends a page over our own changes only after
+//! it answered them, and the engine must hear both in that order.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 
 use super::{Context, Input, Session};
@@ -14,8 +19,7 @@ use crate::content::pack;
 use crate::engine::folder::Fault;
 use crate::engine::seam::{Committed, Expected, Outgoing, Spot};
 use crate::model::{ChunkData, Content, Rev};
-use crate::protocol::limits::{BATCH_COUNT_MAX, BATCH_LEN_MAX};
-use crate::protocol::message::{ChangeResult, Commit};
+use crate::protocol::message::{self, ChangeResult, Commit};
 use crate::protocol::{CallError, Pending};
 
 /// Commits that wait to be built: more than the engine has under way.
@@ -24,10 +28,8 @@ pub(super) const JOBS_MAX: usize = 16;
 /// Commits that are built ahead of the one being sent.
 const BUILT_MAX: usize = 2;
 
-/// Commits that are sent and not answered.
-const SENT_MAX: usize = 8;
-
-/// A commit of the engine's.
+/// A commit of the engine's: with at most 512 changes and little over 1 MiB of contents, it is one
+/// frame.
 #[derive(Debug)]
 pub(in crate::agent) struct Job {
     pub batch: u64,
@@ -37,27 +39,33 @@ pub(in crate::agent) struct Job {
 /// A commit ready to be sent.
 struct Built {
     batch: u64,
-    frames: Vec<Frame>,
-    /// One per change of the job; nothing yet for those in a frame.
-    results: Vec<Option<Committed>>,
-}
-
-struct Frame {
     commit: Commit,
     /// Which change of the job each change of the frame is.
     indexes: Vec<usize>,
-}
-
-struct Sent {
-    batch: u64,
-    replies: Vec<(Vec<usize>, Pending<Commit>)>,
+    /// One per change of the job; nothing yet for those in the frame.
     results: Vec<Option<Committed>>,
 }
 
-/// Serves the commits of a session until it ends.
-pub(super) async fn run(cx: Arc<Context>, session: Session, mut jobs: mpsc::Receiver<Job>) {
+/// A commit that was sent.
+struct Sent {
+    batch: u64,
+    indexes: Vec<usize>,
+    results: Vec<Option<Committed>>,
+    /// None when nothing was left to send.
+    reply: Option<ReplyFuture>,
+}
+
+type ReplyFuture =
+    Pin<Box<dyn Future<Output = Result<message::Committed, CallError>> + Send + 'static>>;
+
+/// Serves the commits of a session until it ends; what was sent goes to `sent`.
+pub(super) async fn run(
+    cx: Arc<Context>,
+    session: Session,
+    mut jobs: mpsc::Receiver<Job>,
+    sent: SentWay,
+) {
     let (built_sender, mut built) = mpsc::channel::<JoinHandle<Built>>(BUILT_MAX);
-    let (sent_sender, mut sent) = mpsc::channel::<Sent>(SENT_MAX);
     let building = async {
         while let Some(job) = jobs.recv().await {
             let cx = Arc::clone(&cx);
@@ -69,27 +77,10 @@ pub(super) async fn run(cx: Arc<Context>, session: Session, mut jobs: mpsc::Rece
     };
     let sending = async {
         while let Some(handle) = built.recv().await {
-            let Ok(built) = handle.await else { return };
-            match send(&cx, &session, built).await {
-                Ok(sent) => {
-                    if sent_sender.send(sent).await.is_err() {
-                        return;
-                    }
-                }
-                Err(error) => return give_up(&session, &error),
-            }
-        }
-    };
-    let answering = async {
-        while let Some(sent) = sent.recv().await {
-            match answer(sent).await {
-                Ok((batch, results, head)) => {
-                    let input = Input::Committed { session: session.number, batch, results, head };
-                    if cx.inputs.send(input).await.is_err() {
-                        return;
-                    }
-                }
-                Err(error) => return give_up(&session, &error),
+            let Ok(built) = handle.await else { return session.journal.close() };
+            if let Err(error) = send(&cx, &session, built, &sent).await {
+                tracing::debug!(%error, "a commit could not be sent");
+                return session.journal.close();
             }
         }
     };
@@ -97,60 +88,113 @@ pub(super) async fn run(cx: Arc<Context>, session: Session, mut jobs: mpsc::Rece
     tokio::select! {
         () = building => {}
         () = sending => {}
-        () = answering => {}
     }
 }
 
-/// Ends the connection, so that what is in doubt is planned again on the next one.
-fn give_up(session: &Session, error: &CallError) {
-    if let CallError::Failed(failure) = error {
-        tracing::warn!(%failure, "the server did not take a commit; connecting anew");
+async fn send(
+    cx: &Context,
+    session: &Session,
+    built: Built,
+    sent: &SentWay,
+) -> Result<(), CallError> {
+    let Built { batch, commit, indexes, results } = built;
+    let len: usize = commit.chunks.iter().map(|chunk| chunk.data.len() + 64).sum();
+    cx.rates.up.pass(len as u64).await;
+    let _sending = sent.sending.lock().await;
+    let mut reply: Option<ReplyFuture> = None;
+    if !commit.changes.is_empty() {
+        let pending: Pending<Commit> = session.journal.send(&commit).await?;
+        reply = Some(Box::pin(pending.reply()));
     }
-    session.journal.close();
+    // There is always room: the engine has fewer commits under way.
+    if sent.way.try_send(Sent { batch, indexes, results, reply }).is_err() {
+        session.journal.close();
+    }
+    Ok(())
 }
 
-async fn send(cx: &Context, session: &Session, built: Built) -> Result<Sent, CallError> {
-    let mut replies = Vec::with_capacity(built.frames.len());
-    for frame in built.frames {
-        let len: usize = frame.commit.chunks.iter().map(|c| c.data.len() + 64).sum();
-        cx.rates.up.pass(len as u64).await;
-        let pending = session.journal.send(&frame.commit).await?;
-        replies.push((frame.indexes, pending));
-    }
-    Ok(Sent { batch: built.batch, replies, results: built.results })
+/// The way of what was sent to [`Answers`].
+pub(super) struct SentWay {
+    way: mpsc::Sender<Sent>,
+    /// Held from before a frame is sent until it is known to [`Answers`].
+    sending: Arc<Mutex<()>>,
 }
 
-async fn answer(mut sent: Sent) -> Result<(u64, Vec<Committed>, Rev), CallError> {
-    let mut head = Rev::ZERO;
-    for (indexes, pending) in sent.replies {
-        let reply = pending.reply().await?;
-        head = head.max(reply.head);
-        for (index, result) in indexes.into_iter().zip(reply.results) {
-            sent.results[index] = Some(match result {
-                ChangeResult::Accepted { rev } => Committed::Accepted { rev },
-                ChangeResult::Refused(refusal) => Committed::Refused(refusal),
-            });
+/// The replies that are still to come, in the order of the commits.
+pub(super) struct Answers {
+    sent: mpsc::Receiver<Sent>,
+    sending: Arc<Mutex<()>>,
+    waiting: VecDeque<Sent>,
+}
+
+impl Answers {
+    pub(super) fn new() -> (SentWay, Self) {
+        let (way, sent) = mpsc::channel(JOBS_MAX);
+        let sending = Arc::new(Mutex::new(()));
+        let answers = Self { sent, sending: Arc::clone(&sending), waiting: VecDeque::new() };
+        (SentWay { way, sending }, answers)
+    }
+
+    /// Waits for the next reply, and returns what the core is to be told. Nothing when there will
+    /// be none any more. To give up waiting loses nothing.
+    pub(super) async fn next(&mut self, session: u64) -> Option<Result<Input, CallError>> {
+        poll_fn(|context| {
+            while let Poll::Ready(one) = self.sent.poll_recv(context) {
+                match one {
+                    Some(one) => self.waiting.push_back(one),
+                    None if self.waiting.is_empty() => return Poll::Ready(None),
+                    None => break,
+                }
+            }
+            let Some(first) = self.waiting.front_mut() else { return Poll::Pending };
+            let reply = match &mut first.reply {
+                None => None,
+                Some(reply) => match reply.as_mut().poll(context) {
+                    Poll::Ready(Ok(reply)) => Some(reply),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error))),
+                    Poll::Pending => return Poll::Pending,
+                },
+            };
+            let answered = self.waiting.pop_front().map(|first| Ok(first.answered(session, reply)));
+            Poll::Ready(answered)
+        })
+        .await
+    }
+
+    /// Returns the next reply if it has arrived already, also when its commit is just being sent.
+    pub(super) async fn arrived(&mut self, session: u64) -> Option<Result<Input, CallError>> {
+        drop(self.sending.lock().await);
+        tokio::select! {
+            biased;
+            answered = self.next(session) => answered,
+            () = std::future::ready(()) => None,
         }
     }
-    // A server that answers too little has its changes looked at again.
-    let results =
-        sent.results.into_iter().map(|result| result.unwrap_or(Committed::Changed)).collect();
-    Ok((sent.batch, results, head))
 }
 
-/// Reads and packs what the changes need, and divides them into frames. Blocks on the disk.
+impl Sent {
+    fn answered(mut self, session: u64, reply: Option<message::Committed>) -> Input {
+        let mut head = Rev::ZERO;
+        if let Some(reply) = reply {
+            head = reply.head;
+            for (index, result) in self.indexes.into_iter().zip(reply.results) {
+                self.results[index] = Some(match result {
+                    ChangeResult::Accepted { rev } => Committed::Accepted { rev },
+                    ChangeResult::Refused(refusal) => Committed::Refused(refusal),
+                });
+            }
+        }
+        // A server that answers too little has its changes looked at again.
+        let results =
+            self.results.into_iter().map(|result| result.unwrap_or(Committed::Changed)).collect();
+        Input::Committed { session, batch: self.batch, results, head }
+    }
+}
+
+/// Reads and packs what the changes need. Blocks on the disk.
 fn build(cx: &Context, job: Job) -> Built {
-    let mut built = Built {
-        batch: job.batch,
-        frames: Vec::new(),
-        results: Vec::with_capacity(job.changes.len()),
-    };
-    let empty = || Frame {
-        commit: Commit { drive: cx.drive, changes: Vec::new(), chunks: Vec::new() },
-        indexes: Vec::new(),
-    };
-    let mut frame = empty();
-    let mut frame_len = 0;
+    let commit = Commit { drive: cx.drive, changes: Vec::new(), chunks: Vec::new() };
+    let mut built = Built { batch: job.batch, commit, indexes: Vec::new(), results: Vec::new() };
     let mut inside = HashSet::new();
     for (index, outgoing) in job.changes.into_iter().enumerate() {
         let chunk = match &outgoing.attach {
@@ -164,22 +208,13 @@ fn build(cx: &Context, job: Job) -> Built {
             },
         };
         built.results.push(None);
-        if frame.indexes.len() >= BATCH_COUNT_MAX || frame_len >= BATCH_LEN_MAX {
-            built.frames.push(std::mem::replace(&mut frame, empty()));
-            frame_len = 0;
-            inside.clear();
-        }
         if let Some(chunk) = chunk
             && inside.insert(chunk.id)
         {
-            frame_len += chunk.data.len();
-            frame.commit.chunks.push(chunk);
+            built.commit.chunks.push(chunk);
         }
-        frame.commit.changes.push(outgoing.change);
-        frame.indexes.push(index);
-    }
-    if !frame.indexes.is_empty() {
-        built.frames.push(frame);
+        built.commit.changes.push(outgoing.change);
+        built.indexes.push(index);
     }
     built
 }

@@ -43,6 +43,9 @@ const SHOW_PROBLEMS_MS: u64 = 1000;
 /// The thread turns at least this often, to show that it lives.
 const TURN_MS: u64 = 1000;
 
+/// How often to see whether the folder is still there, in milliseconds.
+const CHECK_MS: u64 = 2000;
+
 /// How often unused content lists are dropped, in milliseconds.
 const LISTS_MS: u64 = 3_600_000;
 
@@ -125,6 +128,7 @@ pub(super) struct Core {
     show_at_ms: u64,
     problems_at_ms: u64,
     lists_at_ms: u64,
+    check_at_ms: u64,
     shown: EngineView,
 }
 
@@ -158,6 +162,7 @@ impl Core {
             show_at_ms: now,
             problems_at_ms: now,
             lists_at_ms: now + LISTS_MS,
+            check_at_ms: now + CHECK_MS,
             shown: EngineView::default(),
         }
     }
@@ -245,6 +250,10 @@ impl Core {
             self.ignore_generation = self.ignore.generation();
             self.event(Event::Rescan)?;
         }
+        if now >= self.check_at_ms {
+            self.check_at_ms = now + CHECK_MS;
+            self.hands.push(Task::Check);
+        }
         if now >= self.lists_at_ms && self.engine.is_settled() {
             self.lists_at_ms = now + LISTS_MS;
             let used = self.engine.trees().lists_in_use()?;
@@ -331,6 +340,10 @@ impl Core {
                 reply.send(self.conflicts()?).ok();
             }
             Input::Paused(paused) => self.event(Event::Paused(paused))?,
+            Input::Ignore(patterns) => match self.ignore.set_patterns(&patterns) {
+                Ok(()) => self.cx.no_trouble(&RelPath::ROOT),
+                Err(error) => self.cx.trouble(&RelPath::ROOT, error.to_string()),
+            },
             Input::ScanEvery(ms) => {
                 self.scan_every_ms = ms;
                 self.next_scan_ms = self.next_scan_ms.min(clock::now().ms + ms);

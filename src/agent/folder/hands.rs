@@ -9,7 +9,7 @@ use super::{Context, Input};
 use crate::agent::ignore::Ignore;
 use crate::agent::watch::{Watched, Watcher};
 use crate::content::Chunker;
-use crate::engine::folder::FolderGone;
+use crate::engine::folder::{Folder as _, FolderGone};
 use crate::engine::seam::{DirRef, Event, Hashed, Look, Spot, Stat};
 use crate::model::{Content, Name, NodeId};
 
@@ -22,8 +22,17 @@ const LARGE_LEN: u64 = 4 * 1024 * 1024;
 /// What there is to do.
 #[derive(Debug)]
 pub(super) enum Task {
-    Look { dir: DirRef, names: Option<Vec<Name>> },
-    Hash { node: NodeId, at: Spot, stat: Stat },
+    Look {
+        dir: DirRef,
+        names: Option<Vec<Name>>,
+    },
+    Hash {
+        node: NodeId,
+        at: Spot,
+        stat: Stat,
+    },
+    /// See whether the folder is still there.
+    Check,
 }
 
 impl Task {
@@ -121,6 +130,10 @@ impl Worker {
             let input = match task {
                 Task::Look { dir, names } => match self.look(&dir, names.as_deref()) {
                     Ok(look) => Input::Event(Event::Looked { dir: dir.id, names, look }),
+                    Err(gone) => Input::Gone(gone.to_string()),
+                },
+                Task::Check => match self.cx.folder.check() {
+                    Ok(()) => continue,
                     Err(gone) => Input::Gone(gone.to_string()),
                 },
                 Task::Hash { node, at, stat } => {

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::commit::Answers;
 use super::view::LinkView;
 use super::{Context, Input, Live, Session, View, commit, fetch, upload};
 use crate::agent::config::{Authority, FolderConfig};
@@ -208,7 +209,8 @@ impl Link {
         let session = Session { number: self.last_session, journal, bulk };
         let mut tasks = JoinSet::new();
         let (commits, jobs) = mpsc::channel(commit::JOBS_MAX);
-        tasks.spawn(commit::run(Arc::clone(&self.cx), session.clone(), jobs));
+        let (sent, mut answers) = Answers::new();
+        tasks.spawn(commit::run(Arc::clone(&self.cx), session.clone(), jobs, sent));
         let (uploads, jobs) = mpsc::channel(upload::JOBS_MAX);
         tasks.spawn(upload::run(Arc::clone(&self.cx), session.clone(), jobs));
         let (fetches, jobs) = mpsc::channel(fetch::JOBS_MAX);
@@ -226,7 +228,7 @@ impl Link {
         tracing::info!(server = %self.config.server, from = %subscribed.from, head = %subscribed.head, "online");
         self.show(LinkView::Online);
         self.cx.journal.send_replace(Some(session.journal.clone()));
-        let end = self.serve(&session, &mut pushes, &mut pages_seen).await;
+        let end = self.serve(&session, &mut pushes, &mut pages_seen, &mut answers).await;
         self.cx.journal.send_replace(None);
         session.journal.close();
         session.bulk.close();
@@ -242,11 +244,18 @@ impl Link {
         session: &Session,
         pushes: &mut mpsc::Receiver<Push>,
         pages_seen: &mut mpsc::Receiver<Rev>,
+        answers: &mut Answers,
     ) -> End {
         loop {
             tokio::select! {
                 push = pushes.recv() => match push {
                     Some(Push::Page(page)) => {
+                        // What was answered before the page was sent must be heard before it.
+                        while let Some(answered) = answers.arrived(session.number).await {
+                            if let Err(end) = self.answered(answered).await {
+                                return end;
+                            }
+                        }
                         if let Err(end) = self.page(session, page).await {
                             return end;
                         }
@@ -257,6 +266,11 @@ impl Link {
                         return End::of_code(reason.code(), reason.to_string());
                     }
                 },
+                Some(answered) = answers.next(session.number) => {
+                    if let Err(end) = self.answered(answered).await {
+                        return end;
+                    }
+                }
                 seen = pages_seen.recv() => {
                     // The core lets go of the session when it wants another subscription.
                     let Some(upto) = seen else { return End::Again };
@@ -271,6 +285,10 @@ impl Link {
                 () = self.cx.inputs.closed() => return End::Closed,
             }
         }
+    }
+
+    async fn answered(&self, answered: Result<Input, CallError>) -> Result<(), End> {
+        self.cx.inputs.send(answered?).await.map_err(|_| End::Closed)
     }
 
     async fn page(&self, session: &Session, page: Page) -> Result<(), End> {

@@ -151,6 +151,8 @@ pub(super) enum Input {
     Conflicts(oneshot::Sender<Vec<Conflict>>),
     /// A person paused or resumed.
     Paused(bool),
+    /// Other patterns of the settings for what is left out.
+    Ignore(Arc<Vec<String>>),
     /// How often to look over everything, in milliseconds.
     ScanEvery(u64),
     /// End.

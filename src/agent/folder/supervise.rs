@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -52,11 +52,12 @@ pub(in crate::agent) struct Settings {
 }
 
 /// What can change while a folder's task runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Wish {
     stop: bool,
     paused: bool,
     scan_every_ms: u64,
+    ignore: Arc<Vec<String>>,
 }
 
 /// A folder's task, and the ways to it.
@@ -71,7 +72,8 @@ pub(in crate::agent) struct FolderTask {
     /// The time of the core's last turn, in milliseconds of the monotonic clock; `u64::MAX` while
     /// there is no core.
     pub turned_at_ms: Arc<AtomicU64>,
-    inputs: Arc<Mutex<Option<mpsc::Sender<Input>>>>,
+    /// The way to the engine, while the folder is open.
+    pub inputs: watch::Receiver<Option<mpsc::Sender<Input>>>,
     wish: watch::Sender<Wish>,
     task: JoinHandle<()>,
 }
@@ -81,9 +83,14 @@ impl FolderTask {
         let view = View::new(settings.config.clone(), settings.device_name.clone(), paused);
         let (view_sender, view) = watch::channel(view);
         let (journal_sender, journal) = watch::channel(None);
-        let (wish, wished) = watch::channel(Wish { stop: false, paused, scan_every_ms });
+        let (wish, wished) = watch::channel(Wish {
+            stop: false,
+            paused,
+            scan_every_ms,
+            ignore: Arc::new(settings.config.ignore.clone()),
+        });
         let wake = Arc::new(Notify::new());
-        let inputs = Arc::default();
+        let (inputs_sender, inputs) = watch::channel(None);
         let turned_at_ms = Arc::new(AtomicU64::new(u64::MAX));
         let supervisor = Supervisor {
             settings: settings.clone(),
@@ -91,7 +98,7 @@ impl FolderTask {
             wake: Arc::clone(&wake),
             journal: journal_sender,
             turned_at_ms: Arc::clone(&turned_at_ms),
-            inputs: Arc::clone(&inputs),
+            inputs: inputs_sender,
             wished,
             last_session: 0,
         };
@@ -107,16 +114,14 @@ impl FolderTask {
         }
     }
 
-    /// Returns the way to the engine, while the folder is open.
-    pub(in crate::agent) fn inputs(&self) -> Option<mpsc::Sender<Input>> {
-        self.inputs.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(in crate::agent) fn set(&self, paused: bool, scan_every_ms: u64) {
+    pub(in crate::agent) fn set(&self, paused: bool, scan_every_ms: u64, ignore: &[String]) {
         self.wish.send_if_modified(|wish| {
-            let before = *wish;
+            let before = wish.clone();
             wish.paused = paused;
             wish.scan_every_ms = scan_every_ms;
+            if *wish.ignore != ignore {
+                wish.ignore = Arc::new(ignore.to_vec());
+            }
             *wish != before
         });
     }
@@ -136,7 +141,7 @@ struct Supervisor {
     wake: Arc<Notify>,
     journal: watch::Sender<Option<Connection>>,
     turned_at_ms: Arc<AtomicU64>,
-    inputs: Arc<Mutex<Option<mpsc::Sender<Input>>>>,
+    inputs: watch::Sender<Option<mpsc::Sender<Input>>>,
     wished: watch::Receiver<Wish>,
     last_session: u64,
 }
@@ -157,7 +162,8 @@ struct Opened {
 impl Supervisor {
     async fn run(mut self) {
         while !self.wished.borrow().stop {
-            let settings = self.settings.clone();
+            let mut settings = self.settings.clone();
+            settings.config.ignore = self.wished.borrow().ignore.to_vec();
             let opened = tokio::task::spawn_blocking(move || open(&settings))
                 .await
                 .unwrap_or_else(|error| Err(format!("A fault in the program: {error}")));
@@ -211,10 +217,10 @@ impl Supervisor {
     /// Works on the open folder until that ends.
     async fn work(&mut self, opened: Opened) -> Result<Ended, String> {
         let (inputs, receiver) = mpsc::channel(INPUTS_MAX);
-        let wish = *self.wished.borrow_and_update();
+        let wish = self.wished.borrow_and_update().clone();
         let token = opened.token.clone();
         let (core, cx) = self
-            .assemble(opened, inputs.clone(), receiver, wish)
+            .assemble(opened, inputs.clone(), receiver, &wish)
             .map_err(|error| format!("The folder cannot be worked on: {error}"))?;
         let link = Link {
             cx,
@@ -225,23 +231,24 @@ impl Supervisor {
         };
         let (report, ended) = oneshot::channel();
         let runtime = Handle::current();
+        let paused = wish.paused;
         let thread = std::thread::Builder::new()
             .name("picloud-engine".into())
             .spawn(move || {
                 // Dropping the core waits for its threads; only then is it over.
-                let ended = core.run(&runtime, wish.paused);
+                let ended = core.run(&runtime, paused);
                 report.send(ended).ok();
             })
             .map_err(|error| format!("The folder cannot be worked on: {error}"))?;
-        *self.inputs.lock().unwrap_or_else(PoisonError::into_inner) = Some(inputs.clone());
+        self.inputs.send_replace(Some(inputs.clone()));
         self.view.send_modify(|view| {
             view.stopped = None;
             view.is_open = true;
-            view.paused = wish.paused;
+            view.paused = paused;
         });
         let link = tokio::spawn(link.run());
         let ended = self.until_ended(&inputs, ended, wish).await;
-        *self.inputs.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.inputs.send_replace(None);
         self.turned_at_ms.store(u64::MAX, std::sync::atomic::Ordering::Relaxed);
         link.abort();
         self.journal.send_replace(None);
@@ -273,7 +280,7 @@ impl Supervisor {
                     });
                 }
                 changed = self.wished.changed() => {
-                    let new = *self.wished.borrow_and_update();
+                    let new = self.wished.borrow_and_update().clone();
                     // A core that is gone is heard of above.
                     if changed.is_err() || new.stop {
                         inputs.send(Input::Stop).await.ok();
@@ -288,6 +295,9 @@ impl Supervisor {
                     if new.scan_every_ms != wish.scan_every_ms {
                         inputs.send(Input::ScanEvery(new.scan_every_ms)).await.ok();
                     }
+                    if new.ignore != wish.ignore {
+                        inputs.send(Input::Ignore(Arc::clone(&new.ignore))).await.ok();
+                    }
                     wish = new;
                 }
             }
@@ -300,7 +310,7 @@ impl Supervisor {
         opened: Opened,
         inputs: mpsc::Sender<Input>,
         receiver: mpsc::Receiver<Input>,
-        wish: Wish,
+        wish: &Wish,
     ) -> std::io::Result<(Core, Arc<Context>)> {
         let cx = Arc::new(Context {
             folder: opened.folder,
@@ -399,7 +409,7 @@ fn open(settings: &Settings) -> Result<Opened, String> {
     let identity = Identity { folder: config.id, drive: config.drive };
     let token =
         credentials::token(&settings.credentials, config.id).map_err(|error| with_cause(&error))?;
-    let ignore = Ignore::new(&config.ignore).map_err(|error| with_cause(&error))?;
+    let ignore = Ignore::new(&settings.config.ignore).map_err(|error| with_cause(&error))?;
     let folder = DiskFolder::open(&config.path, identity).map_err(|error| with_cause(&error))?;
     let dir = &settings.state_dir;
     let state = SqliteTrees::open(&dir.join("state.sqlite"), config.id, config.drive)
