@@ -114,11 +114,7 @@ impl Chunker {
         E: From<ChunkError>,
         F: FnMut(Extent, &[u8]) -> Result<(), E>,
     {
-        let mut cutter = Cutter {
-            extents: Vec::new(),
-            hole_len: 0,
-            sink,
-        };
+        let mut cutter = Cutter { extents: Vec::new(), hole_len: 0, sink };
         // buffer[start..seen] is data of the present run that is not cut yet; buffer[seen..filled]
         // has been read but not looked at. `offset` is the file offset of `filled`, and the offset
         // of `seen` is always a multiple of BLOCK_LEN.
@@ -177,24 +173,15 @@ impl Chunker {
 }
 
 fn finish(extents: Vec<Extent>) -> Result<Chunked, ChunkError> {
-    let plain = |content| Chunked {
-        content,
-        list: None,
-    };
+    let plain = |content| Chunked { content, list: None };
     match extents.as_slice() {
         [] => Ok(plain(Content::Empty)),
         [Extent::Chunk { id, len }] => Ok(plain(Content::Chunk { id: *id, len: *len })),
         _ => {
             let list = ContentList::new(extents)
                 .map_err(|error| ChunkError::Read(io::Error::other(error)))?;
-            let content = Content::List {
-                id: list.id(),
-                len: list.len(),
-            };
-            Ok(Chunked {
-                content,
-                list: Some(list),
-            })
+            let content = Content::List { id: list.id(), len: list.len() };
+            Ok(Chunked { content, list: Some(list) })
         }
     }
 }
@@ -267,9 +254,7 @@ impl<F> Cutter<F> {
 fn is_zero(bytes: &[u8]) -> bool {
     const ZEROS: [u8; 4096] = [0; 4096];
     // The first word tells nearly always.
-    bytes
-        .chunks(ZEROS.len())
-        .all(|part| part[0] == 0 && part == &ZEROS[..part.len()])
+    bytes.chunks(ZEROS.len()).all(|part| part[0] == 0 && part == &ZEROS[..part.len()])
 }
 
 /// Where the bytes come from.
@@ -377,9 +362,7 @@ mod tests {
             cut(&mut run, &mut extents);
             match extents.last_mut() {
                 Some(Extent::Hole { len }) => *len += block.len() as u64,
-                _ => extents.push(Extent::Hole {
-                    len: block.len() as u64,
-                }),
+                _ => extents.push(Extent::Hole { len: block.len() as u64 }),
             }
         }
         cut(&mut run, &mut extents);
@@ -502,16 +485,8 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(1 << 42).unwrap();
         file.write_at(b"x", (1 << 41) + 5).unwrap();
-        let chunked = Chunker::new()
-            .read_file(&file, |_, _| Ok::<_, ChunkError>(()))
-            .unwrap();
-        let lens: Vec<u64> = chunked
-            .list
-            .unwrap()
-            .extents()
-            .iter()
-            .map(Extent::len)
-            .collect();
+        let chunked = Chunker::new().read_file(&file, |_, _| Ok::<_, ChunkError>(())).unwrap();
+        let lens: Vec<u64> = chunked.list.unwrap().extents().iter().map(Extent::len).collect();
         assert_eq!(lens, [1 << 41, 65536, (1 << 42) - (1 << 41) - 65536]);
     }
 

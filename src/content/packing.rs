@@ -63,12 +63,7 @@ pub fn pack(id: ChunkId, plain: &[u8]) -> ChunkData {
         Some(packed) => (Codec::Zstd, packed),
         None => (Codec::Plain, plain.to_vec()),
     };
-    ChunkData {
-        id,
-        plain_len: u32::try_from(plain.len()).unwrap_or(u32::MAX),
-        codec,
-        data,
-    }
+    ChunkData { id, plain_len: u32::try_from(plain.len()).unwrap_or(u32::MAX), codec, data }
 }
 
 /// Returns the compressed bytes, unless they are hardly fewer or compressing fails.
@@ -83,9 +78,7 @@ fn compress(plain: &[u8]) -> Option<Vec<u8>> {
             let most = plain.len() - plain.len().div_ceil(33);
             scratch.clear();
             scratch.resize(most, 0);
-            let len = compressor
-                .compress_to_buffer(plain, scratch.as_mut_slice())
-                .ok()?;
+            let len = compressor.compress_to_buffer(plain, scratch.as_mut_slice()).ok()?;
             Some(scratch[..len].to_vec())
         })
     })
@@ -104,20 +97,12 @@ pub fn unpack(chunk: &ChunkData) -> Result<Cow<'_, [u8]>, UnpackError> {
         Codec::Zstd => packed_len < plain_len_usize,
     };
     if plain_len == 0 || plain_len > Content::CHUNK_LEN_MAX || !is_possible {
-        return Err(UnpackError::Length {
-            id,
-            plain_len,
-            packed_len,
-        });
+        return Err(UnpackError::Length { id, plain_len, packed_len });
     }
     let plain = match chunk.codec {
         Codec::Plain => Cow::Borrowed(chunk.data.as_slice()),
         Codec::Zstd => {
-            let failed = |source| UnpackError::Zstd {
-                id,
-                plain_len,
-                source,
-            };
+            let failed = |source| UnpackError::Zstd { id, plain_len, source };
             let plain = decompress(&chunk.data, plain_len_usize).map_err(failed)?;
             if plain.len() != plain_len_usize {
                 return Err(failed(io::ErrorKind::UnexpectedEof.into()));
@@ -126,11 +111,7 @@ pub fn unpack(chunk: &ChunkData) -> Result<Cow<'_, [u8]>, UnpackError> {
         }
     };
     let found = ChunkId::of(&plain);
-    if found == id {
-        Ok(plain)
-    } else {
-        Err(UnpackError::Id { id, found })
-    }
+    if found == id { Ok(plain) } else { Err(UnpackError::Id { id, found }) }
 }
 
 fn decompress(packed: &[u8], plain_len: usize) -> io::Result<Vec<u8>> {
@@ -180,16 +161,10 @@ mod tests {
         let plain = b"some text, some text, some text, ".repeat(100);
         let good = pack(ChunkId::of(&plain), &plain);
         assert_eq!(good.codec, Codec::Zstd);
-        let other_id = ChunkData {
-            id: ChunkId::of(b"other"),
-            ..good.clone()
-        };
+        let other_id = ChunkData { id: ChunkId::of(b"other"), ..good.clone() };
         assert!(matches!(unpack(&other_id), Err(UnpackError::Id { .. })));
         for plain_len in [0, 1, good.plain_len - 1, good.plain_len + 1, u32::MAX] {
-            let lie = ChunkData {
-                plain_len,
-                ..good.clone()
-            };
+            let lie = ChunkData { plain_len, ..good.clone() };
             assert!(unpack(&lie).is_err(), "{plain_len}");
         }
         for at in 0..good.data.len() {
@@ -205,14 +180,8 @@ mod tests {
             short.data.truncate(len);
             assert!(unpack(&short).is_err(), "cut at {len}");
         }
-        let plain_lie = ChunkData {
-            codec: Codec::Plain,
-            ..good
-        };
-        assert!(matches!(
-            unpack(&plain_lie),
-            Err(UnpackError::Length { .. })
-        ));
+        let plain_lie = ChunkData { codec: Codec::Plain, ..good };
+        assert!(matches!(unpack(&plain_lie), Err(UnpackError::Length { .. })));
     }
 
     #[test]

@@ -39,9 +39,7 @@ pub struct Endpoint {
 impl Endpoint {
     fn host_and_port(&self) -> Option<(&str, u16)> {
         let (host, port) = self.address.rsplit_once(':')?;
-        let inner = host
-            .strip_prefix('[')
-            .and_then(|rest| rest.strip_suffix(']'));
+        let inner = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
         let host = inner.unwrap_or(host);
         (!host.is_empty()).then_some((host, port.parse().ok()?))
     }
@@ -65,10 +63,7 @@ pub enum ConnectError {
         source: io::Error,
     },
     /// The server was too slow.
-    #[error(
-        "The server at {address} did not answer within {} seconds",
-        limits::HANDSHAKE_SECS
-    )]
+    #[error("The server at {address} did not answer within {} seconds", limits::HANDSHAKE_SECS)]
     Timeout {
         /// Its address.
         address: String,
@@ -127,10 +122,7 @@ impl ConnectError {
     /// without anyone doing anything.
     #[must_use]
     pub const fn is_offline(&self) -> bool {
-        matches!(
-            self,
-            Self::Unreachable { .. } | Self::Timeout { .. } | Self::Closed { .. }
-        )
+        matches!(self, Self::Unreachable { .. } | Self::Timeout { .. } | Self::Closed { .. })
     }
 }
 
@@ -239,11 +231,9 @@ impl Connection {
     ) -> Result<(Self, mpsc::Receiver<Push>), ConnectError> {
         let limit = Duration::from_secs(limits::HANDSHAKE_SECS);
         let opening = Box::pin(Self::open_patiently(endpoint, program));
-        timeout(limit, opening).await.unwrap_or_else(|_| {
-            Err(ConnectError::Timeout {
-                address: endpoint.address.clone(),
-            })
-        })
+        timeout(limit, opening)
+            .await
+            .unwrap_or_else(|_| Err(ConnectError::Timeout { address: endpoint.address.clone() }))
     }
 
     async fn open_patiently(
@@ -255,26 +245,16 @@ impl Connection {
         let (host, port) = endpoint.host_and_port().ok_or_else(not_an_address)?;
         let name = ServerName::try_from(host.to_owned()).map_err(|_| not_an_address())?;
         let connector = connector(endpoint.trust)?;
-        let unreachable = |source| ConnectError::Unreachable {
-            address: address(),
-            source,
-        };
-        let tcp = TcpStream::connect((host, port))
-            .await
-            .map_err(unreachable)?;
+        let unreachable = |source| ConnectError::Unreachable { address: address(), source };
+        let tcp = TcpStream::connect((host, port)).await.map_err(unreachable)?;
         tcp.set_nodelay(true).map_err(unreachable)?;
         let tls =
             connector.connect(name, tcp).await.map_err(
                 |source| match WrongFingerprint::find_in(&source) {
-                    Some(WrongFingerprint { expected, found }) => ConnectError::WrongFingerprint {
-                        address: address(),
-                        expected,
-                        found,
-                    },
-                    None => ConnectError::Tls {
-                        address: address(),
-                        source,
-                    },
+                    Some(WrongFingerprint { expected, found }) => {
+                        ConnectError::WrongFingerprint { address: address(), expected, found }
+                    }
+                    None => ConnectError::Tls { address: address(), source },
                 },
             )?;
         if tls.get_ref().1.alpn_protocol() != Some(ALPN) {
@@ -293,16 +273,9 @@ impl Connection {
         let line = Line::start(write);
         let closed = |reason| {
             line.end(CloseReason::Dropped, None);
-            ConnectError::Closed {
-                address: address.to_owned(),
-                reason,
-            }
+            ConnectError::Closed { address: address.to_owned(), reason }
         };
-        let hello = Hello {
-            protocol: PROTOCOL,
-            program: program.to_owned(),
-            features: vec![],
-        };
+        let hello = Hello { protocol: PROTOCOL, program: program.to_owned(), features: vec![] };
         let sending = line.encode(1, &hello).map_err(SendError::from);
         let sent = match sending {
             Ok(frame) => line.send(frame).await,
@@ -325,21 +298,14 @@ impl Connection {
         if let Ok(bye) = frame.decode::<Bye>() {
             return Err(closed(CloseReason::Bye(bye)));
         }
-        let hello = frame
-            .decode::<HelloReply>()
-            .map_err(|error| closed(error.into()))?;
+        let hello = frame.decode::<HelloReply>().map_err(|error| closed(error.into()))?;
         if hello.protocol != PROTOCOL {
             line.end(CloseReason::Dropped, None);
-            return Err(ConnectError::Version {
-                theirs: hello.protocol,
-            });
+            return Err(ConnectError::Version { theirs: hello.protocol });
         }
         let shared = Arc::new(Shared {
             line,
-            calls: Mutex::new(Calls {
-                last: 1,
-                ..Calls::default()
-            }),
+            calls: Mutex::new(Calls { last: 1, ..Calls::default() }),
             in_flight: Arc::new(Semaphore::new(limits::IN_FLIGHT_MAX)),
         });
         let (pushes, receiver) = mpsc::channel(limits::PUSHES_MAX);
@@ -379,24 +345,14 @@ impl Connection {
             if let Some(reason) = &calls.over {
                 return Err(CallError::Closed(reason.clone()));
             }
-            calls.enter(Call {
-                reply,
-                _permit: permit,
-            })
+            calls.enter(Call { reply, _permit: permit })
         };
         // Until the frame is queued, giving up must take the number back: no reply will come.
-        let mut entered = Entered {
-            shared,
-            number: Some(number),
-        };
+        let mut entered = Entered { shared, number: Some(number) };
         let frame = shared.line.encode(number, request)?;
         shared.line.send(frame).await?;
         entered.number = None;
-        Ok(Pending {
-            outcome,
-            connection: self.clone(),
-            request: PhantomData,
-        })
+        Ok(Pending { outcome, connection: self.clone(), request: PhantomData })
     }
 
     /// Sends a message that has no reply.
@@ -427,9 +383,7 @@ impl Connection {
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection")
-            .field("line", &self.handle.shared.line)
-            .finish_non_exhaustive()
+        f.debug_struct("Connection").field("line", &self.handle.shared.line).finish_non_exhaustive()
     }
 }
 
@@ -575,10 +529,7 @@ async fn keep_alive(shared: &Shared) -> CloseReason {
             continue;
         }
         let (reply, pong) = oneshot::channel();
-        let number = shared.calls().enter(Call {
-            reply,
-            _permit: None,
-        });
+        let number = shared.calls().enter(Call { reply, _permit: None });
         match shared.line.encode(number, &Ping {}) {
             Ok(frame) => {
                 if shared.line.try_send(frame) {

@@ -91,20 +91,13 @@ impl IncomingFrame {
                 found: kind_name(self.kind),
             });
         }
-        let malformed = |reason: String| FrameError::Malformed {
-            kind: kind_name(M::KIND),
-            reason,
-        };
+        let malformed = |reason: String| FrameError::Malformed { kind: kind_name(M::KIND), reason };
         // A cursor rather than `from_slice`, which would not notice bytes after the value.
         let mut rest = io::Cursor::new(self.body.as_slice());
         let message =
             rmp_serde::from_read(&mut rest).map_err(|error| malformed(error.to_string()))?;
         let left = self.body.len() as u64 - rest.position();
-        if left == 0 {
-            Ok(message)
-        } else {
-            Err(malformed(format!("{left} bytes follow it")))
-        }
+        if left == 0 { Ok(message) } else { Err(malformed(format!("{left} bytes follow it"))) }
     }
 }
 
@@ -118,29 +111,17 @@ impl EncodedFrame {
     /// # Errors
     /// When it has more.
     pub fn new<M: Message>(request: u32, message: &M, limit: usize) -> Result<Self, FrameError> {
-        let mut sink = BoundedBody {
-            frame: vec![0; HEADER_LEN],
-            limit,
-            len: 0,
-        };
+        let mut sink = BoundedBody { frame: vec![0; HEADER_LEN], limit, len: 0 };
         if let Err(error) = rmp_serde::encode::write_named(&mut sink, message) {
             return Err(if sink.len > limit {
-                FrameError::TooLong {
-                    len: sink.len,
-                    limit,
-                }
+                FrameError::TooLong { len: sink.len, limit }
             } else {
-                FrameError::Malformed {
-                    kind: kind_name(M::KIND),
-                    reason: error.to_string(),
-                }
+                FrameError::Malformed { kind: kind_name(M::KIND), reason: error.to_string() }
             });
         }
         let mut frame = sink.frame;
-        let len = u32::try_from(frame.len() - HEADER_LEN).map_err(|_| FrameError::TooLong {
-            len: frame.len() - HEADER_LEN,
-            limit,
-        })?;
+        let len = u32::try_from(frame.len() - HEADER_LEN)
+            .map_err(|_| FrameError::TooLong { len: frame.len() - HEADER_LEN, limit })?;
         frame[..4].copy_from_slice(&len.to_be_bytes());
         frame[4] = M::KIND;
         frame[5..HEADER_LEN].copy_from_slice(&request.to_be_bytes());
@@ -229,11 +210,7 @@ pub(super) async fn read_frame<R: AsyncRead + Unpin>(
             return Err(FrameError::Truncated);
         }
     }
-    Ok(Some(IncomingFrame {
-        kind,
-        request: u32::from_be_bytes([r0, r1, r2, r3]),
-        body,
-    }))
+    Ok(Some(IncomingFrame { kind, request: u32::from_be_bytes([r0, r1, r2, r3]), body }))
 }
 
 /// Waits for one read for as long as patience lasts.
@@ -274,11 +251,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_cut_inside_a_frame_is_not_an_end() {
-        let hello = Hello {
-            protocol: 1,
-            program: "p".into(),
-            features: vec![],
-        };
+        let hello = Hello { protocol: 1, program: "p".into(), features: vec![] };
         let frame = EncodedFrame::new(7, &hello, 100).unwrap();
         let bytes = frame.as_bytes();
         let whole = read(bytes, 100).await.unwrap().unwrap();
@@ -287,20 +260,13 @@ mod tests {
         assert!(matches!(read(&[], 100).await, Ok(None)));
         for cut in 1..bytes.len() {
             let outcome = read(&bytes[..cut], 100).await;
-            assert!(
-                matches!(outcome, Err(FrameError::Truncated)),
-                "cut at {cut}"
-            );
+            assert!(matches!(outcome, Err(FrameError::Truncated)), "cut at {cut}");
         }
     }
 
     #[tokio::test]
     async fn both_sides_refuse_a_body_over_the_limit() {
-        let hello = Hello {
-            protocol: 1,
-            program: "p".repeat(100),
-            features: vec![],
-        };
+        let hello = Hello { protocol: 1, program: "p".repeat(100), features: vec![] };
         let len = EncodedFrame::new(1, &hello, 1000).unwrap().as_bytes().len() - HEADER_LEN;
         assert!(EncodedFrame::new(1, &hello, len).is_ok());
         let refused = EncodedFrame::new(1, &hello, len - 1);
@@ -308,36 +274,17 @@ mod tests {
         // Four gigabytes announced, and nothing behind it: refused by the header alone.
         let outcome = read(b"\xff\xff\xff\xff\x01\0\0\0\x01", 64 * 1024).await;
         let message = outcome.unwrap_err().to_string();
-        assert_eq!(
-            message,
-            "A frame body of 4294967295 bytes is over the limit of 65536"
-        );
+        assert_eq!(message, "A frame body of 4294967295 bytes is over the limit of 65536");
     }
 
     #[test]
     fn a_body_is_one_value_of_its_kind_and_nothing_after_it() {
-        let frame = |kind, body: &[u8]| IncomingFrame {
-            kind,
-            request: 1,
-            body: body.to_vec(),
-        };
+        let frame = |kind, body: &[u8]| IncomingFrame { kind, request: 1, body: body.to_vec() };
         assert!(frame(66, b"\x80").decode::<Done>().is_ok());
-        assert!(matches!(
-            frame(7, b"\x80").decode::<Done>(),
-            Err(FrameError::Unexpected { .. })
-        ));
-        for bad in [
-            &b""[..],
-            b"\x80\x80",
-            b"\xc1",
-            b"\xdf\xff\xff\xff\xff",
-            b"\x81",
-        ] {
+        assert!(matches!(frame(7, b"\x80").decode::<Done>(), Err(FrameError::Unexpected { .. })));
+        for bad in [&b""[..], b"\x80\x80", b"\xc1", b"\xdf\xff\xff\xff\xff", b"\x81"] {
             let outcome = frame(66, bad).decode::<Done>();
-            assert!(
-                matches!(outcome, Err(FrameError::Malformed { .. })),
-                "{bad:?}"
-            );
+            assert!(matches!(outcome, Err(FrameError::Malformed { .. })), "{bad:?}");
         }
     }
 }

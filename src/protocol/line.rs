@@ -129,11 +129,7 @@ impl Line {
             started: Instant::now(),
             progress_ms: AtomicU64::new(0),
         });
-        let writer = Writer {
-            half,
-            items,
-            line: Arc::clone(&line),
-        };
+        let writer = Writer { half, items, line: Arc::clone(&line) };
         tokio::spawn(writer.run());
         line
     }
@@ -188,9 +184,7 @@ impl Line {
     }
 
     fn queue(&self, item: Item) -> Result<(), SendError> {
-        self.queue
-            .send(item)
-            .map_err(|_| SendError::Closed(self.reason()))
+        self.queue.send(item).map_err(|_| SendError::Closed(self.reason()))
     }
 
     /// Ends the connection now. Only the first reason counts.
@@ -221,10 +215,7 @@ impl Line {
             Ok(end) => end.clone(),
             Err(_) => None,
         };
-        ended.unwrap_or(End {
-            reason: CloseReason::Dropped,
-            farewell: None,
-        })
+        ended.unwrap_or(End { reason: CloseReason::Dropped, farewell: None })
     }
 
     fn reason(&self) -> CloseReason {
@@ -238,9 +229,7 @@ impl Line {
 
 impl fmt::Debug for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Line")
-            .field("ended", &self.ended())
-            .finish_non_exhaustive()
+        f.debug_struct("Line").field("ended", &self.ended()).finish_non_exhaustive()
     }
 }
 

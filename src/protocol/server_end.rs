@@ -97,17 +97,13 @@ impl ServerConnection {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let limit = Duration::from_secs(limits::HANDSHAKE_SECS);
-        timeout(limit, Self::hello(stream, program))
-            .await
-            .unwrap_or(Err(AcceptError::Timeout))
+        timeout(limit, Self::hello(stream, program)).await.unwrap_or(Err(AcceptError::Timeout))
     }
 
     async fn hello<S: Stream>(stream: S, program: &str) -> Result<Self, AcceptError> {
         let (read, write) = tokio::io::split(Box::new(stream) as Box<dyn Stream>);
         let line = Line::start(write);
-        let sender = FrameSender {
-            line: Arc::clone(&line),
-        };
+        let sender = FrameSender { line: Arc::clone(&line) };
         let mut reader = FrameReader {
             half: read,
             line: LineOwner(line),
@@ -134,9 +130,7 @@ impl ServerConnection {
             }
         };
         if hello.protocol < PROTOCOL_MIN {
-            let error = AcceptError::Version {
-                theirs: hello.protocol,
-            };
+            let error = AcceptError::Version { theirs: hello.protocol };
             let text = format!(
                 "This server speaks protocol {PROTOCOL_MIN} to {PROTOCOL}, your program {}: \
                  upgrade your program",
@@ -152,11 +146,7 @@ impl ServerConnection {
             time: now(),
         };
         match sender.reply(request, &reply).await {
-            Ok(()) => Ok(Self {
-                hello,
-                reader,
-                sender,
-            }),
+            Ok(()) => Ok(Self { hello, reader, sender }),
             Err(SendError::Message(error)) => Err(error.into()),
             Err(SendError::Closed(_)) => Err(AcceptError::Closed),
         }
@@ -164,9 +154,7 @@ impl ServerConnection {
 }
 
 fn now() -> Timestamp {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let secs = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
     Timestamp::new(secs, since.subsec_nanos()).unwrap_or_default()
 }
@@ -205,9 +193,7 @@ impl FrameReader {
                 return reading.await;
             }
             let silent = FrameError::Silent(Duration::from_secs(limits::GUEST_SECS));
-            timeout_at(self.guest_until, reading)
-                .await
-                .unwrap_or(Err(silent))
+            timeout_at(self.guest_until, reading).await.unwrap_or(Err(silent))
         };
         tokio::select! {
             biased;
@@ -225,9 +211,7 @@ impl FrameReader {
 
 impl fmt::Debug for FrameReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FrameReader")
-            .field("line", &self.line.0)
-            .finish_non_exhaustive()
+        f.debug_struct("FrameReader").field("line", &self.line.0).finish_non_exhaustive()
     }
 }
 
@@ -283,27 +267,16 @@ impl FrameSender {
     /// told why, and [`FrameReader::next`] returns nothing.
     pub fn close(&self, code: FailureCode, message: &str) {
         let message = cut(message);
-        let bye = self.line.encode(
-            0,
-            &Bye {
-                code,
-                message: message.clone(),
-            },
-        );
-        self.line
-            .end(CloseReason::Ended { code, message }, bye.ok());
+        let bye = self.line.encode(0, &Bye { code, message: message.clone() });
+        self.line.end(CloseReason::Ended { code, message }, bye.ok());
     }
 
     /// As [`FrameSender::close`], but as the connection's failure: the peer broke the protocol.
     pub fn refuse(&self, code: FailureCode, message: &str) {
         let message = cut(message);
-        let failure = Failure {
-            code,
-            message: message.clone(),
-        };
+        let failure = Failure { code, message: message.clone() };
         let failure = self.line.encode(0, &failure);
-        self.line
-            .end(CloseReason::Ended { code, message }, failure.ok());
+        self.line.end(CloseReason::Ended { code, message }, failure.ok());
     }
 
     /// Ends the connection once what is queued has been sent.

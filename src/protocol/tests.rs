@@ -33,10 +33,7 @@ async fn pair() -> (Connection, mpsc::Receiver<Push>, ServerConnection) {
 }
 
 /// A server end, and the raw bytes towards it.
-fn raw() -> (
-    DuplexStream,
-    tokio::task::JoinHandle<Result<ServerConnection, AcceptError>>,
-) {
+fn raw() -> (DuplexStream, tokio::task::JoinHandle<Result<ServerConnection, AcceptError>>) {
     let (near, far) = duplex(64 * 1024);
     let server = tokio::spawn(async move { ServerConnection::over(far, "test/2").await });
     (near, server)
@@ -52,11 +49,7 @@ async fn all_frames(stream: &mut DuplexStream) -> Vec<IncomingFrame> {
 }
 
 fn hello(protocol: u16) -> EncodedFrame {
-    let hello = Hello {
-        protocol,
-        program: "raw".into(),
-        features: vec![],
-    };
+    let hello = Hello { protocol, program: "raw".into(), features: vec![] };
     EncodedFrame::new(1, &hello, limits::BODY_LEN_MAX_GUEST).unwrap()
 }
 
@@ -95,18 +88,9 @@ async fn requests_are_pipelined_and_may_be_answered_out_of_order() {
         numbers.push(frame.request);
     }
     let sender = &server.sender;
-    sender
-        .reply(numbers[1], &Has { present: true })
-        .await
-        .unwrap();
-    sender
-        .reply(numbers[0], &Has { present: false })
-        .await
-        .unwrap();
-    sender
-        .fail(numbers[2], FailureCode::NotFound, "No such drive")
-        .await
-        .unwrap();
+    sender.reply(numbers[1], &Has { present: true }).await.unwrap();
+    sender.reply(numbers[0], &Has { present: false }).await.unwrap();
+    sender.fail(numbers[2], FailureCode::NotFound, "No such drive").await.unwrap();
     assert!(!soon(first.reply()).await.unwrap().present);
     assert!(soon(second.reply()).await.unwrap().present);
     let failed = soon(third.reply()).await.unwrap_err();
@@ -207,10 +191,7 @@ async fn a_peer_that_never_reads_holds_no_memory_for_ever() {
         }
     };
     assert!(queued <= 4, "{queued} megabytes were queued");
-    assert!(
-        matches!(error, SendError::Closed(CloseReason::Stalled)),
-        "{error}"
-    );
+    assert!(matches!(error, SendError::Closed(CloseReason::Stalled)), "{error}");
     drop(near);
 }
 
@@ -231,16 +212,10 @@ async fn silence_ends_a_connection_and_pings_keep_one() {
 #[tokio::test]
 async fn long_frames_pass_only_after_authentication() {
     let (connection, _pushes, mut server) = pair().await;
-    let login = |len| Login {
-        user: "u".repeat(len),
-        password: String::new(),
-        device_name: String::new(),
-    };
+    let login =
+        |len| Login { user: "u".repeat(len), password: String::new(), device_name: String::new() };
     let error = connection.call(&login(70_000)).await.unwrap_err();
-    assert!(matches!(
-        error,
-        CallError::Message(FrameError::TooLong { .. })
-    ));
+    assert!(matches!(error, CallError::Message(FrameError::TooLong { .. })));
     let pending = connection.send(&login(1)).await.unwrap();
     let frame = next(&mut server).await;
     server.reader.authenticated();
@@ -270,25 +245,16 @@ async fn a_first_frame_that_is_no_hello_is_refused_with_a_reason() {
     let ping = EncodedFrame::new(1, &Ping {}, 100).unwrap();
     let cases: [(&[u8], &str); 4] = [
         (ping.as_bytes(), "Expected a Hello message, found Ping"),
-        (
-            b"GET / HTTP/1.1\r\nHost: picloud\r\n\r\n",
-            "over the limit of 65536",
-        ),
+        (b"GET / HTTP/1.1\r\nHost: picloud\r\n\r\n", "over the limit of 65536"),
         (b"\xff\xff\xff\xff\x01\0\0\0\x01", "over the limit of 65536"),
-        (
-            b"\0\0\0\x01\x01\0\0\0\x01\xc1",
-            "A Hello message is malformed",
-        ),
+        (b"\0\0\0\x01\x01\0\0\0\x01\xc1", "A Hello message is malformed"),
     ];
     for (bytes, expected) in cases {
         let (mut near, server) = raw();
         near.write_all(bytes).await.unwrap();
         let frames = all_frames(&mut near).await;
         let failure: Failure = frames.last().expect("a failure").decode().unwrap();
-        assert_eq!(
-            (frames[0].request, failure.code),
-            (0, FailureCode::Malformed)
-        );
+        assert_eq!((frames[0].request, failure.code), (0, FailureCode::Malformed));
         assert!(failure.message.contains(expected), "{}", failure.message);
         assert!(soon(server).await.unwrap().is_err());
     }
@@ -300,10 +266,7 @@ async fn a_truncated_hello_and_silence_are_errors_of_their_own() {
     near.write_all(&hello(1).as_bytes()[..12]).await.unwrap();
     near.shutdown().await.unwrap();
     let error = soon(server).await.unwrap().unwrap_err();
-    assert!(
-        matches!(error, AcceptError::Hello(FrameError::Truncated)),
-        "{error}"
-    );
+    assert!(matches!(error, AcceptError::Hello(FrameError::Truncated)), "{error}");
     let (near, server) = raw();
     drop(near);
     let error = soon(server).await.unwrap().unwrap_err();
@@ -343,20 +306,14 @@ async fn a_version_mismatch_names_both_versions_on_both_sides() {
     // A device of a later version speaks ours.
     let (mut near, server) = raw();
     near.write_all(hello(9).as_bytes()).await.unwrap();
-    let frame = soon(read_frame(&mut near, || 1000, &LIMIT))
-        .await
-        .unwrap()
-        .unwrap();
+    let frame = soon(read_frame(&mut near, || 1000, &LIMIT)).await.unwrap().unwrap();
     assert_eq!(frame.decode::<HelloReply>().unwrap().protocol, 1);
     assert_eq!(soon(server).await.unwrap().unwrap().hello.protocol, 9);
 
     // A server that chose a protocol we do not speak.
     let (near, mut far) = duplex(1000);
     let client = tokio::spawn(async move { Connection::over(near, "t", "pipe").await });
-    let frame = soon(read_frame(&mut far, || 1000, &LIMIT))
-        .await
-        .unwrap()
-        .unwrap();
+    let frame = soon(read_frame(&mut far, || 1000, &LIMIT)).await.unwrap().unwrap();
     let reply = HelloReply {
         protocol: 7,
         program: "later".into(),
@@ -376,10 +333,7 @@ async fn a_version_mismatch_names_both_versions_on_both_sides() {
 async fn a_reply_to_nothing_ends_the_connection() {
     let (connection, _pushes, server) = pair().await;
     server.sender.reply(77, &Done {}).await.unwrap();
-    assert!(matches!(
-        soon(connection.closed()).await,
-        CloseReason::Frame(_)
-    ));
+    assert!(matches!(soon(connection.closed()).await, CloseReason::Frame(_)));
 }
 
 #[tokio::test]
@@ -423,19 +377,14 @@ fn identity() -> ServerIdentity {
 async fn only_the_pinned_certificate_is_accepted() {
     let (right, other) = (identity(), identity());
     let address = tls_server(&right, ALPN).await;
-    let endpoint = |fingerprint| Endpoint {
-        address: address.clone(),
-        trust: Trust::Pinned(fingerprint),
-    };
-    let (connection, _pushes) = soon(Connection::open(&endpoint(right.fingerprint()), "t"))
-        .await
-        .unwrap();
+    let endpoint =
+        |fingerprint| Endpoint { address: address.clone(), trust: Trust::Pinned(fingerprint) };
+    let (connection, _pushes) =
+        soon(Connection::open(&endpoint(right.fingerprint()), "t")).await.unwrap();
     soon(connection.call(&Ping {})).await.unwrap();
     assert_eq!(connection.hello().program, "test/2");
 
-    let error = soon(Connection::open(&endpoint(other.fingerprint()), "t"))
-        .await
-        .unwrap_err();
+    let error = soon(Connection::open(&endpoint(other.fingerprint()), "t")).await.unwrap_err();
     let expected = format!(
         "The server at {address} shows another certificate than the join link names: \
          expected {}, found {}",
@@ -445,15 +394,9 @@ async fn only_the_pinned_certificate_is_accepted() {
     assert_eq!(error.to_string(), expected);
     assert!(!error.is_offline());
 
-    let public = Endpoint {
-        address: address.clone(),
-        trust: Trust::PublicAuthority,
-    };
+    let public = Endpoint { address: address.clone(), trust: Trust::PublicAuthority };
     let error = soon(Connection::open(&public, "t")).await.unwrap_err();
-    assert!(
-        matches!(error, ConnectError::Tls { .. } | ConnectError::Setup(_)),
-        "{error:?}"
-    );
+    assert!(matches!(error, ConnectError::Tls { .. } | ConnectError::Setup(_)), "{error:?}");
 }
 
 #[tokio::test]
@@ -471,25 +414,16 @@ async fn what_is_no_picloud_server_is_told_apart_from_no_server() {
         address: address.to_owned(),
         trust: Trust::Pinned(Fingerprint([0; 32])),
     };
-    let error = soon(Connection::open(&endpoint(&address), "t"))
-        .await
-        .unwrap_err();
+    let error = soon(Connection::open(&endpoint(&address), "t")).await.unwrap_err();
     assert!(matches!(error, ConnectError::Tls { .. }), "{error:?}");
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let closed = listener.local_addr().unwrap().to_string();
     drop(listener);
-    let error = soon(Connection::open(&endpoint(&closed), "t"))
-        .await
-        .unwrap_err();
+    let error = soon(Connection::open(&endpoint(&closed), "t")).await.unwrap_err();
     assert!(error.is_offline(), "{error:?}");
     for bad in ["host", "host:", ":46000", "host:99999", "ho st:1"] {
-        let error = soon(Connection::open(&endpoint(bad), "t"))
-            .await
-            .unwrap_err();
-        assert!(
-            matches!(error, ConnectError::Address { .. }),
-            "{bad}: {error:?}"
-        );
+        let error = soon(Connection::open(&endpoint(bad), "t")).await.unwrap_err();
+        assert!(matches!(error, ConnectError::Address { .. }), "{bad}: {error:?}");
     }
 }
 
@@ -497,9 +431,7 @@ async fn what_is_no_picloud_server_is_told_apart_from_no_server() {
 async fn a_plain_tcp_client_gets_nothing_out_of_the_port() {
     let address = tls_server(&identity(), ALPN).await;
     let mut tcp = TcpStream::connect(&address).await.unwrap();
-    tcp.write_all(b"\0\0\0\x01\x07\0\0\0\x01\x80 and more that is not TLS")
-        .await
-        .unwrap();
+    tcp.write_all(b"\0\0\0\x01\x07\0\0\0\x01\x80 and more that is not TLS").await.unwrap();
     let mut answer = Vec::new();
     soon(tcp.read_to_end(&mut answer)).await.ok();
     assert!(answer.len() < 16, "a TLS alert at most");

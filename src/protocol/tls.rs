@@ -94,9 +94,7 @@ pub fn generate_certificate(names: &[String]) -> Result<(String, String), TlsErr
     let key = rcgen::KeyPair::generate()?;
     let mut params = rcgen::CertificateParams::new(names.to_vec())?;
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(rcgen::DnType::CommonName, "PiCloud server");
+    params.distinguished_name.push(rcgen::DnType::CommonName, "PiCloud server");
     let certificate = params.self_signed(&key)?;
     Ok((certificate.pem(), key.serialize_pem()))
 }
@@ -122,11 +120,7 @@ impl ServerIdentity {
             .ok_or_else(|| TlsError::Certificate("it has no certificate".to_owned()))?;
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
             .map_err(|error| TlsError::Key(error.to_string()))?;
-        Ok(Self {
-            fingerprint: fingerprint_of(own),
-            chain,
-            key,
-        })
+        Ok(Self { fingerprint: fingerprint_of(own), chain, key })
     }
 
     /// Returns what a join link names.
@@ -163,13 +157,12 @@ impl fmt::Debug for ServerIdentity {
 pub(super) fn connector(trust: Trust) -> Result<TlsConnector, TlsError> {
     let provider = provider();
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
-        Trust::Pinned(expected) => Arc::new(PinnedVerifier {
-            expected,
-            provider: Arc::clone(&provider),
-        }),
-        Trust::PublicAuthority => Arc::new(rustls_platform_verifier::Verifier::new(Arc::clone(
-            &provider,
-        ))?),
+        Trust::Pinned(expected) => {
+            Arc::new(PinnedVerifier { expected, provider: Arc::clone(&provider) })
+        }
+        Trust::PublicAuthority => {
+            Arc::new(rustls_platform_verifier::Verifier::new(Arc::clone(&provider))?)
+        }
     };
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -201,10 +194,7 @@ impl ServerCertVerifier for PinnedVerifier {
         if found == self.expected {
             return Ok(ServerCertVerified::assertion());
         }
-        let wrong = WrongFingerprint {
-            expected: self.expected,
-            found,
-        };
+        let wrong = WrongFingerprint { expected: self.expected, found };
         Err(CertificateError::Other(OtherError(Arc::new(wrong))).into())
     }
 
@@ -228,8 +218,6 @@ impl ServerCertVerifier for PinnedVerifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -23,10 +23,8 @@ use crate::model::{Attrs, Content, Kind, Name, RelPath, Timestamp};
 /// The longest path given to the kernel at once; longer ones are walked in pieces.
 const PATH_PIECE_MAX: usize = 4000;
 
-const DIR_FLAGS: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
+const DIR_FLAGS: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Never across a symbolic link, a magic link or a mount, never upwards.
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH
@@ -69,10 +67,7 @@ impl DiskFolder {
             reason: error.to_string(),
         };
         std::fs::create_dir_all(path).map_err(io)?;
-        let errno = |errno: Errno| FolderError::Io {
-            path: path.to_owned(),
-            reason: reason(errno),
-        };
+        let errno = |errno: Errno| FolderError::Io { path: path.to_owned(), reason: reason(errno) };
         let root =
             rustix::fs::open(path, DIR_FLAGS & !OFlags::NOFOLLOW, Mode::empty()).map_err(errno)?;
         make_private_dir(&root, OWN_DIR).map_err(errno)?;
@@ -96,15 +91,11 @@ impl DiskFolder {
                 rustix::fs::unlinkat(&own, temporary, AtFlags::empty()).map_err(errno)?;
                 let (_, found) = read_identity(path, own.as_fd())?;
                 if found != identity {
-                    return Err(FolderError::OtherIdentity {
-                        path: path.to_owned(),
-                    });
+                    return Err(FolderError::OtherIdentity { path: path.to_owned() });
                 }
             }
             Err(Errno::INVAL) => {
-                return Err(FolderError::Unsupported {
-                    path: path.to_owned(),
-                });
+                return Err(FolderError::Unsupported { path: path.to_owned() });
             }
             Err(error) => return Err(errno(error)),
         }
@@ -135,40 +126,29 @@ impl DiskFolder {
     /// # Errors
     /// When it is not there, not this one, or not fit.
     pub fn open(path: &Path, identity: Identity) -> Result<Self, FolderError> {
-        let errno = |errno: Errno| FolderError::Io {
-            path: path.to_owned(),
-            reason: reason(errno),
-        };
+        let errno = |errno: Errno| FolderError::Io { path: path.to_owned(), reason: reason(errno) };
         let root = match rustix::fs::open(path, DIR_FLAGS & !OFlags::NOFOLLOW, Mode::empty()) {
             Ok(root) => root,
             Err(Errno::NOENT | Errno::NOTDIR) => {
-                return Err(FolderError::Missing {
-                    path: path.to_owned(),
-                });
+                return Err(FolderError::Missing { path: path.to_owned() });
             }
             Err(error) => return Err(errno(error)),
         };
         let own = match open_one(root.as_fd(), OWN_DIR, DIR_FLAGS) {
             Ok(own) => own,
             Err(Errno::NOENT) => {
-                return Err(FolderError::NotLinked {
-                    path: path.to_owned(),
-                });
+                return Err(FolderError::NotLinked { path: path.to_owned() });
             }
             Err(error) => return Err(errno(error)),
         };
         let (identity_file, found) = read_identity(path, own.as_fd())?;
         if found != identity {
-            return Err(FolderError::OtherIdentity {
-                path: path.to_owned(),
-            });
+            return Err(FolderError::OtherIdentity { path: path.to_owned() });
         }
         match rustix::fs::flock(&identity_file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
-                return Err(FolderError::Busy {
-                    path: path.to_owned(),
-                });
+                return Err(FolderError::Busy { path: path.to_owned() });
             }
             Err(error) => return Err(errno(error)),
         }
@@ -180,9 +160,7 @@ impl DiskFolder {
         let statx = statx_fd(root.as_fd()).map_err(errno)?;
         let identity_stat = stat_of(&statx_fd(identity_file.as_fd()).map_err(errno)?);
         let Some(folds_case) = probe(staging.as_fd()).map_err(errno)? else {
-            return Err(FolderError::Unsupported {
-                path: path.to_owned(),
-            });
+            return Err(FolderError::Unsupported { path: path.to_owned() });
         };
         Ok(Self(Arc::new(Inner {
             path: path.to_owned(),
@@ -269,11 +247,7 @@ impl DiskFolder {
     fn walk(&self, from: BorrowedFd<'_>, names: &[Name], flags: OFlags) -> Result<OwnedFd, Errno> {
         let mut at: Option<OwnedFd> = None;
         for (index, name) in names.iter().enumerate() {
-            let flags = if index + 1 == names.len() {
-                flags
-            } else {
-                DIR_FLAGS
-            };
+            let flags = if index + 1 == names.len() { flags } else { DIR_FLAGS };
             let dir = at.as_ref().map_or(from, AsFd::as_fd);
             let next = rustix::fs::openat(dir, name.as_bytes(), flags, Mode::empty())?;
             let statx = statx_fd(next.as_fd())?;
@@ -290,9 +264,8 @@ impl Folder for DiskFolder {
     type Dir = Arc<OwnedFd>;
 
     fn check(&self) -> Result<(), FolderGone> {
-        let gone = |reason: &str| FolderGone {
-            reason: format!("{}: {reason}", self.0.path.display()),
-        };
+        let gone =
+            |reason: &str| FolderGone { reason: format!("{}: {reason}", self.0.path.display()) };
         let statx = rustix::fs::statx(CWD, &self.0.path, AtFlags::NO_AUTOMOUNT, STATX)
             .map_err(|errno| gone(&reason(errno)))?;
         if (statx.stx_dev_major, statx.stx_dev_minor) != self.0.device
@@ -380,10 +353,7 @@ impl Folder for DiskFolder {
             rustix::fs::openat(&**dir, name.as_bytes(), flags, Mode::empty()).map_err(fault)?;
         let mut bytes = Vec::new();
         let limit = u64::try_from(limit).unwrap_or(u64::MAX);
-        File::from(file)
-            .take(limit.saturating_add(1))
-            .read_to_end(&mut bytes)
-            .map_err(io_fault)?;
+        File::from(file).take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(io_fault)?;
         if bytes.len() as u64 > limit {
             return Err(Fault::Other("The file is longer than it can be".into()));
         }
@@ -458,13 +428,8 @@ impl Folder for DiskFolder {
         if now.mtime != expected.mtime || now.size != expected.size {
             return Err(Fault::Changed);
         }
-        rustix::fs::utimensat(
-            CWD,
-            proc_path(handle.as_fd()),
-            &times(mtime),
-            AtFlags::empty(),
-        )
-        .map_err(fault)
+        rustix::fs::utimensat(CWD, proc_path(handle.as_fd()), &times(mtime), AtFlags::empty())
+            .map_err(fault)
     }
 
     fn sync_all(&self) -> Result<(), Fault> {
@@ -527,14 +492,8 @@ pub(super) fn set_on(file: &File, attrs: Attrs, mtime: Option<Timestamp>) -> Res
 
 fn times(mtime: Timestamp) -> Timestamps {
     Timestamps {
-        last_access: Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_OMIT,
-        },
-        last_modification: Timespec {
-            tv_sec: mtime.secs,
-            tv_nsec: mtime.nanos().into(),
-        },
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: mtime.secs, tv_nsec: mtime.nanos().into() },
     }
 }
 
@@ -568,17 +527,12 @@ fn make_private_dir(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
 }
 
 fn read_identity(path: &Path, own: BorrowedFd<'_>) -> Result<(OwnedFd, Identity), FolderError> {
-    let bad = |reason: String| FolderError::BadIdentity {
-        path: path.to_owned(),
-        reason,
-    };
+    let bad = |reason: String| FolderError::BadIdentity { path: path.to_owned(), reason };
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::openat(own, "identity", flags, Mode::empty()) {
         Ok(file) => file,
         Err(Errno::NOENT) => {
-            return Err(FolderError::NotLinked {
-                path: path.to_owned(),
-            });
+            return Err(FolderError::NotLinked { path: path.to_owned() });
         }
         Err(errno) => return Err(bad(reason(errno))),
     };
@@ -600,21 +554,12 @@ fn probe(staging: BorrowedFd<'_>) -> Result<Option<bool>, Errno> {
     let (one, two) = ("probe-a", "probe-b");
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     for name in [one, two] {
-        drop(rustix::fs::openat(
-            staging,
-            name,
-            flags,
-            Mode::from_raw_mode(0o600),
-        )?);
+        drop(rustix::fs::openat(staging, name, flags, Mode::from_raw_mode(0o600))?);
     }
     let exchanged = rustix::fs::renameat_with(staging, one, staging, two, RenameFlags::EXCHANGE);
-    let folds = rustix::fs::accessat(
-        staging,
-        "PROBE-A",
-        rustix::fs::Access::EXISTS,
-        AtFlags::empty(),
-    )
-    .is_ok();
+    let folds =
+        rustix::fs::accessat(staging, "PROBE-A", rustix::fs::Access::EXISTS, AtFlags::empty())
+            .is_ok();
     for name in [one, two] {
         rustix::fs::unlinkat(staging, name, AtFlags::empty())?;
     }

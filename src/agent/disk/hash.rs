@@ -33,11 +33,7 @@ pub struct FileContent {
 
 impl FileContent {
     const fn nothing(hashed: Hashed) -> Self {
-        Self {
-            hashed,
-            list: None,
-            small: None,
-        }
+        Self { hashed, list: None, small: None }
     }
 }
 
@@ -108,11 +104,7 @@ impl DiskFolder {
     pub fn open_file(&self, at: &Spot, expected: &Stat) -> Result<OpenFile, Fault> {
         let (dir, _) = self.open_ref(&at.dir)?;
         let file = OpenFile::open(dir.as_fd(), &at.name, Some(expected))?;
-        if file.stat.unchanged(expected) {
-            Ok(file)
-        } else {
-            Err(Fault::Changed)
-        }
+        if file.stat.unchanged(expected) { Ok(file) } else { Err(Fault::Changed) }
     }
 }
 
@@ -137,10 +129,7 @@ impl OpenFile {
         let stat = stat_of(&statx_fd(file.as_fd()).map_err(fault)?);
         let is_expected = expected.is_none_or(|expected| stat.same_inode(expected));
         if stat.kind == Some(Kind::File) && is_expected {
-            Ok(Self {
-                file: file.into(),
-                stat,
-            })
+            Ok(Self { file: file.into(), stat })
         } else {
             Err(Fault::Changed)
         }

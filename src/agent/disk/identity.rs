@@ -94,11 +94,7 @@ pub enum FolderError {
 
 impl Identity {
     pub(super) fn to_text(self) -> String {
-        let file = File {
-            version: VERSION,
-            folder: self.folder,
-            drive: self.drive,
-        };
+        let file = File { version: VERSION, folder: self.folder, drive: self.drive };
         // Two ids and a number always have a text; the header alone would be refused when read.
         let body = toml::to_string(&file).unwrap_or_default();
         format!("{HEADER}{body}")
@@ -113,9 +109,6 @@ impl Identity {
                 file.version
             ));
         }
-        Ok(Self {
-            folder: file.folder,
-            drive: file.drive,
-        })
+        Ok(Self { folder: file.folder, drive: file.drive })
     }
 }

@@ -44,17 +44,11 @@ impl DiskFolder {
     pub fn open_for_look(&self, dir: &DirRef) -> Result<Result<OpenDir, Look>, FolderGone> {
         let look = match self.open_ref(dir) {
             Ok((handle, _)) => {
-                return Ok(Ok(OpenDir {
-                    folder: self.clone(),
-                    path: dir.path.clone(),
-                    handle,
-                }));
+                return Ok(Ok(OpenDir { folder: self.clone(), path: dir.path.clone(), handle }));
             }
             Err(Fault::NotFound | Fault::Changed) => Look::Gone,
             Err(Fault::Gone(gone)) => return Err(gone),
-            Err(fault) => Look::Unreadable {
-                reason: fault.to_string(),
-            },
+            Err(fault) => Look::Unreadable { reason: fault.to_string() },
         };
         // That a directory is gone is worth something only while the folder is there.
         self.check()?;
@@ -90,9 +84,7 @@ impl OpenDir {
         self.folder.check()?;
         Ok(match looked {
             Ok((dir, entries)) => Look::Entries { dir, entries },
-            Err(errno) => Look::Unreadable {
-                reason: reason(errno),
-            },
+            Err(errno) => Look::Unreadable { reason: reason(errno) },
         })
     }
 
@@ -110,9 +102,7 @@ impl OpenDir {
             .map(|seen| seen.found.as_ref().map(|found| found.stat));
         if patterns.is_some() || names.is_none() {
             let before = ignore.generation();
-            let stat = patterns
-                .flatten()
-                .filter(|stat| stat.kind == Some(Kind::File));
+            let stat = patterns.flatten().filter(|stat| stat.kind == Some(Kind::File));
             let load = || self.read_rules(&self.handle).map(|(_, bytes)| bytes);
             ignore.note(&self.path, stat, load);
             if ignore.generation() != before {
@@ -142,10 +132,7 @@ impl OpenDir {
                 return Err(Errno::ILSEQ);
             };
             if let Some(found) = self.find(&name, rules)? {
-                entries.push(Seen {
-                    name,
-                    found: Some(found),
-                });
+                entries.push(Seen { name, found: Some(found) });
             }
             Ok(())
         })?;
@@ -162,10 +149,7 @@ impl OpenDir {
                 } else {
                     self.find(name, rules)?
                 };
-                Ok(Seen {
-                    name: name.clone(),
-                    found,
-                })
+                Ok(Seen { name: name.clone(), found })
             })
             .collect()
     }
@@ -173,17 +157,11 @@ impl OpenDir {
     /// Looks at names where the disk answers to other spellings of them, too: only the listing
     /// tells which is there.
     fn look_exactly(&self, names: &[Name], rules: &mut DirRules) -> Result<Vec<Seen>, Errno> {
-        let mut listed: std::collections::HashMap<Name, Option<Found>> = self
-            .look_at_all(rules)?
-            .into_iter()
-            .map(|seen| (seen.name, seen.found))
-            .collect();
+        let mut listed: std::collections::HashMap<Name, Option<Found>> =
+            self.look_at_all(rules)?.into_iter().map(|seen| (seen.name, seen.found)).collect();
         Ok(names
             .iter()
-            .map(|name| Seen {
-                name: name.clone(),
-                found: listed.remove(name).flatten(),
-            })
+            .map(|name| Seen { name: name.clone(), found: listed.remove(name).flatten() })
             .collect())
     }
 

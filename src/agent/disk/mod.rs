@@ -44,11 +44,7 @@ fn stat_of(statx: &Statx) -> Stat {
     Stat {
         kind,
         ino: statx.stx_ino,
-        birth: if has_birth {
-            timestamp(statx.stx_btime)
-        } else {
-            Timestamp::default()
-        },
+        birth: if has_birth { timestamp(statx.stx_btime) } else { Timestamp::default() },
         size: match kind {
             Some(Kind::File | Kind::Link) => statx.stx_size,
             Some(Kind::Dir) | None => 0,

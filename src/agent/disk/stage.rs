@@ -44,9 +44,7 @@ impl StagedFile {
                 list.extents().to_vec()
             }
             (Content::List { .. }, _) => {
-                return Err(Fault::Other(
-                    "The list is not the one of this content".into(),
-                ));
+                return Err(Fault::Other("The list is not the one of this content".into()));
             }
         };
         let mut end = 0;
@@ -59,15 +57,10 @@ impl StagedFile {
             })
             .collect();
         // Holes need no bytes: the file's length makes them.
-        let is_written: Vec<bool> = extents
-            .iter()
-            .map(|extent| matches!(extent, Extent::Hole { .. }))
-            .collect();
+        let is_written: Vec<bool> =
+            extents.iter().map(|extent| matches!(extent, Extent::Hole { .. })).collect();
         let name = folder.fresh_staged_name()?;
-        let file = create(
-            std::os::fd::AsFd::as_fd(&*folder.own_dir(Own::Staging)),
-            &name,
-        )?;
+        let file = create(std::os::fd::AsFd::as_fd(&*folder.own_dir(Own::Staging)), &name)?;
         Ok(Self {
             folder: folder.clone(),
             name,
@@ -83,10 +76,7 @@ impl StagedFile {
 
     /// Returns the extents with their offsets, in the order of the file.
     pub fn extents(&self) -> impl Iterator<Item = (u64, Extent)> {
-        self.offsets
-            .iter()
-            .copied()
-            .zip(self.extents.iter().copied())
+        self.offsets.iter().copied().zip(self.extents.iter().copied())
     }
 
     /// Returns whether the extent at this index is written (or a hole).
@@ -103,14 +93,10 @@ impl StagedFile {
         let (Some(Extent::Chunk { id, len }), Some(offset)) =
             (self.extents.get(index), self.offsets.get(index))
         else {
-            return Err(Fault::Other(format!(
-                "There is no chunk {index} in this content"
-            )));
+            return Err(Fault::Other(format!("There is no chunk {index} in this content")));
         };
         if bytes.len() != *len as usize || ChunkId::of(bytes) != *id {
-            return Err(Fault::Other(format!(
-                "Bytes received are not those of chunk {id}"
-            )));
+            return Err(Fault::Other(format!("Bytes received are not those of chunk {id}")));
         }
         self.file.write_all_at(bytes, *offset).map_err(io_fault)?;
         if !self.is_written[index] {
@@ -152,10 +138,7 @@ impl StagedFile {
             self.file.sync_all().map_err(io_fault)?;
         }
         self.is_finished = true;
-        Ok(Payload::Staged {
-            name: self.name.clone(),
-            is_durable,
-        })
+        Ok(Payload::Staged { name: self.name.clone(), is_durable })
     }
 }
 
@@ -163,10 +146,7 @@ impl Drop for StagedFile {
     fn drop(&mut self) {
         if !self.is_finished {
             // What stays is removed by the next recovery.
-            drop(
-                self.folder
-                    .unlink(&self.folder.own_dir(Own::Staging), &self.name),
-            );
+            drop(self.folder.unlink(&self.folder.own_dir(Own::Staging), &self.name));
         }
     }
 }
