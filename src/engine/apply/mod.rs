@@ -120,6 +120,9 @@ pub struct Applier<F: Folder> {
     notes: HashMap<u32, usize>,
 }
 
+/// What each operation of a batch came to, in the order of the batch.
+pub type Outcomes = Vec<(NodeId, Outcome)>;
+
 /// What a batch has open and has done so far.
 struct Batch<F: Folder> {
     number: u32,
@@ -137,7 +140,7 @@ struct Batch<F: Folder> {
 /// A batch that is carried out, and not durable yet.
 pub struct Placed<F: Folder> {
     batch: Batch<F>,
-    outcomes: Vec<(NodeId, Outcome)>,
+    outcomes: Outcomes,
     has_note: bool,
 }
 
@@ -182,7 +185,7 @@ impl<F: Folder> Applier<F> {
         jobs: &[Job],
         today: &str,
         now: Duration,
-    ) -> Result<Vec<(NodeId, Outcome)>, FolderGone> {
+    ) -> Result<Outcomes, FolderGone> {
         let (_, placed) = self.place_batch(jobs, None, today, now)?;
         self.finish(placed)
     }
@@ -198,7 +201,7 @@ impl<F: Folder> Applier<F> {
         before: Option<Placed<F>>,
         today: &str,
         now: Duration,
-    ) -> Result<(Vec<(NodeId, Outcome)>, Placed<F>), FolderGone> {
+    ) -> Result<(Outcomes, Placed<F>), FolderGone> {
         self.folder.check()?;
         let mut batch = Batch::new(self.next_batch, today, now);
         self.next_batch = self.next_batch.wrapping_add(1);
@@ -242,7 +245,7 @@ impl<F: Folder> Applier<F> {
     ///
     /// # Errors
     /// As [`Applier::apply`].
-    pub fn finish(&mut self, placed: Placed<F>) -> Result<Vec<(NodeId, Outcome)>, FolderGone> {
+    pub fn finish(&mut self, placed: Placed<F>) -> Result<Outcomes, FolderGone> {
         let all = (placed.batch.sync_count() >= SYNC_ALL_FROM).then(|| self.folder.sync_all());
         self.finish_with(placed, all)
     }
@@ -251,15 +254,17 @@ impl<F: Folder> Applier<F> {
         &mut self,
         placed: Placed<F>,
         all: Option<Result<(), Fault>>,
-    ) -> Result<Vec<(NodeId, Outcome)>, FolderGone> {
+    ) -> Result<Outcomes, FolderGone> {
         let Placed { batch, mut outcomes, has_note } = placed;
         let synced = match all {
             Some(synced) => synced,
             None => self.sync_placed(&batch),
         };
         match synced {
-            Ok(()) => {}
+            Ok(()) => self.keep_in_trash(batch, has_note),
             Err(Fault::Gone(gone)) => return Err(gone),
+            // What was taken away stays in the trash until the next recovery: what took its place
+            // may not be there after a power cut.
             Err(fault) => {
                 let reason =
                     format!("What was written could not be made durable ({fault}); check the disk");
