@@ -4,7 +4,9 @@
 //! `docs/architecture.md`.
 
 pub mod agent;
+pub mod client;
 pub mod content;
 pub mod engine;
 pub mod model;
 pub mod protocol;
+pub mod server;

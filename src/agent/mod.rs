@@ -1,5 +1,20 @@
 //! The engine's driver on a real machine.
 
+pub mod cache;
+mod clock;
+pub mod config;
+mod conflicts;
+pub mod control;
+pub mod credentials;
 pub mod disk;
+mod durable;
+mod folder;
 pub mod ignore;
+pub mod lists;
+pub mod log;
+pub mod rate;
+mod run;
+pub mod state;
 pub mod watch;
+
+pub use run::{Options, RunningAgent, StartError, start};

@@ -368,6 +368,11 @@ impl<T: Trees> Engine<T> {
         self.agenda.sweep();
     }
 
+    /// Returns what the engine waits for, for a developer's eyes.
+    pub fn describe_waits(&self) -> String {
+        format!("{:?} {:?} {:?} {:?}", self.flights, self.targets, self.looks, self.agenda)
+    }
+
     fn note_in_sync(&mut self) -> Result<(), T::Error> {
         let mut meta = self.trees.meta();
         if meta.last_sync.map(|time| time.secs) != Some(self.now.wall.secs) || !meta.linked {

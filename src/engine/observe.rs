@@ -761,6 +761,7 @@ impl<T: Trees> Engine<T> {
             self.looks.missing.remove(&id);
             self.uploaded.remove(&id);
             self.solve(&Subject::Node(id));
+            self.agenda.clear_retry(id);
             self.put(id, &entry)?;
             self.agenda.schedule(local.place.parent);
         }

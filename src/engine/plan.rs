@@ -609,6 +609,9 @@ impl<T: Trees> Engine<T> {
         let Some(local) = &entry.local else {
             return Ok(());
         };
+        if local.parked {
+            return self.unpark_to_delete(id, local, actions);
+        }
         if local.body == LocalBody::Dir {
             // Its entries first: those deleted there too go the same way, those moved there leave;
             // any that stays brings the directory back when it is planned.
@@ -625,6 +628,25 @@ impl<T: Trees> Engine<T> {
         let targets = vec![(local.place.parent, local.disk_name().clone())];
         let op = DiskOp::Remove { at, expected: expected(local) };
         self.apply(id, op, ApplyKind::Remove, targets, actions);
+        Ok(())
+    }
+
+    /// Brings a parked node that was deleted meanwhile back into the folder, under a name nobody has,
+    /// from where it can be removed like any other.
+    fn unpark_to_delete(
+        &mut self,
+        id: NodeId,
+        local: &Local,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), T::Error> {
+        let (Some(mut node), Some(dir)) = (local.node(), self.dir_ref(NodeId::ROOT)?) else {
+            return Ok(());
+        };
+        node.place = Place { parent: NodeId::ROOT, name: between_name(id) };
+        let to = Some(Spot { dir, name: node.place.name.clone() });
+        let targets = vec![(NodeId::ROOT, node.place.name.clone())];
+        let op = DiskOp::Move { from: None, to, expected: expected(local) };
+        self.apply(id, op, ApplyKind::Move { node, alias: None }, targets, actions);
         Ok(())
     }
 
@@ -755,6 +777,8 @@ impl<T: Trees> Engine<T> {
                     }
                     name = self.disk_name(other, &remote.node.place);
                 }
+                // A directory that is to go waits for what is in it to leave.
+                (Need::PullDelete, _) => return self.is_below_here(id, other),
                 _ => return Ok(false),
             }
         }

@@ -108,7 +108,7 @@ enum Item {
 
 /// The shared state of a connection.
 pub(super) struct Line {
-    queue: mpsc::UnboundedSender<Item>,
+    queue: mpsc::Sender<Item>,
     room: Arc<Semaphore>,
     authenticated: AtomicBool,
     end: watch::Sender<Option<End>>,
@@ -120,7 +120,7 @@ pub(super) struct Line {
 impl Line {
     /// Starts the writing task over this half of a stream.
     pub(super) fn start<S: Stream>(half: WriteHalf<S>) -> Arc<Self> {
-        let (queue, items) = mpsc::unbounded_channel();
+        let (queue, items) = mpsc::channel(QUEUE_COUNT_MAX);
         let line = Arc::new(Self {
             queue,
             room: Arc::new(Semaphore::new(limits::QUEUE_LEN_MAX)),
@@ -180,11 +180,16 @@ impl Line {
 
     /// Ends the connection once what is queued has been sent.
     pub(super) fn finish(&self, reason: CloseReason) {
-        self.queue(Item::Finish(reason)).ok();
+        if let Err(error) = self.queue.try_send(Item::Finish(reason.clone())) {
+            // Ended already; or so often asked to that the queue is full of it.
+            drop(error);
+            self.end(reason, None);
+        }
     }
 
+    /// Never waits: frames in the queue have their room, and there is a place for each that has.
     fn queue(&self, item: Item) -> Result<(), SendError> {
-        self.queue.send(item).map_err(|_| SendError::Closed(self.reason()))
+        self.queue.try_send(item).map_err(|_| SendError::Closed(self.reason()))
     }
 
     /// Ends the connection now. Only the first reason counts.
@@ -246,9 +251,15 @@ impl Patience for Line {
     }
 }
 
-/// What a frame takes of the queue's room: its length, and no less than it costs us to hold it.
+/// The least that a frame takes of the queue's room: about what it costs to hold.
+const COST_MIN: usize = 256;
+
+/// Places in the queue: for as many frames as have room, and some requests to finish.
+const QUEUE_COUNT_MAX: usize = limits::QUEUE_LEN_MAX / COST_MIN + 64;
+
+/// What a frame takes of the queue's room.
 fn cost(frame: &EncodedFrame) -> u32 {
-    let cost = frame.as_bytes().len().clamp(256, limits::QUEUE_LEN_MAX);
+    let cost = frame.as_bytes().len().clamp(COST_MIN, limits::QUEUE_LEN_MAX);
     u32::try_from(cost).unwrap_or(u32::MAX)
 }
 
@@ -258,7 +269,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// The task that writes.
 struct Writer<S> {
     half: WriteHalf<S>,
-    items: mpsc::UnboundedReceiver<Item>,
+    items: mpsc::Receiver<Item>,
     line: Arc<Line>,
 }
 

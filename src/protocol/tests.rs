@@ -436,3 +436,46 @@ async fn a_plain_tcp_client_gets_nothing_out_of_the_port() {
     soon(tcp.read_to_end(&mut answer)).await.ok();
     assert!(answer.len() < 16, "a TLS alert at most");
 }
+/// The examples of `docs/protocol.md`, byte for byte.
+#[test]
+fn values_lie_on_the_wire_as_documented() {
+    use crate::model::{
+        Attrs, Body, Change, ChangeOp, ChunkId, Content, Digest, NodeId, Refusal, Timestamp,
+    };
+    fn wire(value: impl serde::Serialize) -> Vec<u8> {
+        rmp_serde::to_vec_named(&value).unwrap()
+    }
+    assert_eq!(wire(Rev(3)), b"\x03");
+    assert_eq!(wire(Attrs::from_mode(0o644)), b"\xcd\x01\xa4");
+    assert_eq!(wire(NodeId::from_bytes([7; 16])), [&b"\xc4\x10"[..], &[7; 16]].concat());
+    assert_eq!(wire(Timestamp::new(-1, 5)), b"\x82\xa4secs\xff\xa5nanos\x05");
+    assert_eq!(wire(Digest::default()), b"\x94\0\0\0\0");
+    assert_eq!(wire(crate::model::Codec::Zstd), b"\x01");
+    assert_eq!(wire(Content::Empty), b"\xa5Empty");
+    let chunk = Content::Chunk { id: ChunkId::from_bytes([9; 32]), len: 1 };
+    let expected = [b"\x81\xa5Chunk\x82\xa2id\xc4\x20", &[9; 32][..], b"\xa3len\x01"].concat();
+    assert_eq!(wire(chunk), expected);
+    assert_eq!(wire(Body::Dir), b"\xa3Dir");
+    let target = b"t".to_vec();
+    assert_eq!(wire(Body::Link { target }), b"\x81\xa4Link\x81\xa6target\xc4\x01t");
+    let delete = Change { node: NodeId::from_bytes([1; 16]), base: Rev(9), op: ChangeOp::Delete };
+    let expected = [b"\x83\xa4node\xc4\x10", &[1; 16][..], b"\xa4base\x09\xa2op\xa6Delete"];
+    assert_eq!(wire(delete), expected.concat());
+    let accepted = ChangeResult::Accepted { rev: Rev(3) };
+    assert_eq!(wire(accepted), b"\x81\xa8Accepted\x81\xa3rev\x03");
+    let refused = ChangeResult::Refused(Refusal::NotEmpty);
+    assert_eq!(wire(refused), b"\x81\xa7Refused\xa8NotEmpty");
+    let refused = ChangeResult::Refused(Refusal::Stale { current: Rev(1) });
+    assert_eq!(wire(refused), b"\x81\xa7Refused\x81\xa5Stale\x81\xa7current\x01");
+    let failure = Failure { code: FailureCode::NotFound, message: "x".into() };
+    assert_eq!(wire(failure), b"\x82\xa4code\x06\xa7message\xa1x");
+}
+
+#[test]
+fn every_message_is_in_the_specification_under_its_number() {
+    let specification = include_str!("../../docs/protocol.md");
+    for (kind, name) in KINDS {
+        let heading = format!("| {kind} | `{name}` |");
+        assert!(specification.contains(&heading), "no row {heading:?}");
+    }
+}

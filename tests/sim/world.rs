@@ -172,6 +172,9 @@ impl World {
                 write!(failure, "\n    {id}: {entry:?}").unwrap();
             }
             write!(failure, "\n    problems {:?}", device.engine.problems()).unwrap();
+            if !device.engine.is_settled() {
+                write!(failure, "\n    waits {}", device.engine.describe_waits()).unwrap();
+            }
         }
         Err(failure)
     }

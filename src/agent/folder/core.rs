@@ -1,0 +1,623 @@
+//! The thread that owns the engine: takes events in, hands actions out, makes the trees durable,
+//! and shows how things stand. It reads the disk only through its database, and waits only for
+//! events.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+
+use super::hands::{Hands, Task};
+use super::prepare::{Prepared, Preparer};
+use super::view::EngineView;
+use super::{Context, Fetched, Input, Live, View, commit, fetch, upload};
+use crate::agent::conflicts;
+use crate::agent::disk::ApplyPool;
+use crate::agent::ignore::Ignore;
+use crate::agent::log::Happenings;
+use crate::agent::state::{SqliteTrees, StateError};
+use crate::agent::{clock, watch::Watcher};
+use crate::engine::Engine;
+use crate::engine::apply::{Job, Payload};
+use crate::engine::folder::{Folder as _, Own};
+use crate::engine::seam::{Action, Committed, DiskOp, Event, Outcome, Outgoing, Spot, Uploaded};
+use crate::engine::trees::Trees as _;
+use crate::model::{Change, ChangeOp, Content, NodeId, RelPath};
+use crate::protocol::control::{Conflict, Problem};
+
+/// How many inputs are taken before the engine plans.
+const INPUTS_PER_TURN: usize = 512;
+
+/// How often the trees are made durable while there is work, in milliseconds.
+const CHECKPOINT_MS: u64 = 50;
+
+/// How often the view is brought up to date while there is work, in milliseconds.
+const SHOW_MS: u64 = 200;
+
+/// How often what costs more to find out is brought up to date, in milliseconds.
+const SHOW_PROBLEMS_MS: u64 = 1000;
+
+/// The thread turns at least this often, to show that it lives.
+const TURN_MS: u64 = 1000;
+
+/// How often unused content lists are dropped, in milliseconds.
+const LISTS_MS: u64 = 3_600_000;
+
+/// The most conflict copies and problems told at once.
+const TOLD_MAX: usize = 10_000;
+
+/// Why the core ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// It was told to, and everything is durable.
+    Stopped,
+    /// The folder is gone; why, for a person.
+    Gone(String),
+    /// The state cannot be kept.
+    State(StateError),
+}
+
+impl From<StateError> for Ended {
+    fn from(error: StateError) -> Self {
+        Self::State(error)
+    }
+}
+
+/// What the core works with.
+pub(super) struct Parts {
+    pub cx: Arc<Context>,
+    pub inputs: mpsc::Receiver<Input>,
+    pub engine: Engine<SqliteTrees>,
+    pub hands: Hands,
+    pub preparer: Preparer,
+    pub pool: ApplyPool,
+    pub ignore: Arc<Ignore>,
+    pub watcher: Arc<dyn Watcher>,
+    pub view: watch::Sender<View>,
+    pub happenings: Arc<Happenings>,
+    pub scan_every_ms: u64,
+    /// The time of the last turn, in milliseconds of the monotonic clock, for the watchdog.
+    pub turned_at_ms: Arc<AtomicU64>,
+}
+
+/// A happening that is told once it has come about.
+struct Told {
+    event: &'static str,
+    path: RelPath,
+}
+
+/// A write whose content is being fetched.
+struct Fetching {
+    session: u64,
+    op: DiskOp,
+}
+
+pub(super) struct Core {
+    cx: Arc<Context>,
+    inputs: mpsc::Receiver<Input>,
+    engine: Engine<SqliteTrees>,
+    hands: Hands,
+    preparer: Preparer,
+    /// After the preparer, which hands it its work: fields are dropped in this order.
+    _pool: ApplyPool,
+    ignore: Arc<Ignore>,
+    watcher: Arc<dyn Watcher>,
+    view: watch::Sender<View>,
+    happenings: Arc<Happenings>,
+    turned_at_ms: Arc<AtomicU64>,
+    folder_name: String,
+    live: Option<Live>,
+    fetching: HashMap<NodeId, Fetching>,
+    applying: HashMap<NodeId, Told>,
+    committing: HashMap<u64, Vec<Option<Told>>>,
+    /// Problems that were told of already.
+    told_problems: HashSet<(String, String)>,
+    scan_every_ms: u64,
+    next_scan_ms: u64,
+    /// How many complete looks at everything somebody waits for.
+    scans_wanted: u64,
+    ignore_generation: u64,
+    checkpoint_at_ms: u64,
+    is_unsaved: bool,
+    show_at_ms: u64,
+    problems_at_ms: u64,
+    lists_at_ms: u64,
+    shown: EngineView,
+}
+
+impl Core {
+    pub(super) fn new(parts: Parts) -> Self {
+        let now = clock::now().ms;
+        Self {
+            folder_name: parts.cx.folder.path().to_string_lossy().into_owned(),
+            cx: parts.cx,
+            inputs: parts.inputs,
+            engine: parts.engine,
+            hands: parts.hands,
+            preparer: parts.preparer,
+            _pool: parts.pool,
+            ignore_generation: parts.ignore.generation(),
+            ignore: parts.ignore,
+            watcher: parts.watcher,
+            view: parts.view,
+            happenings: parts.happenings,
+            turned_at_ms: parts.turned_at_ms,
+            live: None,
+            fetching: HashMap::new(),
+            applying: HashMap::new(),
+            committing: HashMap::new(),
+            told_problems: HashSet::new(),
+            scan_every_ms: parts.scan_every_ms,
+            next_scan_ms: now + parts.scan_every_ms,
+            scans_wanted: 0,
+            checkpoint_at_ms: now,
+            is_unsaved: false,
+            show_at_ms: now,
+            problems_at_ms: now,
+            lists_at_ms: now + LISTS_MS,
+            shown: EngineView::default(),
+        }
+    }
+
+    /// Runs until it is told to stop or cannot go on.
+    pub(super) fn run(mut self, runtime: &Handle, paused: bool) -> Ended {
+        let ended = match self.turns(runtime, paused) {
+            Ok(ended) | Err(ended) => ended,
+        };
+        if !matches!(ended, Ended::State(_))
+            && let Err(error) = self.engine.trees_mut().checkpoint()
+        {
+            return Ended::State(error);
+        }
+        ended
+    }
+
+    fn turns(&mut self, runtime: &Handle, paused: bool) -> Result<Ended, Ended> {
+        self.event(Event::Paused(paused))?;
+        self.event(Event::Rescan)?;
+        let mut actions = Vec::new();
+        loop {
+            let now = clock::now();
+            self.turned_at_ms.store(now.ms, Ordering::Relaxed);
+            self.timers(now.ms)?;
+            self.engine.poll(now, &mut actions)?;
+            for action in actions.drain(..) {
+                self.dispatch(action)?;
+            }
+            if self.engine.needs_resubscribe() {
+                // The link sees that its way for acknowledgements is gone, and begins anew.
+                self.live = None;
+            }
+            self.show(clock::now().ms)?;
+            self.save(clock::now().ms)?;
+            let first = self.wait(runtime);
+            let mut next = first;
+            for _ in 0..INPUTS_PER_TURN {
+                let Some(input) = next else { break };
+                if let Some(ended) = self.take(input)? {
+                    return Ok(ended);
+                }
+                next = self.inputs.try_recv().ok();
+            }
+            if let Some(input) = next
+                && let Some(ended) = self.take(input)?
+            {
+                return Ok(ended);
+            }
+        }
+    }
+
+    /// Waits for an input, or for the time of the next thing to do.
+    fn wait(&mut self, runtime: &Handle) -> Option<Input> {
+        if let Ok(input) = self.inputs.try_recv() {
+            return Some(input);
+        }
+        let now = clock::now().ms;
+        let mut until = now + TURN_MS;
+        until = until.min(self.engine.wake_at_ms().unwrap_or(u64::MAX));
+        if self.is_unsaved {
+            until = until.min(self.checkpoint_at_ms);
+        }
+        if self.is_view_old() {
+            until = until.min(self.show_at_ms);
+        }
+        if until <= now {
+            return None;
+        }
+        let inputs = &mut self.inputs;
+        runtime.block_on(async {
+            tokio::time::timeout(Duration::from_millis(until - now), inputs.recv())
+                .await
+                .ok()
+                .flatten()
+        })
+    }
+
+    fn timers(&mut self, now: u64) -> Result<(), Ended> {
+        let is_wanted = self.engine.rescans_done() < self.scans_wanted && self.engine.is_settled();
+        if now >= self.next_scan_ms || is_wanted {
+            self.event(Event::Rescan)?;
+        }
+        if self.ignore.generation() != self.ignore_generation {
+            self.ignore_generation = self.ignore.generation();
+            self.event(Event::Rescan)?;
+        }
+        if now >= self.lists_at_ms && self.engine.is_settled() {
+            self.lists_at_ms = now + LISTS_MS;
+            let used = self.engine.trees().lists_in_use()?;
+            self.cx.lists.drop_unused(&used);
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, event: Event) -> Result<(), Ended> {
+        let now = clock::now();
+        if event == Event::Rescan {
+            self.next_scan_ms = now.ms + self.scan_every_ms;
+        }
+        self.is_unsaved = true;
+        Ok(self.engine.handle(now, event)?)
+    }
+
+    fn is_live(&self, session: u64) -> bool {
+        self.live.as_ref().is_some_and(|live| live.session.number == session)
+    }
+
+    /// Takes an input; returns why that ends the core, if it does.
+    fn take(&mut self, input: Input) -> Result<Option<Ended>, Ended> {
+        match input {
+            Input::Event(event) => {
+                if let Event::Applied { node, outcome } = &event {
+                    self.tell_applied(*node, outcome);
+                }
+                self.event(event)?;
+            }
+            Input::Online { live, lineage, from, head } => {
+                self.disconnect()?;
+                self.live = Some(*live);
+                self.event(Event::Online { lineage, from, head })?;
+            }
+            Input::Offline { session } => {
+                if self.live.is_none() || self.is_live(session) {
+                    self.disconnect()?;
+                }
+            }
+            Input::Page { session, page } => {
+                if self.is_live(session) {
+                    let upto = page.upto;
+                    self.event(Event::Page(page))?;
+                    if let Some(live) = &self.live
+                        && live.seen.try_send(upto).is_err()
+                    {
+                        tracing::debug!("the server sends more pages than it may");
+                        self.live = None;
+                    }
+                }
+            }
+            Input::Committed { session, batch, results, head } => {
+                if self.is_live(session) {
+                    self.tell_committed(batch, &results);
+                    self.event(Event::Committed { batch, results, head })?;
+                }
+            }
+            Input::Uploaded { session, node, uploaded } => {
+                if self.is_live(session) {
+                    self.event(Event::Uploaded { node, uploaded })?;
+                }
+            }
+            Input::Fetched { session, node, fetched } => self.fetched(session, node, fetched)?,
+            Input::BroughtBack(path) => self.tell("conflict", path, String::new()),
+            Input::Gone(reason) => return Ok(Some(Ended::Gone(reason))),
+            Input::Sync(reply) => {
+                // A look at everything that is under way may have passed what changed just now;
+                // the one that is wanted here comes after it.
+                let under_way = u64::from(!self.engine.is_settled());
+                self.event(Event::Rescan)?;
+                self.engine.retry_now();
+                self.show_at_ms = 0;
+                let wanted = self.engine.rescans_done() + 1 + under_way;
+                self.scans_wanted = wanted;
+                // Whoever asked may be gone.
+                reply.send(wanted).ok();
+            }
+            Input::Position(reply) => {
+                let meta = self.engine.trees().meta();
+                reply.send((meta.cursor, meta.lineage)).ok();
+            }
+            Input::Conflicts(reply) => {
+                reply.send(self.conflicts()?).ok();
+            }
+            Input::Paused(paused) => self.event(Event::Paused(paused))?,
+            Input::ScanEvery(ms) => {
+                self.scan_every_ms = ms;
+                self.next_scan_ms = self.next_scan_ms.min(clock::now().ms + ms);
+            }
+            Input::Stop => return Ok(Some(Ended::Stopped)),
+        }
+        Ok(None)
+    }
+
+    /// Lets go of the session: what was asked on it will not be answered.
+    fn disconnect(&mut self) -> Result<(), Ended> {
+        self.live = None;
+        self.committing.clear();
+        self.event(Event::Offline)?;
+        for (node, _) in std::mem::take(&mut self.fetching) {
+            self.applied(node, no_connection())?;
+        }
+        Ok(())
+    }
+
+    fn applied(&mut self, node: NodeId, outcome: Outcome) -> Result<(), Ended> {
+        self.tell_applied(node, &outcome);
+        self.event(Event::Applied { node, outcome })
+    }
+
+    fn fetched(&mut self, session: u64, node: NodeId, fetched: Fetched) -> Result<(), Ended> {
+        let is_wanted =
+            self.fetching.get(&node).is_some_and(|fetching| fetching.session == session);
+        let fetching = is_wanted.then(|| self.fetching.remove(&node)).flatten();
+        match (fetching, fetched) {
+            (Some(Fetching { op, .. }), Fetched::Payload(payload)) => {
+                self.preparer.push(Prepared::Ready(Job { node, op, payload }));
+            }
+            (Some(_), Fetched::Outcome(outcome)) => self.applied(node, outcome)?,
+            (None, Fetched::Payload(Payload::Staged { name, .. })) => {
+                // Too late: nobody will put it in place. A failure leaves it for the next start.
+                let staging = self.cx.folder.own_dir(Own::Staging);
+                self.cx.folder.unlink(&staging, &name).ok();
+            }
+            (None, _) => {}
+        }
+        Ok(())
+    }
+
+    fn dispatch(&mut self, action: Action) -> Result<(), Ended> {
+        match action {
+            Action::Look { dir, names } => self.hands.push(Task::Look { dir, names }),
+            Action::Hash { node, at, stat } => self.hands.push(Task::Hash { node, at, stat }),
+            Action::Upload { node, at, expected } => {
+                let job = upload::Job { node, at, expected };
+                let taken =
+                    self.live.as_ref().is_some_and(|live| live.uploads.try_send(job).is_ok());
+                if !taken {
+                    let reason = no_connection_text();
+                    let uploaded = Uploaded::Later { reason };
+                    self.event(Event::Uploaded { node, uploaded })?;
+                }
+            }
+            Action::Commit { batch, changes } => {
+                let told = changes.iter().map(|outgoing| self.sent(outgoing)).collect();
+                self.committing.insert(batch, told);
+                let job = commit::Job { batch, changes };
+                let taken =
+                    self.live.as_ref().is_some_and(|live| live.commits.try_send(job).is_ok());
+                if !taken {
+                    // The session has ended; that is told in a moment, and answers the commit.
+                    self.committing.remove(&batch);
+                }
+            }
+            Action::Apply { node, op } => self.apply(node, op)?,
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, node: NodeId, op: DiskOp) -> Result<(), Ended> {
+        self.applying.insert(node, told_of(&op));
+        let DiskOp::Write { at: _, content, mtime, attrs, over, .. } = &op else {
+            let payload = Payload::None;
+            self.preparer.push(Prepared::Ready(Job { node, op, payload }));
+            return Ok(());
+        };
+        match content {
+            Content::Empty => {
+                let payload = Payload::Bytes(Vec::new());
+                self.preparer.push(Prepared::Ready(Job { node, op, payload }));
+                return Ok(());
+            }
+            Content::Chunk { id, .. } => {
+                if let Some(chunk) = self.cx.incoming.get(*id) {
+                    self.preparer.push(Prepared::Packed { node, op, chunk });
+                    return Ok(());
+                }
+                if let Some(bytes) = self.cx.outgoing.get(*id) {
+                    self.preparer.push(Prepared::Shared { node, op, bytes });
+                    return Ok(());
+                }
+            }
+            Content::List { .. } => {}
+        }
+        let old = match (&op, over) {
+            (DiskOp::Write { at, .. }, Some(over)) => Some((at.clone(), *over)),
+            _ => None,
+        };
+        let job = fetch::Job { node, content: *content, attrs: *attrs, mtime: *mtime, old };
+        let taken = self
+            .live
+            .as_ref()
+            .and_then(|live| live.fetches.try_send(job).ok().map(|()| live.session.number));
+        match taken {
+            Some(session) => {
+                self.fetching.insert(node, Fetching { session, op });
+                Ok(())
+            }
+            None => self.applied(node, no_connection()),
+        }
+    }
+
+    /// Makes the trees durable when it is time. Not more than a tenth of the time goes into that.
+    fn save(&mut self, now: u64) -> Result<(), Ended> {
+        if self.is_unsaved && now >= self.checkpoint_at_ms {
+            self.engine.trees_mut().checkpoint()?;
+            self.is_unsaved = false;
+            let after = clock::now().ms;
+            self.checkpoint_at_ms = after + CHECKPOINT_MS.max((after - now) * 10);
+        }
+        Ok(())
+    }
+
+    fn is_view_old(&self) -> bool {
+        let trees = self.engine.trees();
+        self.shown.totals != trees.totals()
+            || self.shown.meta != trees.meta()
+            || self.shown.rescans_done != self.engine.rescans_done()
+            || self.shown.is_settled != self.engine.is_settled()
+            || self.shown.agrees != self.engine.agrees()
+    }
+
+    /// Brings the view up to date: at once when work begins or ends, else now and then.
+    fn show(&mut self, now: u64) -> Result<(), Ended> {
+        let turns = self.shown.is_settled != self.engine.is_settled();
+        let is_due = now >= self.show_at_ms && (self.is_view_old() || now >= self.problems_at_ms);
+        if !turns && !is_due {
+            return Ok(());
+        }
+        self.show_at_ms = now + SHOW_MS;
+        let trees = self.engine.trees();
+        let mut shown = EngineView {
+            totals: trees.totals(),
+            meta: trees.meta(),
+            conflicts: trees.conflict_count()?,
+            problem_count: self.shown.problem_count,
+            problems: Vec::new(),
+            agrees: self.engine.agrees(),
+            is_settled: self.engine.is_settled(),
+            rescans_done: self.engine.rescans_done(),
+        };
+        if turns || now >= self.problems_at_ms {
+            self.problems_at_ms = now + SHOW_PROBLEMS_MS;
+            shown.problems = self.problems();
+            shown.problem_count = shown.problems.len() as u64;
+        } else {
+            shown.problems.clone_from(&self.shown.problems);
+        }
+        if shown != self.shown {
+            self.shown = shown.clone();
+            self.view.send_modify(|view| view.engine = shown);
+        }
+        Ok(())
+    }
+
+    /// Returns what a person should know, and tells of what is new.
+    fn problems(&mut self) -> Vec<Problem> {
+        let mut found = self.engine.problems();
+        found.extend(self.cx.troubles());
+        found.extend(
+            self.ignore.problems().into_iter().map(|(path, error)| (path, error.to_string())),
+        );
+        found.extend(self.watcher.problem().map(|reason| (RelPath::ROOT, reason)));
+        found.truncate(TOLD_MAX);
+        let problems: Vec<Problem> = found
+            .into_iter()
+            .map(|(path, reason)| Problem { path: path.to_string(), reason })
+            .collect();
+        let pairs: HashSet<(String, String)> =
+            problems.iter().map(|problem| (problem.path.clone(), problem.reason.clone())).collect();
+        for (path, reason) in &pairs {
+            if !self.told_problems.contains(&(path.clone(), reason.clone())) {
+                self.tell("problem", path.clone(), reason.clone());
+            }
+        }
+        self.told_problems = pairs;
+        problems
+    }
+
+    fn conflicts(&self) -> Result<Vec<Conflict>, Ended> {
+        let trees = self.engine.trees();
+        let mut copies = Vec::new();
+        for id in trees.conflict_copies(TOLD_MAX)? {
+            let Some(local) = trees.get(id)?.local else {
+                continue;
+            };
+            let path = trees.path_of(id);
+            let Some((dir, original)) = path
+                .split_last()
+                .and_then(|(dir, name)| Some((dir, conflicts::original_of(name)?)))
+            else {
+                continue;
+            };
+            copies.push(Conflict {
+                folder: self.folder_name.clone(),
+                path: path.to_string(),
+                original: dir.join(&original).to_string(),
+                bytes: local.stat.size,
+            });
+        }
+        copies.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(copies)
+    }
+
+    fn tell(&self, event: &str, path: String, detail: String) {
+        self.happenings.tell(&self.folder_name, event, path, detail);
+    }
+
+    /// Returns what is to be told once a change is accepted.
+    fn sent(&self, outgoing: &Outgoing) -> Option<Told> {
+        let Change { node, op, .. } = &outgoing.change;
+        let event = match op {
+            ChangeOp::Create(_) => "sent",
+            ChangeOp::Delete => "deleted",
+            ChangeOp::Update { place: Some(_), .. } => "moved",
+            ChangeOp::Update { .. } => "sent",
+        };
+        let path = match &outgoing.attach {
+            Some((at, _)) => at.path(),
+            None => self.engine.trees().path_of(*node),
+        };
+        Some(Told { event, path })
+    }
+
+    fn tell_committed(&mut self, batch: u64, results: &[Committed]) {
+        let told = self.committing.remove(&batch).unwrap_or_default();
+        for (told, result) in told.into_iter().zip(results) {
+            if let (Some(told), Committed::Accepted { .. }) = (told, result) {
+                self.tell(told.event, told.path.to_string(), String::new());
+            }
+        }
+    }
+
+    fn tell_applied(&mut self, node: NodeId, outcome: &Outcome) {
+        let Some(told) = self.applying.remove(&node) else {
+            return;
+        };
+        let Outcome::Done { kept, .. } = outcome else {
+            return;
+        };
+        if let Some(kept) = kept {
+            let dir = told.path.split_last().map(|(dir, _)| dir);
+            let copy = dir.unwrap_or_default().join(kept);
+            self.tell("conflict", copy.to_string(), told.path.to_string());
+        }
+        if told.event != "conflict" {
+            self.tell(told.event, told.path.to_string(), String::new());
+        }
+    }
+}
+
+fn no_connection_text() -> String {
+    "There is no connection to the server".to_owned()
+}
+
+fn no_connection() -> Outcome {
+    Outcome::NoContent { reason: no_connection_text() }
+}
+
+fn told_of(op: &DiskOp) -> Told {
+    let told = |event, spot: &Spot| Told { event, path: spot.path() };
+    match op {
+        DiskOp::MakeDir { at, .. }
+        | DiskOp::Write { at, .. }
+        | DiskOp::Link { at, .. }
+        | DiskOp::SetAttrs { at, .. } => told("received", at),
+        DiskOp::Move { from, to, .. } => match (to, from) {
+            (Some(spot), _) => told("moved here", spot),
+            (None, Some(spot)) => told("moved aside", spot),
+            (None, None) => Told { event: "moved aside", path: RelPath::ROOT },
+        },
+        DiskOp::SetAside { at, .. } => told("conflict", at),
+        DiskOp::Remove { at, .. } => told("deleted here", at),
+    }
+}

@@ -1,0 +1,309 @@
+//! The connection to the server: two of them, kept up as long as the folder is open.
+//!
+//! A session begins with both connections and a subscription from where the engine is, and ends
+//! with either connection. Between sessions there is a jittered, growing pause, which a person's
+//! command or an edit of the settings cuts short.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::view::LinkView;
+use super::{Context, Input, Live, Session, View, commit, fetch, upload};
+use crate::agent::config::{Authority, FolderConfig};
+use crate::agent::credentials::Token;
+use crate::engine::seam::JournalPage;
+use crate::model::Rev;
+use crate::protocol::Trust;
+use crate::protocol::limits::{INLINE_LEN_MAX, PAGES_IN_FLIGHT_MAX};
+use crate::protocol::message::{FailureCode, Page, PageSeen, Resume, Subscribe};
+use crate::protocol::{CallError, ConnectError, Connection, Endpoint, Push};
+
+/// The first pause after a failed try.
+const PAUSE_MIN: Duration = Duration::from_millis(200);
+
+/// The longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// The pause after a refusal that no waiting will mend.
+const PAUSE_REFUSED: Duration = Duration::from_secs(600);
+
+/// A session that lasted this long was a good one: the next pause is the shortest again.
+const GOOD_SESSION: Duration = Duration::from_secs(30);
+
+/// What this program calls itself.
+const PROGRAM: &str = concat!("picloud-agent/", env!("CARGO_PKG_VERSION"));
+
+/// Why there is no session (any more).
+enum End {
+    /// The server cannot be reached, or the connection broke.
+    Offline(String),
+    /// It can be reached, and something is wrong that a person should see.
+    Wrong(String),
+    /// The server does not want this device.
+    Refused(String),
+    /// The journal is to be subscribed to anew.
+    Again,
+    /// The folder is closed.
+    Closed,
+}
+
+impl From<ConnectError> for End {
+    fn from(error: ConnectError) -> Self {
+        let text = with_causes(&error);
+        if error.is_offline() { Self::Offline(text) } else { Self::Wrong(text) }
+    }
+}
+
+impl From<CallError> for End {
+    fn from(error: CallError) -> Self {
+        let code = match &error {
+            CallError::Failed(failure) => Some(failure.code),
+            CallError::Closed(reason) => reason.code(),
+            CallError::Message(_) => None,
+        };
+        Self::of_code(code, with_causes(&error))
+    }
+}
+
+impl End {
+    fn of_code(code: Option<FailureCode>, text: String) -> Self {
+        match code {
+            Some(FailureCode::Revoked) => {
+                Self::Refused("This device was revoked; join the folder again".to_owned())
+            }
+            Some(FailureCode::Unauthenticated) => Self::Refused(
+                "The server does not know this device any more; join the folder again".to_owned(),
+            ),
+            Some(FailureCode::Forbidden | FailureCode::NotFound) => Self::Refused(text),
+            Some(FailureCode::Version | FailureCode::Malformed) => Self::Wrong(text),
+            _ => Self::Offline(text),
+        }
+    }
+}
+
+/// Returns an error with what caused it, on one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Keeps the connection of a folder up.
+pub(super) struct Link {
+    pub cx: Arc<Context>,
+    pub config: FolderConfig,
+    pub token: Token,
+    pub view: watch::Sender<View>,
+    /// The number of the last session.
+    pub last_session: u64,
+}
+
+impl Link {
+    /// Runs until the core is gone.
+    pub(super) async fn run(mut self) {
+        let mut pause = PAUSE_MIN;
+        loop {
+            let started = Instant::now();
+            let end = self.session().await;
+            if started.elapsed() >= GOOD_SESSION {
+                pause = PAUSE_MIN;
+            }
+            let mut wait = jittered(pause);
+            match end {
+                End::Closed => return,
+                End::Again => {
+                    // Soon, but never in a circle that keeps both sides busy.
+                    tokio::time::sleep(PAUSE_MIN).await;
+                    continue;
+                }
+                End::Offline(reason) => {
+                    tracing::info!(server = %self.config.server, %reason, "offline");
+                    self.show(LinkView::Offline(None));
+                }
+                End::Wrong(reason) => {
+                    tracing::warn!(server = %self.config.server, %reason, "no connection");
+                    self.show(LinkView::Offline(Some(reason)));
+                }
+                End::Refused(reason) => {
+                    tracing::error!(server = %self.config.server, %reason, "refused");
+                    self.show(LinkView::Refused(reason));
+                    wait = PAUSE_REFUSED;
+                }
+            }
+            pause = (pause * 2).min(PAUSE_MAX);
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.cx.reconnect.notified() => pause = PAUSE_MIN,
+                () = self.cx.inputs.closed() => return,
+            }
+        }
+    }
+
+    fn show(&self, link: LinkView) {
+        self.view.send_modify(|view| {
+            if link != LinkView::Online {
+                view.failed_tries += 1;
+            }
+            view.link = link;
+        });
+    }
+
+    async fn connect(&self) -> Result<(Connection, mpsc::Receiver<Push>), End> {
+        let endpoint = Endpoint {
+            address: self.config.server.clone(),
+            trust: match self.config.authority {
+                Authority::Fingerprint(fingerprint) => Trust::Pinned(fingerprint),
+                Authority::Public => Trust::PublicAuthority,
+            },
+        };
+        let (connection, pushes) = Connection::open(&endpoint, PROGRAM).await?;
+        let resume = Resume { device: self.config.device, token: self.token.as_bytes().to_vec() };
+        let reply = connection.call(&resume).await?;
+        let has_drive = reply
+            .admitted
+            .is_some_and(|admitted| admitted.drives.iter().any(|d| d.id == self.config.drive));
+        if has_drive {
+            Ok((connection, pushes))
+        } else {
+            Err(End::Refused(format!(
+                "The account {:?} has no access to this folder's drive any more; join the folder again",
+                self.config.user
+            )))
+        }
+    }
+
+    /// Holds one session, and returns why it ended.
+    async fn session(&mut self) -> End {
+        let (position, found) = oneshot::channel();
+        if self.cx.inputs.send(Input::Position(position)).await.is_err() {
+            return End::Closed;
+        }
+        let Ok((cursor, lineage)) = found.await else {
+            return End::Closed;
+        };
+        let connected = tokio::try_join!(self.connect(), self.connect());
+        let ((journal, mut pushes), (bulk, _)) = match connected {
+            Ok(connected) => connected,
+            Err(end) => return end,
+        };
+        let subscribe =
+            Subscribe { drive: self.config.drive, cursor, lineage, inline_len_max: INLINE_LEN_MAX };
+        let subscribed = match journal.call(&subscribe).await {
+            Ok(subscribed) => subscribed,
+            Err(error) => return error.into(),
+        };
+        self.last_session += 1;
+        let session = Session { number: self.last_session, journal, bulk };
+        let mut tasks = JoinSet::new();
+        let (commits, jobs) = mpsc::channel(commit::JOBS_MAX);
+        tasks.spawn(commit::run(Arc::clone(&self.cx), session.clone(), jobs));
+        let (uploads, jobs) = mpsc::channel(upload::JOBS_MAX);
+        tasks.spawn(upload::run(Arc::clone(&self.cx), session.clone(), jobs));
+        let (fetches, jobs) = mpsc::channel(fetch::JOBS_MAX);
+        tasks.spawn(fetch::run(Arc::clone(&self.cx), session.clone(), jobs));
+        let (seen, mut pages_seen) = mpsc::channel(2 * PAGES_IN_FLIGHT_MAX);
+        let online = Input::Online {
+            live: Box::new(Live { session: session.clone(), commits, uploads, fetches, seen }),
+            lineage: subscribed.lineage,
+            from: subscribed.from,
+            head: subscribed.head,
+        };
+        if self.cx.inputs.send(online).await.is_err() {
+            return End::Closed;
+        }
+        tracing::info!(server = %self.config.server, from = %subscribed.from, head = %subscribed.head, "online");
+        self.show(LinkView::Online);
+        self.cx.journal.send_replace(Some(session.journal.clone()));
+        let end = self.serve(&session, &mut pushes, &mut pages_seen).await;
+        self.cx.journal.send_replace(None);
+        session.journal.close();
+        session.bulk.close();
+        let offline = Input::Offline { session: session.number };
+        if self.cx.inputs.send(offline).await.is_err() {
+            return End::Closed;
+        }
+        end
+    }
+
+    async fn serve(
+        &self,
+        session: &Session,
+        pushes: &mut mpsc::Receiver<Push>,
+        pages_seen: &mut mpsc::Receiver<Rev>,
+    ) -> End {
+        loop {
+            tokio::select! {
+                push = pushes.recv() => match push {
+                    Some(Push::Page(page)) => {
+                        if let Err(end) = self.page(session, page).await {
+                            return end;
+                        }
+                    }
+                    Some(Push::Bye(bye)) => return End::of_code(Some(bye.code), bye.message),
+                    None => {
+                        let reason = session.journal.closed().await;
+                        return End::of_code(reason.code(), reason.to_string());
+                    }
+                },
+                seen = pages_seen.recv() => {
+                    // The core lets go of the session when it wants another subscription.
+                    let Some(upto) = seen else { return End::Again };
+                    let drive = self.config.drive;
+                    if let Err(error) = session.journal.notify(&PageSeen { drive, upto }).await {
+                        return error.into();
+                    }
+                }
+                reason = session.bulk.closed() => {
+                    return End::of_code(reason.code(), reason.to_string());
+                }
+                () = self.cx.inputs.closed() => return End::Closed,
+            }
+        }
+    }
+
+    async fn page(&self, session: &Session, page: Page) -> Result<(), End> {
+        if page.drive != self.config.drive {
+            return Err(End::Wrong("The server sent a page of another drive".to_owned()));
+        }
+        let packed: usize = page.chunks.iter().map(|chunk| chunk.data.len()).sum();
+        self.cx.rates.down.pass(packed as u64).await;
+        for chunk in page.chunks {
+            let len = chunk.data.len();
+            self.cx.incoming.put(chunk.id, len, Arc::new(chunk));
+        }
+        let input = Input::Page {
+            session: session.number,
+            page: JournalPage {
+                upto: page.upto,
+                head: page.head,
+                consistent: page.consistent,
+                nodes: page.nodes,
+                digest: page.digest,
+            },
+        };
+        self.cx.inputs.send(input).await.map_err(|_| End::Closed)
+    }
+}
+
+/// Returns a time between half of `pause` and all of it, so that devices do not come back at once.
+fn jittered(pause: Duration) -> Duration {
+    let mut byte = [0];
+    // Without randomness: no jitter.
+    let part = match getrandom::fill(&mut byte) {
+        Ok(()) => f64::from(byte[0]) / 255.0,
+        Err(_) => 1.0,
+    };
+    pause.mul_f64(0.5 + 0.5 * part)
+}

@@ -1,0 +1,158 @@
+//! One synced folder at work.
+//!
+//! A thread of its own owns the engine ([`core`]): events come to it through one bounded queue, and
+//! it never waits for anyone else. What it hands out is bounded by the engine's window, so the ways
+//! to the others never fill up: looks and hashes go to [`hands`], disk operations through
+//! [`prepare`] to the pool of `disk`, and what needs the server to the tasks of the session, which
+//! [`link`] keeps up ([`commit`], [`upload`], [`fetch`]). [`supervise`] opens all that, and opens
+//! it again when the folder went away or the state is damaged.
+
+mod commit;
+mod core;
+mod fetch;
+mod hands;
+mod link;
+mod prepare;
+mod supervise;
+mod upload;
+mod view;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+pub(super) use self::supervise::{FolderTask, Settings};
+pub(super) use self::view::View;
+use super::cache::Cache;
+use super::disk::DiskFolder;
+use super::lists::Lists;
+use super::rate::Rate;
+use crate::engine::apply::Payload;
+use crate::engine::seam::{Committed, Event, JournalPage, Outcome, Uploaded};
+use crate::model::{ChunkData, DriveId, Lineage, NodeId, RelPath, Rev};
+use crate::protocol::Connection;
+use crate::protocol::control::Conflict;
+
+/// Small contents that came inside pages and are not applied yet, in bytes as packed.
+const INCOMING_LEN_MAX: usize = 64 * 1024 * 1024;
+
+/// Small contents that were read for hashing and are not committed yet, in bytes.
+const OUTGOING_LEN_MAX: usize = 32 * 1024 * 1024;
+
+/// Events that wait for the engine.
+const INPUTS_MAX: usize = 1024;
+
+/// How much trouble is remembered.
+const TROUBLES_MAX: usize = 100;
+
+/// Both directions' bounds, for all folders together.
+#[derive(Debug)]
+pub(super) struct Rates {
+    pub up: Rate,
+    pub down: Rate,
+}
+
+/// What everyone who works on an open folder has at hand.
+#[derive(Debug)]
+pub(super) struct Context {
+    pub folder: DiskFolder,
+    pub drive: DriveId,
+    pub lists: Lists,
+    pub rates: Arc<Rates>,
+    pub incoming: Cache<Arc<ChunkData>>,
+    pub outgoing: Cache<Arc<Vec<u8>>>,
+    pub inputs: mpsc::Sender<Input>,
+    /// Wakes the link out of its back-off.
+    pub reconnect: Arc<Notify>,
+    /// The connection for questions, while there is one.
+    pub journal: watch::Sender<Option<Connection>>,
+    /// What is wrong beside what the engine knows, by path; at most [`TROUBLES_MAX`].
+    troubles: Mutex<BTreeMap<RelPath, String>>,
+}
+
+impl Context {
+    /// Remembers what a person should know of a path.
+    fn trouble(&self, path: &RelPath, reason: String) {
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        if troubles.len() < TROUBLES_MAX || troubles.contains_key(path) {
+            troubles.insert(path.clone(), reason);
+        }
+    }
+
+    /// Forgets it.
+    fn no_trouble(&self, path: &RelPath) {
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        troubles.remove(path);
+    }
+
+    fn troubles(&self) -> Vec<(RelPath, String)> {
+        let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        troubles.iter().map(|(path, reason)| (path.clone(), reason.clone())).collect()
+    }
+}
+
+/// A connection that is up, with the drive subscribed. Each has a number of its own, so that
+/// answers of an earlier one can be told apart.
+#[derive(Debug, Clone)]
+pub(super) struct Session {
+    pub number: u64,
+    /// For the journal, commits and questions.
+    pub journal: Connection,
+    /// For the bulk of contents.
+    pub bulk: Connection,
+}
+
+/// The ways to the tasks of a session.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub session: Session,
+    pub commits: mpsc::Sender<commit::Job>,
+    pub uploads: mpsc::Sender<upload::Job>,
+    pub fetches: mpsc::Sender<fetch::Job>,
+    pub seen: mpsc::Sender<Rev>,
+}
+
+/// What a fetch came to.
+#[derive(Debug)]
+pub(super) enum Fetched {
+    /// Here it is.
+    Payload(Payload),
+    /// It cannot be had: what the engine is to hear of the operation.
+    Outcome(Outcome),
+}
+
+/// What the core is told.
+#[derive(Debug)]
+pub(super) enum Input {
+    /// For the engine, whatever the connection.
+    Event(Event),
+    /// A connection is up.
+    Online { live: Box<Live>, lineage: Lineage, from: Rev, head: Rev },
+    /// The connection is gone.
+    Offline { session: u64 },
+    /// A page of the journal came.
+    Page { session: u64, page: JournalPage },
+    /// What became of a commit.
+    Committed { session: u64, batch: u64, results: Vec<Committed>, head: Rev },
+    /// What became of an upload.
+    Uploaded { session: u64, node: NodeId, uploaded: Uploaded },
+    /// What became of a fetch.
+    Fetched { session: u64, node: NodeId, fetched: Fetched },
+    /// A version that was written to after it was replaced is back, by its path.
+    BroughtBack(String),
+    /// The folder is gone.
+    Gone(String),
+    /// The number of rescans after which everything that is on disk now has been seen is wanted.
+    Sync(oneshot::Sender<u64>),
+    /// The rev and lineage up to which the journal is known are wanted.
+    Position(oneshot::Sender<(Rev, Option<Lineage>)>),
+    /// The conflict copies are wanted.
+    Conflicts(oneshot::Sender<Vec<Conflict>>),
+    /// A person paused or resumed.
+    Paused(bool),
+    /// How often to look over everything, in milliseconds.
+    ScanEvery(u64),
+    /// End.
+    Stop,
+}

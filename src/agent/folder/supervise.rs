@@ -1,0 +1,450 @@
+//! Opening a folder, and opening it again: when it went away and is back, when its state was
+//! damaged, until it is told to stop.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use super::core::{Core, Ended, Parts};
+use super::hands::Hands;
+use super::link::Link;
+use super::prepare::Preparer;
+use super::{Context, INCOMING_LEN_MAX, INPUTS_MAX, Input, OUTGOING_LEN_MAX, Rates, View};
+use crate::agent::cache::Cache;
+use crate::agent::clock;
+use crate::agent::config::FolderConfig;
+use crate::agent::credentials::{self, Token};
+use crate::agent::disk::{ApplyPool, DiskFolder, Identity, Report};
+use crate::agent::ignore::Ignore;
+use crate::agent::lists::Lists;
+use crate::agent::log::Happenings;
+use crate::agent::state::SqliteTrees;
+use crate::agent::watch::{Hint, InotifyWatcher, Watcher};
+use crate::engine::apply::{Applier, Recovered};
+use crate::engine::seam::Event;
+use crate::engine::trees::Trees as _;
+use crate::engine::{self, Engine};
+use crate::model::IdSource;
+use crate::protocol::Connection;
+
+/// How long to wait before a folder that could not be opened is tried again.
+const REOPEN: Duration = Duration::from_secs(3);
+
+/// Hints that wait to be handed on; more stay with the kernel.
+const HINTS_MAX: usize = 1024;
+
+/// What a folder's task is told when it is started.
+#[derive(Debug, Clone)]
+pub(in crate::agent) struct Settings {
+    pub config: FolderConfig,
+    pub device_name: String,
+    /// Where its databases are.
+    pub state_dir: PathBuf,
+    pub credentials: PathBuf,
+    pub rates: Arc<Rates>,
+    pub happenings: Arc<Happenings>,
+}
+
+/// What can change while a folder's task runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Wish {
+    stop: bool,
+    paused: bool,
+    scan_every_ms: u64,
+}
+
+/// A folder's task, and the ways to it.
+#[derive(Debug)]
+pub(in crate::agent) struct FolderTask {
+    pub settings: Settings,
+    pub view: watch::Receiver<View>,
+    /// Wakes it out of a pause.
+    pub wake: Arc<Notify>,
+    /// The connection for questions, while there is one.
+    pub journal: watch::Receiver<Option<Connection>>,
+    /// The time of the core's last turn, in milliseconds of the monotonic clock; `u64::MAX` while
+    /// there is no core.
+    pub turned_at_ms: Arc<AtomicU64>,
+    inputs: Arc<Mutex<Option<mpsc::Sender<Input>>>>,
+    wish: watch::Sender<Wish>,
+    task: JoinHandle<()>,
+}
+
+impl FolderTask {
+    pub(in crate::agent) fn start(settings: Settings, paused: bool, scan_every_ms: u64) -> Self {
+        let view = View::new(settings.config.clone(), settings.device_name.clone(), paused);
+        let (view_sender, view) = watch::channel(view);
+        let (journal_sender, journal) = watch::channel(None);
+        let (wish, wished) = watch::channel(Wish { stop: false, paused, scan_every_ms });
+        let wake = Arc::new(Notify::new());
+        let inputs = Arc::default();
+        let turned_at_ms = Arc::new(AtomicU64::new(u64::MAX));
+        let supervisor = Supervisor {
+            settings: settings.clone(),
+            view: view_sender,
+            wake: Arc::clone(&wake),
+            journal: journal_sender,
+            turned_at_ms: Arc::clone(&turned_at_ms),
+            inputs: Arc::clone(&inputs),
+            wished,
+            last_session: 0,
+        };
+        Self {
+            settings,
+            view,
+            wake,
+            journal,
+            turned_at_ms,
+            inputs,
+            wish,
+            task: tokio::spawn(supervisor.run()),
+        }
+    }
+
+    /// Returns the way to the engine, while the folder is open.
+    pub(in crate::agent) fn inputs(&self) -> Option<mpsc::Sender<Input>> {
+        self.inputs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(in crate::agent) fn set(&self, paused: bool, scan_every_ms: u64) {
+        self.wish.send_if_modified(|wish| {
+            let before = *wish;
+            wish.paused = paused;
+            wish.scan_every_ms = scan_every_ms;
+            *wish != before
+        });
+    }
+
+    /// Stops it, and waits until everything is durable and closed.
+    pub(in crate::agent) async fn stop(self) {
+        self.wish.send_modify(|wish| wish.stop = true);
+        if self.task.await.is_err() {
+            tracing::error!("the task of a folder ended by a fault in the program");
+        }
+    }
+}
+
+struct Supervisor {
+    settings: Settings,
+    view: watch::Sender<View>,
+    wake: Arc<Notify>,
+    journal: watch::Sender<Option<Connection>>,
+    turned_at_ms: Arc<AtomicU64>,
+    inputs: Arc<Mutex<Option<mpsc::Sender<Input>>>>,
+    wished: watch::Receiver<Wish>,
+    last_session: u64,
+}
+
+/// What is opened before the threads begin.
+struct Opened {
+    folder: DiskFolder,
+    trees: SqliteTrees,
+    lists: Lists,
+    applier: Applier<DiskFolder>,
+    recovered: Recovered,
+    ignore: Ignore,
+    token: Token,
+    is_unclean: bool,
+    set_aside: Option<PathBuf>,
+}
+
+impl Supervisor {
+    async fn run(mut self) {
+        while !self.wished.borrow().stop {
+            let settings = self.settings.clone();
+            let opened = tokio::task::spawn_blocking(move || open(&settings))
+                .await
+                .unwrap_or_else(|error| Err(format!("A fault in the program: {error}")));
+            let ended = match opened {
+                Ok(opened) => self.work(opened).await,
+                Err(reason) => Err(reason),
+            };
+            match ended {
+                Ok(Ended::Stopped) => return,
+                Ok(Ended::Gone(reason)) => self.rest(reason).await,
+                Ok(Ended::State(error)) if error.is_damage() => {
+                    tracing::error!(%error, "the state database is set aside and begun anew");
+                    let path = self.settings.state_dir.join("state.sqlite");
+                    let aside =
+                        tokio::task::spawn_blocking(move || SqliteTrees::set_aside(&path)).await;
+                    if !matches!(aside, Ok(Ok(_))) {
+                        self.rest(error.to_string()).await;
+                    }
+                }
+                Ok(Ended::State(error)) => self.rest(with_cause(&error)).await,
+                Err(reason) => self.rest(reason).await,
+            }
+        }
+    }
+
+    /// Shows why nothing is done, and waits before the next try.
+    async fn rest(&mut self, reason: String) {
+        tracing::warn!(folder = ?self.settings.config.path, %reason, "stopped");
+        let path = self.settings.config.path.to_string_lossy().into_owned();
+        let is_news = self.view.borrow().stopped.as_ref() != Some(&reason);
+        if is_news {
+            self.settings.happenings.tell(&path, "problem", String::new(), reason.clone());
+        }
+        self.view.send_modify(|view| {
+            view.stopped = Some(reason);
+            view.is_open = false;
+            view.failed_tries += 1;
+        });
+        tokio::select! {
+            () = tokio::time::sleep(REOPEN) => {}
+            () = self.wake.notified() => {}
+            // An agent that is gone stops everything.
+            changed = self.wished.changed() => {
+                if changed.is_err() {
+                    tokio::time::sleep(REOPEN).await;
+                }
+            }
+        }
+    }
+
+    /// Works on the open folder until that ends.
+    async fn work(&mut self, opened: Opened) -> Result<Ended, String> {
+        let (inputs, receiver) = mpsc::channel(INPUTS_MAX);
+        let wish = *self.wished.borrow_and_update();
+        let token = opened.token.clone();
+        let (core, cx) = self
+            .assemble(opened, inputs.clone(), receiver, wish)
+            .map_err(|error| format!("The folder cannot be worked on: {error}"))?;
+        let link = Link {
+            cx,
+            config: self.settings.config.clone(),
+            token,
+            view: self.view.clone(),
+            last_session: self.last_session,
+        };
+        let (report, ended) = oneshot::channel();
+        let runtime = Handle::current();
+        let thread = std::thread::Builder::new()
+            .name("picloud-engine".into())
+            .spawn(move || {
+                // Dropping the core waits for its threads; only then is it over.
+                let ended = core.run(&runtime, wish.paused);
+                report.send(ended).ok();
+            })
+            .map_err(|error| format!("The folder cannot be worked on: {error}"))?;
+        *self.inputs.lock().unwrap_or_else(PoisonError::into_inner) = Some(inputs.clone());
+        self.view.send_modify(|view| {
+            view.stopped = None;
+            view.is_open = true;
+            view.paused = wish.paused;
+        });
+        let link = tokio::spawn(link.run());
+        let ended = self.until_ended(&inputs, ended, wish).await;
+        *self.inputs.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.turned_at_ms.store(u64::MAX, std::sync::atomic::Ordering::Relaxed);
+        link.abort();
+        self.journal.send_replace(None);
+        // Sessions of different lives of the folder must not be taken for one another.
+        self.last_session += 1_000_000;
+        let joined = tokio::task::spawn_blocking(move || thread.join().is_ok()).await;
+        if !joined.unwrap_or(false) {
+            return Err("The folder's engine ended by a fault in the program".to_owned());
+        }
+        if matches!(ended, Ok(Ended::Stopped)) {
+            let marker = self.settings.state_dir.join("running");
+            // Left over, it only makes the next start more careful.
+            std::fs::remove_file(marker).ok();
+        }
+        ended
+    }
+
+    async fn until_ended(
+        &mut self,
+        inputs: &mpsc::Sender<Input>,
+        mut ended: oneshot::Receiver<Ended>,
+        mut wish: Wish,
+    ) -> Result<Ended, String> {
+        loop {
+            tokio::select! {
+                ended = &mut ended => {
+                    return ended.map_err(|_| {
+                        "The folder's engine ended by a fault in the program".to_owned()
+                    });
+                }
+                changed = self.wished.changed() => {
+                    let new = *self.wished.borrow_and_update();
+                    // A core that is gone is heard of above.
+                    if changed.is_err() || new.stop {
+                        inputs.send(Input::Stop).await.ok();
+                        return ended.await.map_err(|_| {
+                            "The folder's engine ended by a fault in the program".to_owned()
+                        });
+                    }
+                    if new.paused != wish.paused {
+                        inputs.send(Input::Paused(new.paused)).await.ok();
+                        self.view.send_modify(|view| view.paused = new.paused);
+                    }
+                    if new.scan_every_ms != wish.scan_every_ms {
+                        inputs.send(Input::ScanEvery(new.scan_every_ms)).await.ok();
+                    }
+                    wish = new;
+                }
+            }
+        }
+    }
+
+    /// Starts the threads around the engine.
+    fn assemble(
+        &self,
+        opened: Opened,
+        inputs: mpsc::Sender<Input>,
+        receiver: mpsc::Receiver<Input>,
+        wish: Wish,
+    ) -> std::io::Result<(Core, Arc<Context>)> {
+        let cx = Arc::new(Context {
+            folder: opened.folder,
+            drive: self.settings.config.drive,
+            lists: opened.lists,
+            rates: Arc::clone(&self.settings.rates),
+            incoming: Cache::new(INCOMING_LEN_MAX),
+            outgoing: Cache::new(OUTGOING_LEN_MAX),
+            inputs: inputs.clone(),
+            reconnect: Arc::clone(&self.wake),
+            journal: self.journal.clone(),
+            troubles: Mutex::new(BTreeMap::new()),
+        });
+        self.tell_recovered(&cx, &opened.recovered, opened.set_aside.as_deref());
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(std::io::Error::other)?;
+        let engine_settings =
+            engine::Settings { unclean: opened.is_unclean, ..engine::Settings::default() };
+        let engine = Engine::new(opened.trees, engine_settings, IdSource::new(seed))
+            .map_err(std::io::Error::other)?;
+        let (hints, hinted) = mpsc::channel(HINTS_MAX);
+        let watcher: Arc<dyn Watcher> = Arc::new(InotifyWatcher::start(hints)?);
+        tokio::spawn(hand_on(hinted, inputs.clone()));
+        let ignore = Arc::new(opened.ignore);
+        let pool = ApplyPool::start(opened.applier, move |report| {
+            let input = match report {
+                Report::Applied(node, outcome) => Input::Event(Event::Applied { node, outcome }),
+                Report::BroughtBack(path) => Input::BroughtBack(path.to_string()),
+                Report::Gone(gone) => Input::Gone(gone.to_string()),
+            };
+            // The core ended.
+            inputs.blocking_send(input).ok();
+        })?;
+        let submitter =
+            pool.submitter().ok_or_else(|| std::io::Error::other("the pool is closed"))?;
+        let preparer = Preparer::start(Arc::clone(&cx), submitter)?;
+        let hands = Hands::start(&cx, &ignore, &watcher)?;
+        let core = Core::new(Parts {
+            cx: Arc::clone(&cx),
+            inputs: receiver,
+            engine,
+            hands,
+            preparer,
+            pool,
+            ignore,
+            watcher,
+            view: self.view.clone(),
+            happenings: Arc::clone(&self.settings.happenings),
+            scan_every_ms: wish.scan_every_ms,
+            turned_at_ms: Arc::clone(&self.turned_at_ms),
+        });
+        Ok((core, cx))
+    }
+
+    fn tell_recovered(&self, cx: &Context, recovered: &Recovered, set_aside: Option<&Path>) {
+        let folder = self.settings.config.path.to_string_lossy();
+        let happenings = &self.settings.happenings;
+        if let Some(path) = set_aside {
+            let detail = format!(
+                "the state database was damaged and lies in {} now; both sides are compared anew",
+                path.to_string_lossy()
+            );
+            happenings.tell(&folder, "problem", String::new(), detail);
+        }
+        for path in &recovered.brought_back {
+            let detail = "brought back after an unclean stop".to_owned();
+            happenings.tell(&folder, "conflict", path.to_string(), detail);
+        }
+        for (path, reason) in &recovered.left {
+            cx.trouble(path, reason.clone());
+        }
+    }
+}
+
+/// Hands hints of the watcher on to the core.
+async fn hand_on(mut hints: mpsc::Receiver<Hint>, inputs: mpsc::Sender<Input>) {
+    loop {
+        let hint = tokio::select! {
+            hint = hints.recv() => hint,
+            () = inputs.closed() => None,
+        };
+        let event = match hint {
+            Some(Hint::Touched { dir, name }) => Event::Touched { dir, name },
+            Some(Hint::Rescan) => Event::Rescan,
+            None => return,
+        };
+        if inputs.send(Input::Event(event)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Opens the folder and everything of it on this disk. Blocks. An error is for a person.
+fn open(settings: &Settings) -> Result<Opened, String> {
+    let config = &settings.config;
+    let identity = Identity { folder: config.id, drive: config.drive };
+    let token =
+        credentials::token(&settings.credentials, config.id).map_err(|error| with_cause(&error))?;
+    let ignore = Ignore::new(&config.ignore).map_err(|error| with_cause(&error))?;
+    let folder = DiskFolder::open(&config.path, identity).map_err(|error| with_cause(&error))?;
+    let dir = &settings.state_dir;
+    let state = SqliteTrees::open(&dir.join("state.sqlite"), config.id, config.drive)
+        .map_err(|error| with_cause(&error))?;
+    let lists = Lists::open(&dir.join("lists.sqlite"))
+        .map_err(|error| format!("The cache of content lists cannot be used: {error}"))?;
+    let is_unclean = note_running(dir).map_err(|error| format!("Cannot write {dir:?}: {error}"))?;
+    let trees = state.trees;
+    let mut applier = Applier::new(folder.clone(), settings.device_name.clone());
+    let recovered = applier
+        .recover(&clock::today(), |node| {
+            // What cannot be read counts as parked: it then stays where it is.
+            trees.get(node).map_or(true, |entry| entry.local.is_some_and(|local| local.parked))
+        })
+        .map_err(|fault| format!("What the last run left cannot be gone through: {fault}"))?;
+    Ok(Opened {
+        folder,
+        trees,
+        lists,
+        applier,
+        recovered,
+        ignore,
+        token,
+        is_unclean,
+        set_aside: state.set_aside,
+    })
+}
+
+/// Leaves a note that the folder is being worked on, and returns whether the machine stopped while
+/// it was, that is, whether there is such a note of an earlier boot.
+fn note_running(dir: &Path) -> std::io::Result<bool> {
+    let marker = dir.join("running");
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let was_unclean = match std::fs::read_to_string(&marker) {
+        Ok(found) => found != boot,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        Err(error) => return Err(error),
+    };
+    crate::agent::durable::replace(&marker, boot.as_bytes(), 0o600)?;
+    Ok(was_unclean)
+}
+
+fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}

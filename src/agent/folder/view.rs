@@ -1,0 +1,124 @@
+//! What can be seen of a folder from outside, and the state that follows from it.
+
+use crate::agent::config::FolderConfig;
+use crate::engine::trees::{Meta, Totals};
+use crate::protocol::control::{FolderStatus, Problem, State};
+
+/// The most problems shown with their paths.
+const PROBLEMS_SHOWN: usize = 100;
+
+/// What the core last told of its engine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(in crate::agent) struct EngineView {
+    pub totals: Totals,
+    pub meta: Meta,
+    pub conflicts: u64,
+    pub problem_count: u64,
+    pub problems: Vec<Problem>,
+    pub agrees: Option<bool>,
+    pub is_settled: bool,
+    pub rescans_done: u64,
+}
+
+/// How the connection stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(in crate::agent) enum LinkView {
+    /// The first try is under way.
+    #[default]
+    Connecting,
+    /// There is a session.
+    Online,
+    /// The server cannot be reached; with what a person should know, when waiting will not help.
+    Offline(Option<String>),
+    /// The server does not want this device; trying again will not help.
+    Refused(String),
+}
+
+/// A folder as seen from outside.
+#[derive(Debug, Clone)]
+pub(in crate::agent) struct View {
+    pub config: FolderConfig,
+    pub device_name: String,
+    pub paused: bool,
+    /// Why nothing is done at all.
+    pub stopped: Option<String>,
+    /// Whether the folder is open.
+    pub is_open: bool,
+    pub link: LinkView,
+    /// How many tries to open the folder or to connect have failed.
+    pub failed_tries: u64,
+    pub engine: EngineView,
+}
+
+impl View {
+    pub(super) fn new(config: FolderConfig, device_name: String, paused: bool) -> Self {
+        Self {
+            config,
+            device_name,
+            paused,
+            stopped: None,
+            is_open: false,
+            link: LinkView::default(),
+            failed_tries: 0,
+            engine: EngineView::default(),
+        }
+    }
+
+    /// Returns whether the server does not want this device.
+    pub(in crate::agent) const fn is_refused(&self) -> bool {
+        matches!(self.link, LinkView::Refused(_))
+    }
+
+    /// Returns the worst of what is the case.
+    pub(in crate::agent) fn state(&self) -> State {
+        if self.stopped.is_some() || matches!(self.link, LinkView::Refused(_)) {
+            return State::Stopped;
+        }
+        if self.paused {
+            return State::Paused;
+        }
+        match &self.link {
+            LinkView::Offline(_) => State::Offline,
+            LinkView::Connecting => State::Syncing,
+            LinkView::Online | LinkView::Refused(_) if !self.engine.is_settled => State::Syncing,
+            LinkView::Online | LinkView::Refused(_) if self.engine.problem_count > 0 => {
+                State::Problem
+            }
+            LinkView::Online | LinkView::Refused(_) => State::InSync,
+        }
+    }
+
+    /// Returns the folder's part of a status.
+    pub(in crate::agent) fn status(&self) -> FolderStatus {
+        let engine = &self.engine;
+        let of_folder = |reason: &String| Problem { path: String::new(), reason: reason.clone() };
+        let link = match &self.link {
+            LinkView::Offline(reason) => reason.as_ref(),
+            LinkView::Refused(reason) => Some(reason),
+            LinkView::Connecting | LinkView::Online => None,
+        };
+        let mut problems: Vec<Problem> = self.stopped.iter().chain(link).map(of_folder).collect();
+        let problem_count = engine.problem_count + problems.len() as u64;
+        problems.extend(engine.problems.iter().take(PROBLEMS_SHOWN).cloned());
+        FolderStatus {
+            path: self.config.path.to_string_lossy().into_owned(),
+            server: self.config.server.clone(),
+            user: self.config.user.clone(),
+            device: self.device_name.clone(),
+            state: self.state(),
+            files: engine.totals.files,
+            dirs: engine.totals.dirs,
+            bytes: engine.totals.bytes,
+            uploads: engine.totals.uploads,
+            upload_bytes: engine.totals.upload_bytes,
+            downloads: engine.totals.downloads,
+            download_bytes: engine.totals.download_bytes,
+            conflicts: engine.conflicts,
+            problem_count,
+            problems,
+            last_sync: engine.meta.last_sync.map(|time| time.secs),
+            cursor: engine.meta.cursor.0,
+            agrees: engine.agrees,
+        }
+    }
+}

@@ -1,0 +1,620 @@
+//! The agent as a whole: its settings and their edits, its folders, its control socket.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use inotify::{Inotify, WatchMask};
+use rustix::fs::FlockOperation;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use super::config::{Config, ConfigError, FolderConfig};
+use super::control::{Control, ControlError};
+use super::folder::{FolderTask, Input, Rates, Settings, View};
+use super::log::Happenings;
+use super::rate::Rate;
+use super::{clock, credentials, durable};
+use crate::model::{FolderId, Rev};
+use crate::protocol::Connection;
+use crate::protocol::control::{Conflict, FolderStatus, Problem, State, Status};
+use crate::protocol::message::Commit;
+
+/// How often the settings are looked at beside what the watch on them tells: a link to a file
+/// elsewhere is not watched.
+const LOOK_AT_CONFIG: Duration = Duration::from_secs(60);
+
+/// An editor writes in several steps: the settings are read this long after the first.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// How long folders may take to stop.
+const STOP_MAX: Duration = Duration::from_secs(20);
+
+/// How long a folder's engine may be silent before the agent counts as stuck.
+const SILENCE_MAX_MS: u64 = 60_000;
+
+/// How the agent is started.
+#[derive(Clone)]
+pub struct Options {
+    /// The settings, `agent.toml`.
+    pub config: PathBuf,
+    /// Called when the settings name another level for the program's own log.
+    pub level_changed: Option<Arc<dyn Fn(&str) + Send + Sync>>,
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Options {
+    /// Returns options for the settings at this path.
+    #[must_use]
+    pub fn new(config: impl Into<PathBuf>) -> Self {
+        Self { config: config.into(), level_changed: None }
+    }
+}
+
+/// Why the agent did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The settings are wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Another agent runs with them.
+    #[error("Another agent runs already with {config:?}; stop it first")]
+    Running {
+        /// The settings.
+        config: PathBuf,
+    },
+    /// The state directory cannot be used.
+    #[error("Cannot use the state directory {path:?}")]
+    StateDir {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is no control socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+/// What all parts of the agent share.
+pub(super) struct Shared {
+    options: Options,
+    config: Mutex<Config>,
+    folders: Mutex<BTreeMap<FolderId, FolderTask>>,
+    /// What is wrong with the agent itself, by what it is about.
+    problems: Mutex<BTreeMap<&'static str, Problem>>,
+    happenings: Arc<Happenings>,
+    rates: Arc<Rates>,
+    paused: AtomicBool,
+    changed: watch::Sender<u64>,
+    /// Held for as long as the agent lives.
+    _lock: File,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that holds one of these locks can panic between two steps of a change.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An agent that runs within this process. Dropped, it goes on until the runtime ends; use
+/// [`RunningAgent::stop`].
+pub struct RunningAgent {
+    shared: Arc<Shared>,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl fmt::Debug for RunningAgent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunningAgent")
+            .field("options", &self.shared.options)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Starts an agent: reads the settings, takes the lock, listens on the control socket and begins
+/// with the folders. To be called within a multi-threaded tokio runtime.
+///
+/// # Errors
+/// When the settings are wrong, another agent runs with them, or the disk refuses. Nothing that is
+/// wrong with a folder or a server is an error here: that shows in the status.
+pub async fn start(options: Options) -> Result<RunningAgent, StartError> {
+    let config = Config::load(&options.config)?;
+    let lock_file = take_lock(&config.state_dir, &options.config)?;
+    let control = Control::listen(&config.socket)?;
+    let is_paused = config.state_dir.join("paused").exists();
+    let shared = Arc::new(Shared {
+        happenings: Arc::new(Happenings::default()),
+        rates: Arc::new(Rates {
+            up: Rate::new(config.limits.upload_kib_per_s),
+            down: Rate::new(config.limits.download_kib_per_s),
+        }),
+        config: Mutex::new(config.clone()),
+        folders: Mutex::default(),
+        problems: Mutex::default(),
+        paused: AtomicBool::new(is_paused),
+        changed: watch::channel(0).0,
+        _lock: lock_file,
+        options,
+    });
+    shared.take_over(&config).await;
+    let (stop, stopped) = watch::channel(false);
+    let task = tokio::spawn(run(Arc::clone(&shared), control, stopped));
+    Ok(RunningAgent { shared, stop, task })
+}
+
+fn take_lock(state_dir: &Path, config: &Path) -> Result<File, StartError> {
+    let fail = |source| StartError::StateDir { path: state_dir.to_owned(), source };
+    std::fs::create_dir_all(state_dir).map_err(fail)?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(state_dir.join("agent.lock"))
+        .map_err(fail)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(StartError::Running { config: config.to_owned() })
+        }
+        Err(error) => Err(fail(error.into())),
+    }
+}
+
+/// Serves the control socket and follows the settings until it is stopped.
+async fn run(shared: Arc<Shared>, control: Control, mut stopped: watch::Receiver<bool>) {
+    let serving = tokio::spawn(control.serve(Arc::clone(&shared)));
+    let (edits_sender, mut edits) = mpsc::channel(1);
+    let watching = tokio::spawn(watch_config(shared.options.config.clone(), edits_sender));
+    let mut flushes = tokio::time::interval(Duration::from_secs(1));
+    flushes.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = stopped.changed() => break,
+            // The watch lives as long as its task, which ends with this one.
+            Some(()) = edits.recv() => shared.reload().await,
+            _ = flushes.tick() => shared.happenings.flush(),
+        }
+    }
+    watching.abort();
+    let folders = std::mem::take(&mut *lock(&shared.folders));
+    let stopping = async {
+        let mut tasks = tokio::task::JoinSet::new();
+        for folder in folders.into_values() {
+            tasks.spawn(folder.stop());
+        }
+        tasks.join_all().await;
+    };
+    if tokio::time::timeout(STOP_MAX, stopping).await.is_err() {
+        tracing::warn!(
+            "a folder did not stop in time; what it did is found again at the next start"
+        );
+    }
+    serving.abort();
+    // Only now is the socket's file gone, and the next agent free to make its own.
+    serving.await.ok();
+    shared.happenings.flush();
+}
+
+/// Tells of each edit of the settings or credentials.
+async fn watch_config(config: PathBuf, edits: mpsc::Sender<()>) {
+    let watch = || -> io::Result<AsyncFd<Inotify>> {
+        let inotify = Inotify::init()?;
+        let dir = config
+            .parent()
+            .filter(|dir| !dir.as_os_str().is_empty())
+            .unwrap_or_else(|| Path::new("."));
+        let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::DELETE;
+        inotify.watches().add(dir, mask)?;
+        #[expect(
+            deprecated,
+            reason = "the only constructor without `unsafe`; an Inotify owns its one descriptor \
+                      for as long as it lives, which is all that the other asks for"
+        )]
+        AsyncFd::new(inotify)
+    };
+    let mut watched = watch().inspect_err(|error| {
+        tracing::warn!(%error, "the settings cannot be watched; they are read once a minute");
+    });
+    let names = [
+        config.file_name().map(std::ffi::OsStr::to_owned),
+        credentials::path_beside(&config).file_name().map(std::ffi::OsStr::to_owned),
+    ];
+    let mut buffer = vec![0; 4096];
+    loop {
+        let touched = async {
+            let Ok(fd) = &mut watched else {
+                return std::future::pending().await;
+            };
+            loop {
+                let Ok(mut ready) = fd.readable_mut().await else {
+                    return std::future::pending().await;
+                };
+                match ready.try_io(|fd| {
+                    let events = fd.get_mut().read_events(&mut buffer)?;
+                    Ok(events
+                        .filter_map(|event| event.name)
+                        .any(|name| names.iter().flatten().any(|ours| ours == name)))
+                }) {
+                    Ok(Ok(true)) => return,
+                    Ok(Ok(false)) | Err(_) => {}
+                    Ok(Err(_)) => return std::future::pending().await,
+                }
+            }
+        };
+        tokio::select! {
+            () = touched => tokio::time::sleep(SETTLE).await,
+            () = tokio::time::sleep(LOOK_AT_CONFIG) => {}
+        }
+        if edits.send(()).await.is_err() {
+            return;
+        }
+    }
+}
+
+impl RunningAgent {
+    /// Returns how the agent stands.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.shared.status()
+    }
+
+    /// Returns a receiver that is told of each change of the status.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes()
+    }
+
+    /// Waits until everything that is on both sides now is on both sides, or until a folder stands
+    /// still for the reason that its state tells.
+    pub async fn sync(&self) {
+        self.shared.sync().await;
+    }
+
+    /// Reads the settings again, as after an edit.
+    pub async fn reload(&self) {
+        self.shared.reload().await;
+    }
+
+    /// Waits until each folder is open or shows why it is not.
+    pub async fn opened(&self) {
+        let views: Vec<watch::Receiver<View>> =
+            lock(&self.shared.folders).values().map(|folder| folder.view.clone()).collect();
+        for mut view in views {
+            // A folder that was taken out meanwhile is not waited for.
+            view.wait_for(|view| view.is_open || view.stopped.is_some()).await.ok();
+        }
+    }
+
+    /// Returns whether every folder's engine has shown a sign of life lately.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        let now = clock::now().ms;
+        lock(&self.shared.folders).values().all(|folder| {
+            let turned = folder.turned_at_ms.load(Ordering::Relaxed);
+            turned == u64::MAX || now.saturating_sub(turned) < SILENCE_MAX_MS
+        })
+    }
+
+    /// Stops the agent, and waits until everything is durable and closed.
+    pub async fn stop(self) {
+        self.stop.send_replace(true);
+        if self.task.await.is_err() {
+            tracing::error!("the agent ended by a fault in the program");
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn happenings(&self) -> &Happenings {
+        &self.happenings
+    }
+
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    fn bump(&self) {
+        self.changed.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn set_problem(&self, about: &'static str, reason: Option<String>) {
+        let mut problems = lock(&self.problems);
+        match reason {
+            Some(reason) => {
+                tracing::warn!(%reason, "a problem with the agent");
+                let path = String::new();
+                problems.insert(about, Problem { path, reason });
+            }
+            None => {
+                problems.remove(about);
+            }
+        }
+        drop(problems);
+        self.bump();
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let order: Vec<FolderId> = lock(&self.config).folders.iter().map(|f| f.id).collect();
+        let folders = lock(&self.folders);
+        let folders: Vec<FolderStatus> = order
+            .iter()
+            .filter_map(|id| folders.get(id))
+            .map(|folder| folder.view.borrow().status())
+            .collect();
+        let mut problems: Vec<Problem> = lock(&self.problems).values().cloned().collect();
+        if order.is_empty() {
+            problems.push(Problem {
+                path: String::new(),
+                reason: "No folder is synced yet; join one with: picloud join LINK".to_owned(),
+            });
+        }
+        let mut state = folders.iter().map(|folder| folder.state).min().unwrap_or(State::InSync);
+        if !problems.is_empty() {
+            state = state.min(State::Problem);
+        }
+        Status { version: 1, state, folders, problems }
+    }
+
+    /// Pauses or resumes all folders, also over restarts.
+    pub(super) fn pause(&self, paused: bool) -> Result<(), String> {
+        let config = lock(&self.config).clone();
+        let marker = config.state_dir.join("paused");
+        let written = if paused {
+            durable::replace(&marker, b"", 0o600)
+        } else {
+            match std::fs::remove_file(&marker) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                other => other,
+            }
+        };
+        written.map_err(|error| format!("Cannot note the pause in {marker:?}: {error}"))?;
+        self.paused.store(paused, Ordering::Relaxed);
+        self.set_folders(&config);
+        self.bump();
+        Ok(())
+    }
+
+    /// Tells the folders what can change while they run.
+    fn set_folders(&self, config: &Config) {
+        let paused = self.paused.load(Ordering::Relaxed);
+        let folders = lock(&self.folders);
+        for folder in &config.folders {
+            if let Some(task) = folders.get(&folder.id) {
+                task.set(paused || folder.paused, scan_every_ms(config));
+            }
+        }
+    }
+
+    /// Reads the settings after an edit. Wrong ones change nothing, and show as a problem.
+    pub(super) async fn reload(self: &Arc<Self>) {
+        let path = self.options.config.clone();
+        let loaded = tokio::task::spawn_blocking(move || Config::load(&path)).await;
+        match loaded {
+            Ok(Ok(config)) => {
+                self.set_problem("config", None);
+                let old = lock(&self.config).clone();
+                if config != old {
+                    tracing::info!("the settings were edited");
+                }
+                self.take_over(&config).await;
+            }
+            Ok(Err(error)) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                let cause = cause.map(|cause| format!(" ({cause})")).unwrap_or_default();
+                self.set_problem(
+                    "config",
+                    Some(format!("{error}{cause}; the settings before that edit stay in force")),
+                );
+            }
+            Err(error) => tracing::error!(%error, "reading the settings failed"),
+        }
+    }
+
+    /// Brings everything in line with the settings.
+    async fn take_over(self: &Arc<Self>, config: &Config) {
+        let old = {
+            let mut current = lock(&self.config);
+            let old = current.clone();
+            *current = Config {
+                state_dir: old.state_dir.clone(),
+                socket: old.socket.clone(),
+                ..config.clone()
+            };
+            old
+        };
+        let has_moved = config.state_dir != old.state_dir || config.socket != old.socket;
+        self.set_problem(
+            "moved",
+            has_moved.then(|| {
+                "Another state directory or control socket takes effect when the agent is \
+                 started again"
+                    .to_owned()
+            }),
+        );
+        self.rates.up.set(config.limits.upload_kib_per_s);
+        self.rates.down.set(config.limits.download_kib_per_s);
+        let opened = self.happenings.set_file(config.log_file.as_deref());
+        self.set_problem(
+            "log",
+            opened.err().map(|error| {
+                let file = config.log_file.as_deref().unwrap_or(Path::new(""));
+                format!("Cannot write the log {file:?}: {error}")
+            }),
+        );
+        if let Some(changed) = &self.options.level_changed
+            && config.log_level != old.log_level
+        {
+            changed(&config.log_level);
+        }
+        let config = lock(&self.config).clone();
+        self.stop_outdated(&config).await;
+        for folder in &config.folders {
+            self.start_missing(folder, &config);
+        }
+        self.set_folders(&config);
+        // Whatever was waiting may be possible now.
+        for folder in lock(&self.folders).values() {
+            folder.wake.notify_one();
+        }
+        self.bump();
+    }
+
+    /// Stops folders that are gone from the settings, have others, or were refused.
+    async fn stop_outdated(&self, config: &Config) {
+        let outdated: Vec<FolderTask> = {
+            let mut folders = lock(&self.folders);
+            let ids: Vec<FolderId> = folders
+                .iter()
+                .filter(|(id, task)| {
+                    let wanted = config.folders.iter().find(|folder| folder.id == **id);
+                    let is_same = wanted.is_some_and(|wanted| {
+                        wanted.same_binding(&task.settings.config)
+                            && wanted.ignore == task.settings.config.ignore
+                            && config.device_name == task.settings.device_name
+                    });
+                    !is_same || task.view.borrow().is_refused()
+                })
+                .map(|(id, _)| *id)
+                .collect();
+            ids.iter().filter_map(|id| folders.remove(id)).collect()
+        };
+        for task in outdated {
+            task.stop().await;
+        }
+    }
+
+    fn start_missing(self: &Arc<Self>, folder: &FolderConfig, config: &Config) {
+        let mut folders = lock(&self.folders);
+        if folders.contains_key(&folder.id) {
+            return;
+        }
+        let settings = Settings {
+            config: folder.clone(),
+            device_name: config.device_name.clone(),
+            state_dir: config.folder_state_dir(folder.id),
+            credentials: credentials::path_beside(&self.options.config),
+            rates: Arc::clone(&self.rates),
+            happenings: Arc::clone(&self.happenings),
+        };
+        let paused = self.paused.load(Ordering::Relaxed) || folder.paused;
+        let task = FolderTask::start(settings, paused, scan_every_ms(config));
+        let mut view = task.view.clone();
+        let shared = Arc::downgrade(self);
+        tokio::spawn(async move {
+            while view.changed().await.is_ok() {
+                let Some(shared) = shared.upgrade() else {
+                    return;
+                };
+                shared.bump();
+            }
+        });
+        folders.insert(folder.id, task);
+    }
+
+    /// Returns the conflict copies of all folders.
+    pub(super) async fn conflicts(&self) -> Vec<Conflict> {
+        let inputs: Vec<_> = lock(&self.folders).values().filter_map(FolderTask::inputs).collect();
+        let mut conflicts = Vec::new();
+        for inputs in inputs {
+            let (reply, found) = oneshot::channel();
+            if inputs.send(Input::Conflicts(reply)).await.is_ok()
+                && let Ok(mut found) = found.await
+            {
+                conflicts.append(&mut found);
+            }
+        }
+        conflicts
+    }
+
+    /// Waits until everything that is on disk and on the server now is on both, or until a folder
+    /// stands still for the reason that its state tells.
+    pub(super) async fn sync(&self) {
+        let mut waits = tokio::task::JoinSet::new();
+        for folder in lock(&self.folders).values() {
+            waits.spawn(sync_folder(Waiting {
+                view: folder.view.clone(),
+                journal: folder.journal.clone(),
+                drive: folder.settings.config.drive,
+                inputs: folder.inputs(),
+            }));
+            folder.wake.notify_one();
+        }
+        waits.join_all().await;
+        self.bump();
+    }
+}
+
+/// What waiting for a folder takes.
+struct Waiting {
+    view: watch::Receiver<View>,
+    journal: watch::Receiver<Option<Connection>>,
+    drive: crate::model::DriveId,
+    inputs: Option<mpsc::Sender<Input>>,
+}
+
+async fn sync_folder(mut sync: Waiting) {
+    let tries = sync.view.borrow().failed_tries;
+    let mut scans = None;
+    if let Some(inputs) = &sync.inputs {
+        let (reply, wanted) = oneshot::channel();
+        if inputs.send(Input::Sync(reply)).await.is_ok() {
+            scans = wanted.await.ok();
+        }
+    }
+    let mut head: Option<Rev> = None;
+    loop {
+        let connection = sync.journal.borrow_and_update().clone();
+        if head.is_none()
+            && let Some(connection) = connection
+        {
+            // A commit of nothing: its answer tells the newest rev.
+            let question = Commit { drive: sync.drive, changes: Vec::new(), chunks: Vec::new() };
+            head = connection.call(&question).await.ok().map(|reply| reply.head);
+        }
+        {
+            let view = sync.view.borrow_and_update();
+            let engine = &view.engine;
+            let is_done = scans.is_some_and(|scans| engine.rescans_done >= scans)
+                && head.is_some_and(|head| engine.meta.cursor >= head)
+                && engine.is_settled;
+            let stands_still = match view.state() {
+                State::Paused => true,
+                State::Stopped => view.is_refused() || view.failed_tries > tries,
+                State::Offline => view.failed_tries > tries,
+                State::Problem | State::Syncing | State::InSync => false,
+            };
+            if is_done || stands_still {
+                return;
+            }
+        }
+        tokio::select! {
+            changed = sync.view.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            changed = sync.journal.changed(), if head.is_none() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn scan_every_ms(config: &Config) -> u64 {
+    u64::try_from(config.scan_interval.as_millis()).unwrap_or(u64::MAX / 2)
+}

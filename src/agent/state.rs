@@ -1,0 +1,815 @@
+//! The three trees on this disk: an SQLite database per folder.
+//!
+//! One row per node, keyed by the order in which the nodes were first written, with the columns the
+//! indexes of [`Trees`] need and the encoded [`Entry`]. Everything since the last checkpoint is one
+//! open transaction, so a crash leaves the trees of some checkpoint, which is all the engine asks
+//! for: what it did since is found again by looking. A database that cannot be read is set aside
+//! under another name, never deleted; the first pass after that is a union, because a new database
+//! says so (`Meta::linked` is false). The format is described in `docs/formats.md`.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
+use serde::{Deserialize, Serialize};
+
+use super::conflicts;
+use crate::engine::trees::{Entry, Local, LocalBody, Meta, Remote, StandsFor, Totals, Trees};
+use crate::model::{Body, Content, DriveId, FolderId, ListId, Name, Node, NodeId, Place, RelPath};
+
+/// The format written here, in `PRAGMA user_version`.
+const FORMAT: i32 = 1;
+
+/// Entries of each of the two generations of the read cache. An entry is about half a KiB, so both
+/// generations full are about 16 MiB.
+const CACHED_MAX: usize = 16 * 1024;
+
+const SCHEMA: &str = "
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE entry (
+        seq INTEGER PRIMARY KEY,
+        id BLOB NOT NULL UNIQUE,
+        local_parent BLOB,
+        local_at INTEGER,
+        ino INTEGER,
+        remote_parent BLOB,
+        remote_at INTEGER,
+        dirty INTEGER NOT NULL,
+        shared INTEGER NOT NULL,
+        listed INTEGER NOT NULL,
+        conflict INTEGER NOT NULL,
+        data BLOB NOT NULL
+    );
+    CREATE INDEX entry_local_parent ON entry (local_parent, id) WHERE local_parent IS NOT NULL;
+    CREATE INDEX entry_local_at ON entry (local_at) WHERE local_at IS NOT NULL;
+    CREATE INDEX entry_ino ON entry (ino) WHERE ino IS NOT NULL;
+    CREATE INDEX entry_remote_parent ON entry (remote_parent, id) WHERE remote_parent IS NOT NULL;
+    CREATE INDEX entry_remote_at ON entry (remote_at) WHERE remote_at IS NOT NULL;
+    CREATE INDEX entry_dirty ON entry (seq) WHERE dirty;
+    CREATE INDEX entry_listed ON entry (seq) WHERE listed;
+    CREATE INDEX entry_conflict ON entry (seq) WHERE conflict;
+";
+
+/// Why the trees cannot be kept.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// The database refused a step.
+    #[error("Cannot use the state database {path:?}")]
+    Database {
+        /// The database.
+        path: PathBuf,
+        /// Why.
+        source: rusqlite::Error,
+    },
+    /// The database answers, but what it holds makes no sense.
+    #[error("The state database {path:?} is damaged: {reason}")]
+    Damaged {
+        /// The database.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A newer version of this program wrote it.
+    #[error(
+        "The state database {path:?} has format {found}, but this version reads up to {FORMAT}: \
+         upgrade picloud on this device"
+    )]
+    TooNew {
+        /// The database.
+        path: PathBuf,
+        /// Its format.
+        found: i32,
+    },
+    /// It belongs to another folder or drive.
+    #[error(
+        "The state database {path:?} belongs to {found}, not to {expected}: \
+         give each folder a state directory of its own"
+    )]
+    Foreign {
+        /// The database.
+        path: PathBuf,
+        /// What it belongs to.
+        found: String,
+        /// What was to be opened.
+        expected: String,
+    },
+    /// Its directory cannot be made, or it cannot be set aside.
+    #[error("Cannot prepare {path:?} for the state database")]
+    Disk {
+        /// The directory or file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl StateError {
+    /// Returns whether the database is beyond use, so that a new one is the way on.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Database { source, .. } => matches!(
+                source.sqlite_error_code(),
+                Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase)
+            ),
+            Self::TooNew { .. } | Self::Foreign { .. } | Self::Disk { .. } => false,
+        }
+    }
+}
+
+/// How an entry is encoded: as itself, but for states that are equal, which are the rule.
+#[derive(Serialize, Deserialize)]
+struct Stored<'a> {
+    local: Option<StoredLocal<'a>>,
+    remote: Option<std::borrow::Cow<'a, Remote>>,
+    synced: StoredSynced<'a>,
+}
+
+/// [`Local`] without a place that is the remote one.
+#[derive(Serialize, Deserialize)]
+struct StoredLocal<'a> {
+    place: Option<std::borrow::Cow<'a, Place>>,
+    alias: Option<std::borrow::Cow<'a, Name>>,
+    stat: crate::engine::seam::Stat,
+    body: std::borrow::Cow<'a, LocalBody>,
+    racy: bool,
+    parked: bool,
+    stands_for: Option<StandsFor>,
+}
+
+/// `Entry::synced`, when it is not the remote state.
+#[derive(Serialize, Deserialize)]
+enum StoredSynced<'a> {
+    None,
+    AsRemote,
+    Own(std::borrow::Cow<'a, Node>),
+}
+
+fn encode(entry: &Entry) -> Result<Vec<u8>, String> {
+    use std::borrow::Cow::Borrowed;
+    let remote = entry.remote.as_ref();
+    let stored = Stored {
+        local: entry.local.as_ref().map(|local| StoredLocal {
+            place: remote
+                .is_none_or(|remote| remote.node.place != local.place)
+                .then_some(Borrowed(&local.place)),
+            alias: local.alias.as_ref().map(Borrowed),
+            stat: local.stat,
+            body: Borrowed(&local.body),
+            racy: local.racy,
+            parked: local.parked,
+            stands_for: local.stands_for,
+        }),
+        remote: remote.map(Borrowed),
+        synced: match &entry.synced {
+            None => StoredSynced::None,
+            Some(synced) if remote.is_some_and(|remote| remote.node == *synced) => {
+                StoredSynced::AsRemote
+            }
+            Some(synced) => StoredSynced::Own(Borrowed(synced)),
+        },
+    };
+    rmp_serde::to_vec(&stored).map_err(|error| error.to_string())
+}
+
+fn decode(data: &[u8]) -> Result<Entry, String> {
+    let stored: Stored<'_> = rmp_serde::from_slice(data).map_err(|error| error.to_string())?;
+    let remote = stored.remote.map(std::borrow::Cow::into_owned);
+    let same = || {
+        remote
+            .as_ref()
+            .map(|remote| remote.node.clone())
+            .ok_or("an entry refers to a remote state that it does not have")
+    };
+    let synced = match stored.synced {
+        StoredSynced::None => None,
+        StoredSynced::AsRemote => Some(same()?),
+        StoredSynced::Own(node) => Some(node.into_owned()),
+    };
+    let local = match stored.local {
+        None => None,
+        Some(local) => Some(Local {
+            place: match local.place {
+                Some(place) => place.into_owned(),
+                None => same()?.place,
+            },
+            alias: local.alias.map(std::borrow::Cow::into_owned),
+            stat: local.stat,
+            body: local.body.into_owned(),
+            racy: local.racy,
+            parked: local.parked,
+            stands_for: local.stands_for,
+        }),
+    };
+    Ok(Entry { local, remote, synced })
+}
+
+/// Returns the index key of a name in a directory. Two names may share one: what an index finds is
+/// compared in full.
+fn at_key(parent: NodeId, name: &Name) -> i64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(parent.as_bytes());
+    hasher.update(name.as_bytes());
+    let mut key = [0; 8];
+    key.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    i64::from_be_bytes(key)
+}
+
+/// What the indexes hold of an entry.
+#[derive(Clone, PartialEq, Eq)]
+struct Keys {
+    local: Option<(NodeId, Option<i64>, i64)>,
+    remote: Option<(NodeId, i64)>,
+    dirty: bool,
+    listed: bool,
+    conflict: bool,
+}
+
+impl Keys {
+    fn of(entry: &Entry) -> Self {
+        Self {
+            local: entry.local.as_ref().map(|local| {
+                let parent = local.place.parent;
+                let at = (!local.parked).then(|| at_key(parent, local.disk_name()));
+                (parent, at, local.stat.ino.cast_signed())
+            }),
+            remote: entry.remote.as_ref().map(|remote| {
+                let place = &remote.node.place;
+                (place.parent, at_key(place.parent, &place.name))
+            }),
+            dirty: entry.is_dirty(),
+            listed: lists_of(entry).next().is_some(),
+            conflict: entry.local.as_ref().is_some_and(|local| {
+                !local.parked && conflicts::original_of(local.disk_name()).is_some()
+            }),
+        }
+    }
+}
+
+/// Returns the content lists an entry refers to.
+fn lists_of(entry: &Entry) -> impl Iterator<Item = ListId> + '_ {
+    let list = |content: &Content| match content {
+        Content::List { id, .. } => Some(*id),
+        Content::Empty | Content::Chunk { .. } => None,
+    };
+    let of_node = move |node: &Node| match &node.body {
+        Body::File { content, .. } => list(content),
+        Body::Dir | Body::Link { .. } => None,
+    };
+    let local = entry.local.as_ref().and_then(|local| match &local.body {
+        LocalBody::File(Some(content)) => list(content),
+        LocalBody::File(None) | LocalBody::Dir | LocalBody::Link(_) => None,
+    });
+    let remote = entry.remote.as_ref().and_then(|remote| of_node(&remote.node));
+    let synced = entry.synced.as_ref().and_then(of_node);
+    local.into_iter().chain(remote).chain(synced)
+}
+
+/// Entries read or written lately, in two generations: when the young one is full it becomes the
+/// old one, and the old one goes.
+#[derive(Default)]
+struct Cache {
+    young: HashMap<NodeId, (Option<i64>, Entry)>,
+    old: HashMap<NodeId, (Option<i64>, Entry)>,
+}
+
+impl Cache {
+    fn get(&mut self, id: NodeId) -> Option<&(Option<i64>, Entry)> {
+        if !self.young.contains_key(&id)
+            && let Some(found) = self.old.remove(&id)
+        {
+            self.insert(id, found.0, found.1);
+        }
+        self.young.get(&id)
+    }
+
+    fn insert(&mut self, id: NodeId, seq: Option<i64>, entry: Entry) {
+        if self.young.len() >= CACHED_MAX {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(id, (seq, entry));
+        self.old.remove(&id);
+    }
+}
+
+/// The three trees of one folder, in an SQLite database. See the module.
+pub struct SqliteTrees {
+    path: PathBuf,
+    connection: Connection,
+    cache: RefCell<Cache>,
+    totals: Totals,
+    meta: Meta,
+    /// The position of the next new entry; never used twice while the database is open.
+    next_seq: i64,
+    in_transaction: bool,
+}
+
+impl std::fmt::Debug for SqliteTrees {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqliteTrees")
+            .field("path", &self.path)
+            .field("meta", &self.meta)
+            .field("totals", &self.totals)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An opened database, and where an unreadable one before it was set aside.
+#[derive(Debug)]
+pub struct Opened {
+    /// The trees.
+    pub trees: SqliteTrees,
+    /// Where the damaged database lies that this one replaces.
+    pub set_aside: Option<PathBuf>,
+}
+
+impl SqliteTrees {
+    /// Opens the database at `path` for this folder and drive, or makes it. One that is damaged
+    /// is set aside first.
+    ///
+    /// # Errors
+    /// When it belongs to something else, is too new, or the disk refuses.
+    pub fn open(path: &Path, folder: FolderId, drive: DriveId) -> Result<Opened, StateError> {
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir)
+                .map_err(|source| StateError::Disk { path: dir.to_owned(), source })?;
+        }
+        match Self::open_as_is(path, folder, drive) {
+            Ok(trees) => Ok(Opened { trees, set_aside: None }),
+            Err(error) if error.is_damage() => {
+                tracing::error!(%error, "the state database is set aside and begun anew");
+                let set_aside = Self::set_aside(path)?;
+                let trees = Self::open_as_is(path, folder, drive)?;
+                Ok(Opened { trees, set_aside: Some(set_aside) })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Renames a database that is beyond use, with its journal, to the first free name beside it.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn set_aside(path: &Path) -> Result<PathBuf, StateError> {
+        let suffixed = |suffix: &str| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        let aside = (1_u32..)
+            .map(|number| format!(".damaged-{number}"))
+            .find(|suffix| !suffixed(suffix).exists())
+            .unwrap_or_else(|| ".damaged".to_owned());
+        for part in ["", "-wal", "-shm"] {
+            let from = suffixed(part);
+            if from.exists() {
+                std::fs::rename(&from, suffixed(&format!("{aside}{part}")))
+                    .map_err(|source| StateError::Disk { path: from, source })?;
+            }
+        }
+        Ok(suffixed(&aside))
+    }
+
+    fn open_as_is(path: &Path, folder: FolderId, drive: DriveId) -> Result<Self, StateError> {
+        let fail = |source| StateError::Database { path: path.to_owned(), source };
+        let damaged = |reason: String| StateError::Damaged { path: path.to_owned(), reason };
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).map_err(fail)?;
+        connection
+            .execute_batch(
+                "PRAGMA journal_mode = WAL;
+                 PRAGMA synchronous = FULL;
+                 PRAGMA cache_size = -16384;
+                 PRAGMA temp_store = MEMORY;
+                 PRAGMA busy_timeout = 5000;",
+            )
+            .map_err(fail)?;
+        connection.set_prepared_statement_cache_capacity(64);
+        let format: i32 =
+            connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(fail)?;
+        let binding = format!("folder {folder} of drive {drive}");
+        match format {
+            0 => {
+                // A crash between making and filling the file leaves an empty database: format 0.
+                connection
+                    .execute_batch(&format!(
+                        "BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT};"
+                    ))
+                    .map_err(fail)?;
+                connection
+                    .execute("INSERT INTO meta VALUES ('binding', ?1)", params![binding.as_bytes()])
+                    .map_err(fail)?;
+                connection.execute_batch("COMMIT").map_err(fail)?;
+            }
+            FORMAT => {
+                let found = Self::read_meta(&connection, "binding")
+                    .map_err(fail)?
+                    .ok_or_else(|| damaged("it does not say what it belongs to".to_owned()))?;
+                if found != binding.as_bytes() {
+                    return Err(StateError::Foreign {
+                        path: path.to_owned(),
+                        found: String::from_utf8_lossy(&found).into_owned(),
+                        expected: binding,
+                    });
+                }
+            }
+            found => {
+                return Err(StateError::TooNew { path: path.to_owned(), found });
+            }
+        }
+        let meta = match Self::read_meta(&connection, "meta").map_err(fail)? {
+            Some(bytes) => rmp_serde::from_slice(&bytes)
+                .map_err(|error| damaged(format!("the meta row: {error}")))?,
+            None => Meta::default(),
+        };
+        let totals = match Self::read_meta(&connection, "totals").map_err(fail)? {
+            Some(bytes) => rmp_serde::from_slice(&bytes)
+                .map_err(|error| damaged(format!("the totals: {error}")))?,
+            None => Totals::default(),
+        };
+        let last: Option<i64> = connection
+            .query_row("SELECT max(seq) FROM entry", [], |row| row.get(0))
+            .map_err(fail)?;
+        Ok(Self {
+            path: path.to_owned(),
+            connection,
+            cache: RefCell::default(),
+            totals,
+            meta,
+            next_seq: last.unwrap_or(0) + 1,
+            in_transaction: false,
+        })
+    }
+
+    fn read_meta(connection: &Connection, key: &str) -> rusqlite::Result<Option<Vec<u8>>> {
+        connection
+            .prepare_cached("SELECT value FROM meta WHERE key = ?1")?
+            .query_row(params![key], |row| row.get(0))
+            .optional()
+    }
+
+    fn fail(&self, source: rusqlite::Error) -> StateError {
+        StateError::Database { path: self.path.clone(), source }
+    }
+
+    fn damaged(&self, reason: String) -> StateError {
+        StateError::Damaged { path: self.path.clone(), reason }
+    }
+
+    /// Begins the transaction of this checkpoint with its first write.
+    fn begin(&mut self) -> Result<(), StateError> {
+        if !self.in_transaction {
+            self.connection
+                .prepare_cached("BEGIN IMMEDIATE")
+                .and_then(|mut begin| begin.execute([]))
+                .map_err(|error| self.fail(error))?;
+            self.in_transaction = true;
+        }
+        Ok(())
+    }
+
+    /// Returns the entry and its position, through the cache.
+    fn load(&self, id: NodeId) -> Result<(Option<i64>, Entry), StateError> {
+        if let Some(found) = self.cache.borrow_mut().get(id) {
+            return Ok(found.clone());
+        }
+        let row: Option<(i64, Vec<u8>)> = self
+            .connection
+            .prepare_cached("SELECT seq, data FROM entry WHERE id = ?1")
+            .and_then(|mut select| {
+                select
+                    .query_row(params![id.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?)))
+                    .optional()
+            })
+            .map_err(|error| self.fail(error))?;
+        let (seq, entry) = match row {
+            Some((seq, data)) => {
+                let entry = decode(&data)
+                    .map_err(|reason| self.damaged(format!("the entry of node {id}: {reason}")))?;
+                (Some(seq), entry)
+            }
+            None => (None, Entry::default()),
+        };
+        self.cache.borrow_mut().insert(id, seq, entry.clone());
+        Ok((seq, entry))
+    }
+
+    fn ids(&self, sql: &str, params: impl rusqlite::Params) -> Result<Vec<NodeId>, StateError> {
+        let rows: Vec<[u8; 16]> = self
+            .connection
+            .prepare_cached(sql)
+            .and_then(|mut select| select.query_map(params, |row| row.get(0))?.collect())
+            .map_err(|error| self.fail(error))?;
+        Ok(rows.into_iter().map(NodeId::from_bytes).collect())
+    }
+
+    /// Writes what differs: an index is touched only when its columns change, because SQLite
+    /// rewrites every index of which a column is named in the update.
+    fn write(
+        &self,
+        id: NodeId,
+        old: Option<(i64, &Entry)>,
+        new: &Entry,
+    ) -> Result<i64, StateError> {
+        let data = encode(new).map_err(|reason| self.damaged(reason))?;
+        let keys = Keys::of(new);
+        let shared = new.remote.is_some() || new.synced.is_some();
+        let local_parent = keys.local.map(|(parent, ..)| *parent.as_bytes());
+        let local_at = keys.local.and_then(|(_, at, _)| at);
+        let ino = keys.local.map(|(.., ino)| ino);
+        let remote_parent = keys.remote.map(|(parent, _)| *parent.as_bytes());
+        let remote_at = keys.remote.map(|(_, at)| at);
+        let Some((seq, old)) = old else {
+            self.connection
+                .prepare_cached(
+                    "INSERT INTO entry (seq, id, local_parent, local_at, ino, remote_parent,
+                     remote_at, dirty, shared, listed, conflict, data)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+                )
+                .and_then(|mut insert| {
+                    insert.execute(params![
+                        self.next_seq,
+                        id.as_bytes(),
+                        local_parent,
+                        local_at,
+                        ino,
+                        remote_parent,
+                        remote_at,
+                        keys.dirty,
+                        shared,
+                        keys.listed,
+                        keys.conflict,
+                        data
+                    ])
+                })
+                .map_err(|error| self.fail(error))?;
+            return Ok(self.next_seq);
+        };
+        let before = Keys::of(old);
+        let mut sets = "UPDATE entry SET data = :data, shared = :shared".to_owned();
+        let mut values: Vec<(&str, &dyn rusqlite::ToSql)> =
+            vec![(":seq", &seq), (":data", &data), (":shared", &shared)];
+        if before.local.map(|local| (local.0, local.1)) != keys.local.map(|l| (l.0, l.1)) {
+            sets.push_str(", local_parent = :local_parent, local_at = :local_at");
+            values.push((":local_parent", &local_parent));
+            values.push((":local_at", &local_at));
+        }
+        if before.local.map(|local| local.2) != ino {
+            sets.push_str(", ino = :ino");
+            values.push((":ino", &ino));
+        }
+        if before.remote != keys.remote {
+            sets.push_str(", remote_parent = :remote_parent, remote_at = :remote_at");
+            values.push((":remote_parent", &remote_parent));
+            values.push((":remote_at", &remote_at));
+        }
+        if before.dirty != keys.dirty {
+            sets.push_str(", dirty = :dirty");
+            values.push((":dirty", &keys.dirty));
+        }
+        if before.listed != keys.listed {
+            sets.push_str(", listed = :listed");
+            values.push((":listed", &keys.listed));
+        }
+        if before.conflict != keys.conflict {
+            sets.push_str(", conflict = :conflict");
+            values.push((":conflict", &keys.conflict));
+        }
+        sets.push_str(" WHERE seq = :seq");
+        self.connection
+            .prepare_cached(&sets)
+            .and_then(|mut update| update.execute(values.as_slice()))
+            .map_err(|error| self.fail(error))?;
+        Ok(seq)
+    }
+
+    /// Returns the content lists that some entry refers to, to drop the others.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn lists_in_use(&self) -> Result<std::collections::HashSet<ListId>, StateError> {
+        let mut lists = std::collections::HashSet::new();
+        let ids = self.ids("SELECT id FROM entry WHERE listed ORDER BY seq", [])?;
+        for id in ids {
+            lists.extend(lists_of(&self.load(id)?.1));
+        }
+        Ok(lists)
+    }
+
+    /// Returns the nodes on this disk whose names are those of conflict copies, at most `limit`.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn conflict_copies(&self, limit: usize) -> Result<Vec<NodeId>, StateError> {
+        self.ids(
+            "SELECT id FROM entry INDEXED BY entry_conflict WHERE conflict ORDER BY seq LIMIT ?1",
+            params![row_limit(limit)],
+        )
+    }
+
+    /// Returns how many conflict copies there are on this disk.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn conflict_count(&self) -> Result<u64, StateError> {
+        self.connection
+            .prepare_cached("SELECT count(*) FROM entry INDEXED BY entry_conflict WHERE conflict")
+            .and_then(|mut count| count.query_row([], |row| row.get::<_, i64>(0)))
+            .map(i64::cast_unsigned)
+            .map_err(|error| self.fail(error))
+    }
+
+    /// Returns a node's path for people, by whichever tree has it.
+    #[must_use]
+    pub fn path_of(&self, id: NodeId) -> RelPath {
+        let mut names = Vec::new();
+        let mut at = id;
+        // Longer only when a damaged state has a ring.
+        while at != NodeId::ROOT && names.len() < 1000 {
+            let Ok((_, entry)) = self.load(at) else { break };
+            let (name, parent) = match (entry.local, entry.remote, entry.synced) {
+                (Some(local), _, _) => (local.disk_name().clone(), local.place.parent),
+                (None, Some(Remote { node, .. }), _) | (None, None, Some(node)) => {
+                    (node.place.name, node.place.parent)
+                }
+                (None, None, None) => break,
+            };
+            names.push(name);
+            at = parent;
+        }
+        names.reverse();
+        RelPath::from_names(names)
+    }
+}
+
+/// Returns what sorts before every id after `after`: nothing, or the id itself.
+fn after_bytes(after: Option<NodeId>) -> Vec<u8> {
+    after.map_or_else(Vec::new, |id| id.as_bytes().to_vec())
+}
+
+fn row_limit(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+impl Trees for SqliteTrees {
+    type Error = StateError;
+
+    fn get(&self, id: NodeId) -> Result<Entry, StateError> {
+        Ok(self.load(id)?.1)
+    }
+
+    fn put(&mut self, id: NodeId, entry: &Entry) -> Result<(), StateError> {
+        let (seq, old) = self.load(id)?;
+        if old == *entry {
+            return Ok(());
+        }
+        self.begin()?;
+        let seq = match seq {
+            Some(seq) if entry.is_empty() => {
+                self.connection
+                    .prepare_cached("DELETE FROM entry WHERE seq = ?1")
+                    .and_then(|mut delete| delete.execute(params![seq]))
+                    .map_err(|error| self.fail(error))?;
+                None
+            }
+            Some(seq) => Some(self.write(id, Some((seq, &old)), entry)?),
+            None => {
+                let seq = self.write(id, None, entry)?;
+                self.next_seq += 1;
+                Some(seq)
+            }
+        };
+        self.totals.count(&old, false);
+        self.totals.count(entry, true);
+        self.cache.borrow_mut().insert(id, seq, entry.clone());
+        Ok(())
+    }
+
+    fn local_at(&self, parent: NodeId, disk_name: &Name) -> Result<Vec<NodeId>, StateError> {
+        let mut found = self
+            .ids("SELECT id FROM entry WHERE local_at = ?1", params![at_key(parent, disk_name)])?;
+        let mut at = Vec::with_capacity(found.len());
+        for id in found.drain(..) {
+            if self.load(id)?.1.local.is_some_and(|local| {
+                !local.parked && local.place.parent == parent && local.disk_name() == disk_name
+            }) {
+                at.push(id);
+            }
+        }
+        at.sort_unstable();
+        Ok(at)
+    }
+
+    fn remote_at(&self, parent: NodeId, name: &Name) -> Result<Vec<NodeId>, StateError> {
+        let mut found =
+            self.ids("SELECT id FROM entry WHERE remote_at = ?1", params![at_key(parent, name)])?;
+        let mut at = Vec::with_capacity(found.len());
+        for id in found.drain(..) {
+            if self.load(id)?.1.remote.is_some_and(|remote| {
+                remote.node.place.parent == parent && remote.node.place.name == *name
+            }) {
+                at.push(id);
+            }
+        }
+        at.sort_unstable();
+        Ok(at)
+    }
+
+    fn local_children(
+        &self,
+        parent: NodeId,
+        after: Option<NodeId>,
+        limit: usize,
+    ) -> Result<Vec<NodeId>, StateError> {
+        self.ids(
+            "SELECT id FROM entry WHERE local_parent = ?1 AND id > ?2 ORDER BY id LIMIT ?3",
+            params![parent.as_bytes(), after_bytes(after), row_limit(limit)],
+        )
+    }
+
+    fn remote_children(
+        &self,
+        parent: NodeId,
+        after: Option<NodeId>,
+        limit: usize,
+    ) -> Result<Vec<NodeId>, StateError> {
+        self.ids(
+            "SELECT id FROM entry WHERE remote_parent = ?1 AND id > ?2 ORDER BY id LIMIT ?3",
+            params![parent.as_bytes(), after_bytes(after), row_limit(limit)],
+        )
+    }
+
+    fn local_by_inode(&self, ino: u64) -> Result<Vec<NodeId>, StateError> {
+        let mut ids =
+            self.ids("SELECT id FROM entry WHERE ino = ?1", params![ino.cast_signed()])?;
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    fn dirty(&self, after: u64, limit: usize) -> Result<Vec<(u64, NodeId)>, StateError> {
+        let rows: Vec<(u64, [u8; 16])> = self
+            .connection
+            .prepare_cached(
+                "SELECT seq, id FROM entry INDEXED BY entry_dirty
+                 WHERE dirty AND seq > ?1 ORDER BY seq LIMIT ?2",
+            )
+            .and_then(|mut select| {
+                let after = i64::try_from(after).unwrap_or(i64::MAX);
+                select
+                    .query_map(params![after, row_limit(limit)], |row| {
+                        Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?))
+                    })?
+                    .collect()
+            })
+            .map_err(|error| self.fail(error))?;
+        Ok(rows.into_iter().map(|(seq, id)| (seq, NodeId::from_bytes(id))).collect())
+    }
+
+    fn all(&self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeId>, StateError> {
+        self.ids(
+            "SELECT id FROM entry WHERE id > ?1 AND shared ORDER BY id LIMIT ?2",
+            params![after_bytes(after), row_limit(limit)],
+        )
+    }
+
+    fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    fn meta(&self) -> Meta {
+        self.meta
+    }
+
+    fn set_meta(&mut self, meta: Meta) -> Result<(), StateError> {
+        if meta != self.meta {
+            self.begin()?;
+            self.meta = meta;
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&mut self) -> Result<(), StateError> {
+        if !self.in_transaction {
+            return Ok(());
+        }
+        let encoded = rmp_serde::to_vec_named(&self.meta)
+            .and_then(|meta| Ok((meta, rmp_serde::to_vec_named(&self.totals)?)))
+            .map_err(|error| self.damaged(error.to_string()));
+        let (meta, totals) = encoded?;
+        self.connection
+            .prepare_cached("INSERT OR REPLACE INTO meta VALUES ('meta', ?1), ('totals', ?2)")
+            .and_then(|mut insert| insert.execute(params![meta, totals]))
+            .and_then(|_| self.connection.prepare_cached("COMMIT")?.execute([]))
+            .map_err(|error| self.fail(error))?;
+        self.in_transaction = false;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

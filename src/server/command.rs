@@ -1,0 +1,386 @@
+//! The command line of `picloud-server`.
+//!
+//! What it administers belongs to the owner of the data directory. Run by root, it becomes that
+//! user first, so that it never leaves a file there that the running server cannot read.
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, Read};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand};
+use serde_json::json;
+
+use super::accounts::PASSWORD_LEN_MAX;
+use super::admin::Admin;
+use super::clock::timestamp;
+use super::config::Config;
+use super::store::metadata::Device;
+use super::{log, service};
+
+/// The version of the `--json` objects.
+const JSON_VERSION: u32 = 1;
+
+/// The settings file that is read when none is named, if it is there.
+const CONFIG_PATH: &str = "/etc/picloud/server.toml";
+
+/// The PiCloud server: keeps people's files, and brings them to their devices
+#[derive(Debug, Parser)]
+#[command(name = "picloud-server", version)]
+struct Cli {
+    /// The settings [default: /etc/picloud/server.toml, if there is one]
+    #[arg(long, global = true, value_name = "FILE", env = "PICLOUD_SERVER_CONFIG")]
+    config: Option<PathBuf>,
+    /// Print one JSON object per line
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server (the default)
+    Run,
+    /// Accounts
+    #[command(subcommand)]
+    User(UserCommand),
+    /// Print a join link for one more device of a user, who is made if needed
+    Invite {
+        /// The user
+        #[arg(required_unless_present = "register")]
+        user: Option<String>,
+        /// Instead, print a link with which a new user can register
+        #[arg(long, conflicts_with = "user")]
+        register: bool,
+    },
+    /// List a user's devices
+    Devices {
+        /// The user
+        user: String,
+    },
+    /// End a device: its connections are closed at once
+    Revoke {
+        /// The user
+        user: String,
+        /// The device's id, or its name
+        device: String,
+    },
+    /// List a user's deletions that wait for approval
+    Held {
+        /// The user
+        user: String,
+    },
+    /// Let a device's waiting deletions pass
+    Approve {
+        /// The user
+        user: String,
+        /// The device's id, or its name
+        device: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum UserCommand {
+    /// Add a user; without a password option it is asked for
+    Add {
+        /// The name: 1 to 64 letters, digits or . _ @ -
+        name: String,
+        #[command(flatten)]
+        password: PasswordSource,
+        /// Set no password: the user joins devices by links only
+        #[arg(long, conflicts_with_all = ["password_stdin", "password_file"])]
+        no_password: bool,
+    },
+    /// List the users
+    List,
+    /// Remove a user and all devices; the files stay in the data directory
+    Remove {
+        /// The user
+        name: String,
+    },
+    /// Set a user's password
+    Passwd {
+        /// The user
+        name: String,
+        #[command(flatten)]
+        password: PasswordSource,
+    },
+    /// One-time codes at log-in
+    Totp {
+        /// The user
+        name: String,
+        /// Turn them off, for a user who lost the authenticator
+        #[arg(long, required = true)]
+        disable: bool,
+    },
+}
+
+/// Where a password comes from. Never an argument: those are seen by everybody on the machine.
+#[derive(Debug, Args)]
+struct PasswordSource {
+    /// Read the password from standard input
+    #[arg(long)]
+    password_stdin: bool,
+    /// Read the password from a file
+    #[arg(long, value_name = "FILE", conflicts_with = "password_stdin")]
+    password_file: Option<PathBuf>,
+}
+
+impl PasswordSource {
+    fn read(&self) -> anyhow::Result<String> {
+        if let Some(path) = &self.password_file {
+            let file =
+                std::fs::File::open(path).with_context(|| format!("Cannot read {path:?}"))?;
+            return first_line(file).with_context(|| format!("Cannot read {path:?}"));
+        }
+        let stdin = std::io::stdin();
+        if self.password_stdin || !stdin.is_terminal() {
+            return first_line(stdin.lock()).context("Cannot read standard input");
+        }
+        let first =
+            rpassword::prompt_password("Password: ").context("Cannot ask for a password")?;
+        let again = rpassword::prompt_password("Again: ").context("Cannot ask for a password")?;
+        if first != again {
+            bail!("The two passwords differ");
+        }
+        Ok(first)
+    }
+}
+
+fn first_line(source: impl Read) -> anyhow::Result<String> {
+    let mut text = String::new();
+    let limit = PASSWORD_LEN_MAX as u64 + 2;
+    source.take(limit).read_to_string(&mut text)?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// What the program is to print, and how it ends: 0 done, 1 failed, 2 wrong usage.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The exit code.
+    pub code: u8,
+    /// For standard output.
+    pub stdout: String,
+    /// For standard error.
+    pub stderr: String,
+}
+
+/// Runs the program.
+#[must_use]
+pub fn execute(arguments: &[OsString]) -> Outcome {
+    let mut outcome = Outcome { code: 0, stdout: String::new(), stderr: String::new() };
+    match Cli::try_parse_from(arguments) {
+        Ok(cli) => match run(cli, arguments) {
+            Ok(text) => outcome.stdout = text,
+            Err(error) => {
+                // One line, the causes after the event.
+                outcome.stderr = format!("Error: {error:#}").replace('\n', " ") + "\n";
+                outcome.code = 1;
+            }
+        },
+        Err(error) if error.use_stderr() => {
+            outcome.stderr = error.to_string();
+            outcome.code = 2;
+        }
+        Err(help) => outcome.stdout = help.to_string(),
+    }
+    outcome
+}
+
+fn run(cli: Cli, arguments: &[OsString]) -> anyhow::Result<String> {
+    let config = match &cli.config {
+        Some(path) => Config::load(path)?,
+        None if Path::new(CONFIG_PATH).exists() => Config::load(Path::new(CONFIG_PATH))?,
+        None => Config::default(),
+    };
+    become_owner(&config.server.data_dir, arguments)?;
+    let command = cli.command.unwrap_or(Command::Run);
+    if let Command::Run = command {
+        log::start(&config.log)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .context("Cannot start the runtime")?;
+        runtime.block_on(service::run(config))?;
+        return Ok(String::new());
+    }
+    administer(&Admin::open(config)?, command, cli.json)
+}
+
+/// Run by root, continues as the owner of the data directory.
+fn become_owner(data_dir: &Path, arguments: &[OsString]) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let Ok(metadata) = std::fs::metadata(data_dir) else {
+        return Ok(());
+    };
+    if metadata.uid() == 0 {
+        return Ok(());
+    }
+    let error = std::process::Command::new("/proc/self/exe")
+        .args(arguments.iter().skip(1))
+        .uid(metadata.uid())
+        .gid(metadata.gid())
+        .exec();
+    Err(error)
+        .with_context(|| format!("Cannot become user {}, who owns {data_dir:?}", metadata.uid()))
+}
+
+/// Does what is asked, and returns what to print.
+fn administer(admin: &Admin, command: Command, json: bool) -> anyhow::Result<String> {
+    let mut out = Lines { json, text: String::new() };
+    match command {
+        Command::Run => {}
+        Command::User(command) => return user(admin, command, json),
+        Command::Invite { user, .. } => {
+            let link = admin.invite(user.as_deref())?.to_string();
+            out.line(&link, &json!({"type": "invitation", "link": link}));
+        }
+        Command::Devices { user } => {
+            for device in admin.devices(&user)? {
+                out.device(&device);
+            }
+        }
+        Command::Revoke { user, device } => {
+            let device = admin.revoke(&user, &device)?;
+            let text = format!("Revoked {} ({})", device.name, device.id);
+            out.line(&text, &json!({"type": "revoked", "device": device.id.to_string()}));
+        }
+        Command::Held { user } => {
+            for held in admin.held(&user)? {
+                let text = format!(
+                    "{}  {} deletions since {}  {}",
+                    held.device.id,
+                    held.deletions,
+                    time(held.since_ms),
+                    held.device.name
+                );
+                out.line(
+                    &text,
+                    &json!({
+                        "type": "held",
+                        "device": held.device.id.to_string(),
+                        "device_name": held.device.name,
+                        "deletions": held.deletions,
+                        "since": time(held.since_ms),
+                    }),
+                );
+            }
+        }
+        Command::Approve { user, device } => {
+            let device = admin.approve(&user, &device)?;
+            let text = format!("The deletions of {} will pass", device.name);
+            out.line(&text, &json!({"type": "approved", "device": device.id.to_string()}));
+        }
+    }
+    Ok(out.text)
+}
+
+fn user(admin: &Admin, command: UserCommand, json: bool) -> anyhow::Result<String> {
+    let mut out = Lines { json, text: String::new() };
+    match command {
+        UserCommand::Add { name, password, no_password } => {
+            super::accounts::check_user_name(&name)?;
+            let password = if no_password { None } else { Some(password.read()?) };
+            let user = admin.add_user(&name, password.as_deref())?;
+            let text = format!("Added user {}", user.name);
+            out.line(&text, &json!({"type": "user-added", "name": user.name}));
+        }
+        UserCommand::List => {
+            for found in admin.users()? {
+                let (name, drive) = (&found.user.name, found.drive.as_ref());
+                let live = drive.map_or(0, |drive| drive.live);
+                let text = format!(
+                    "{name}  {} devices  {live} files and directories{}{}",
+                    found.devices,
+                    if found.user.password.is_some() { "" } else { "  no password" },
+                    if found.user.totp.is_some() { "  TOTP" } else { "" },
+                );
+                out.line(
+                    &text,
+                    &json!({
+                        "type": "user",
+                        "name": name,
+                        "id": found.user.id.to_string(),
+                        "created": time(found.user.created_ms),
+                        "devices": found.devices,
+                        "nodes": live,
+                        "has_password": found.user.password.is_some(),
+                        "totp": found.user.totp.is_some(),
+                    }),
+                );
+            }
+        }
+        UserCommand::Remove { name } => {
+            admin.remove_user(&name)?;
+            out.line(
+                &format!("Removed user {name}"),
+                &json!({"type": "user-removed", "name": name}),
+            );
+        }
+        UserCommand::Passwd { name, password } => {
+            if !admin.user_exists(&name)? {
+                bail!("There is no user {name:?}");
+            }
+            admin.set_password(&name, &password.read()?)?;
+            let text = format!("Set the password of {name}");
+            out.line(&text, &json!({"type": "password-set", "name": name}));
+        }
+        UserCommand::Totp { name, .. } => {
+            admin.disable_totp(&name)?;
+            let text = format!("{name} logs in without a code from now on");
+            out.line(&text, &json!({"type": "totp-disabled", "name": name}));
+        }
+    }
+    Ok(out.text)
+}
+
+fn time(ms: i64) -> String {
+    let moment = timestamp(ms);
+    jiff::Timestamp::new(moment.secs, i32::try_from(moment.nanos()).unwrap_or(0))
+        .map_or_else(|_| format!("{ms} ms"), |time| time.to_string())
+}
+
+/// What will be printed: text for a person, or JSON lines for a program.
+struct Lines {
+    json: bool,
+    text: String,
+}
+
+impl Lines {
+    fn line(&mut self, text: &str, object: &serde_json::Value) {
+        if self.json {
+            let mut object = object.clone();
+            object["version"] = JSON_VERSION.into();
+            self.text.push_str(&object.to_string());
+        } else {
+            self.text.push_str(text);
+        }
+        self.text.push('\n');
+    }
+
+    fn device(&mut self, device: &Device) {
+        let seen = device.last_seen_ms.map(time);
+        let text = format!(
+            "{}  added {}  last seen {}  {}",
+            device.id,
+            time(device.added_ms),
+            seen.as_deref().unwrap_or("never"),
+            device.name
+        );
+        self.line(
+            &text,
+            &json!({
+                "type": "device",
+                "id": device.id.to_string(),
+                "name": device.name,
+                "added": time(device.added_ms),
+                "last_seen": seen,
+            }),
+        );
+    }
+}

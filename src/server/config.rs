@@ -1,0 +1,369 @@
+//! The server's settings: `server.toml`, documented key by key in `config/server.toml`.
+//!
+//! Every key has a default, so an empty file is a legal one. An unknown key, a bad value or an
+//! unreadable file is an error that names the file, the line and the key.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::gate::GateLimits;
+
+/// Why the settings could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("Cannot read {path:?}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A line of the file is wrong.
+    #[error("{path:?}, line {line}{}: {reason}", key.as_ref().map(|key| format!(", key {key:?}")).unwrap_or_default())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The key, where the line has one.
+        key: Option<String>,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// All settings.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where the server listens and keeps its data.
+    pub server: ServerSection,
+    /// Who gets an account.
+    pub accounts: AccountsSection,
+    /// Bounds.
+    pub limits: LimitsSection,
+    /// A certificate of a public authority.
+    pub tls: TlsSection,
+    /// Where events are told.
+    pub log: LogSection,
+}
+
+/// `[server]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerSection {
+    /// The address and port to listen on.
+    pub listen: SocketAddr,
+    /// The `HOST:PORT` that join links name; the machine's name and the port when not set.
+    pub public: Option<String>,
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+}
+
+impl Default for ServerSection {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 46000)),
+            public: None,
+            data_dir: PathBuf::from("/var/lib/picloud"),
+        }
+    }
+}
+
+/// Who may register from a device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Registration {
+    /// Everybody who reaches the server.
+    Open,
+    /// Who has the secret of an invitation.
+    #[default]
+    Invitation,
+    /// Nobody.
+    Closed,
+}
+
+/// `[accounts]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AccountsSection {
+    /// Who may register from a device.
+    pub registration: Registration,
+    /// For how long a join link can be used, in seconds.
+    pub link_expires_secs: u64,
+}
+
+impl Default for AccountsSection {
+    fn default() -> Self {
+        Self { registration: Registration::default(), link_expires_secs: 3600 }
+    }
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsSection {
+    /// The most connections at once.
+    pub connections_max: usize,
+    /// The most connections at once from one address.
+    pub connections_per_address_max: usize,
+    /// The most connections at once of one user.
+    pub connections_per_user_max: usize,
+    /// The most memory for requests that are being worked on, in MiB.
+    pub memory_max_mib: u32,
+    /// Contents are refused when less than this is free on the disk of `data_dir`, in MiB.
+    pub disk_free_min_mib: u64,
+    /// The span in which deletions of one device count as one act, in seconds.
+    pub mass_delete_window_secs: u64,
+    /// Fewer deletions than this are never held; 0 turns the gate off.
+    pub mass_delete_min: u64,
+    /// The share of a drive that one act may delete, 0 to 1.
+    pub mass_delete_share: f64,
+}
+
+impl Default for LimitsSection {
+    fn default() -> Self {
+        let gate = GateLimits::default();
+        Self {
+            connections_max: 1000,
+            connections_per_address_max: 200,
+            connections_per_user_max: 100,
+            memory_max_mib: 128,
+            disk_free_min_mib: 256,
+            mass_delete_window_secs: gate.window.as_secs(),
+            mass_delete_min: gate.count_min,
+            mass_delete_share: gate.share,
+        }
+    }
+}
+
+impl LimitsSection {
+    /// Returns when deletions are held.
+    #[must_use]
+    pub const fn gate(&self) -> GateLimits {
+        GateLimits {
+            window: Duration::from_secs(self.mass_delete_window_secs),
+            count_min: self.mass_delete_min,
+            share: self.mass_delete_share,
+        }
+    }
+}
+
+/// `[tls]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TlsSection {
+    /// A PEM file with the certificate chain; the server makes its own when not set.
+    pub certificate: Option<PathBuf>,
+    /// The PEM file with its private key.
+    pub key: Option<PathBuf>,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogSection {
+    /// The file that gets one line per event, beside standard error or the journal.
+    pub file: Option<PathBuf>,
+    /// What is told: `error`, `warn`, `info`, `debug`, `trace`, or directives by module.
+    pub level: String,
+}
+
+impl Default for LogSection {
+    fn default() -> Self {
+        Self { file: None, level: "info".to_owned() }
+    }
+}
+
+impl Config {
+    /// Reads a file. Relative paths in it are relative to the file's directory.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or a line of it is wrong.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let mut config = Self::parse(&text, path)?;
+        let dir = path.parent().unwrap_or_else(|| Path::new(""));
+        let paths = [
+            Some(&mut config.server.data_dir),
+            config.tls.certificate.as_mut(),
+            config.tls.key.as_mut(),
+            config.log.file.as_mut(),
+        ];
+        for path in paths.into_iter().flatten() {
+            *path = dir.join(&*path);
+        }
+        Ok(config)
+    }
+
+    /// Parses the text of the file at `path`.
+    ///
+    /// # Errors
+    /// When a line of it is wrong.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start);
+            line_error(text, path, start, error.message())
+        })?;
+        config.check().map_err(|(key, reason)| {
+            let start = text
+                .match_indices(key)
+                .map(|(at, _)| at)
+                .find(|at| {
+                    text[..*at].rsplit('\n').next().is_none_or(|head| head.trim().is_empty())
+                })
+                .unwrap_or(0);
+            line_error(text, path, start, reason)
+        })?;
+        Ok(config)
+    }
+
+    /// What the types alone do not say. Returns the key and what is wrong with its value.
+    fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        let limits = &self.limits;
+        let positive = [
+            ("connections_max", limits.connections_max),
+            ("connections_per_address_max", limits.connections_per_address_max),
+            ("connections_per_user_max", limits.connections_per_user_max),
+        ];
+        for (key, value) in positive {
+            if value == 0 {
+                return Err((key, "must be at least 1"));
+            }
+        }
+        if !(16..=1 << 20).contains(&limits.memory_max_mib) {
+            return Err(("memory_max_mib", "must be 16 to 1048576"));
+        }
+        if limits.disk_free_min_mib > 1 << 30 {
+            return Err(("disk_free_min_mib", "must be at most 1073741824"));
+        }
+        if !(0.0..=1.0).contains(&limits.mass_delete_share) {
+            return Err(("mass_delete_share", "must be 0 to 1"));
+        }
+        if limits.mass_delete_window_secs > 31_536_000 {
+            return Err(("mass_delete_window_secs", "must be at most 31536000, a year"));
+        }
+        if !(1..=31_536_000).contains(&self.accounts.link_expires_secs) {
+            return Err(("link_expires_secs", "must be 1 to 31536000, a year"));
+        }
+        if self.tls.certificate.is_some() != self.tls.key.is_some() {
+            let key = if self.tls.key.is_some() { "key" } else { "certificate" };
+            return Err((key, "certificate and key must be set both or neither"));
+        }
+        if tracing_subscriber::EnvFilter::try_new(&self.log.level).is_err() {
+            return Err((
+                "level",
+                "must be error, warn, info, debug or trace, or a filter of these by module",
+            ));
+        }
+        if self.server.public.as_deref().is_some_and(|public| !is_host_and_port(public)) {
+            return Err(("public", "must be HOST:PORT, an IPv6 address in brackets"));
+        }
+        Ok(())
+    }
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        let bracketed = host.starts_with('[') && host.ends_with(']');
+        !host.is_empty()
+            && host.len() <= 255
+            && host.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
+            && (bracketed || !host.contains(':'))
+            && port.parse::<u16>().is_ok()
+    })
+}
+
+fn line_error(text: &str, path: &Path, start: usize, reason: &str) -> ConfigError {
+    let before = text.get(..start).unwrap_or_default();
+    let line = before.matches('\n').count();
+    let key = text
+        .lines()
+        .nth(line)
+        .and_then(|line| line.split_once('='))
+        .map(|(key, _)| key.trim().to_owned());
+    ConfigError::Line {
+        path: path.to_owned(),
+        line: line + 1,
+        key,
+        reason: reason.lines().collect::<Vec<_>>().join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOCUMENTED: &str = include_str!("../../config/server.toml");
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, Path::new("server.toml")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_documented_defaults_are_the_real_ones() {
+        assert_eq!(parse(DOCUMENTED), Ok(Config::default()));
+        // Every key is shown there, in force or behind a comment sign.
+        let shown = DOCUMENTED
+            .lines()
+            .map(|line| {
+                line.strip_prefix("#public").map_or(line.to_owned(), |rest| format!("public{rest}"))
+            })
+            .map(|line| {
+                line.strip_prefix("#certificate")
+                    .map_or(line.clone(), |rest| format!("certificate{rest}"))
+            })
+            .map(|line| line.strip_prefix("#key").map_or(line.clone(), |rest| format!("key{rest}")))
+            .map(|line| {
+                line.strip_prefix("#file").map_or(line.clone(), |rest| format!("file{rest}"))
+            })
+            .collect::<Vec<_>>()
+            .join("\n");
+        let all = parse(&shown).unwrap();
+        assert!(all.server.public.is_some() && all.tls.key.is_some() && all.log.file.is_some());
+        for key in [
+            "listen",
+            "data_dir",
+            "registration",
+            "link_expires_secs",
+            "connections_max",
+            "connections_per_address_max",
+            "connections_per_user_max",
+            "memory_max_mib",
+            "disk_free_min_mib",
+            "mass_delete_window_secs",
+            "mass_delete_min",
+            "mass_delete_share",
+            "level",
+        ] {
+            let set = format!("\n{key} = ");
+            assert!(DOCUMENTED.contains(&set), "{key} is not documented");
+        }
+    }
+
+    #[test]
+    fn an_error_names_file_line_and_key() {
+        let error = |text| parse(text).unwrap_err();
+        let unknown = error("[server]\n\nlistten = \"[::]:1\"\n");
+        assert!(
+            unknown.starts_with("\"server.toml\", line 3, key \"listten\": unknown field"),
+            "{unknown}"
+        );
+        let wrong = error("[limits]\nconnections_max = \"many\"\n");
+        assert!(wrong.starts_with("\"server.toml\", line 2, key \"connections_max\": "), "{wrong}");
+        assert_eq!(
+            error("[limits]\nmass_delete_min = 1\nmass_delete_share = 2.0"),
+            "\"server.toml\", line 3, key \"mass_delete_share\": must be 0 to 1"
+        );
+        assert!(error("[server]\nlisten = 5 5").starts_with("\"server.toml\", line 2"));
+        assert!(
+            error("[accounts]\nregistration = \"maybe\"").contains("line 2, key \"registration\"")
+        );
+    }
+}

@@ -1,0 +1,310 @@
+//! The server: listener, sessions, accounts, manifests, chunk store, fan-out.
+//!
+//! [`start`] runs one in this process, for the program itself, for `picloud up` and for tests;
+//! [`service::run`] is the program around it. What lies in its data directory is specified in
+//! `docs/formats.md`.
+
+pub mod accounts;
+pub mod admin;
+pub mod clock;
+pub mod command;
+pub mod config;
+pub mod gate;
+mod hub;
+pub mod log;
+pub mod packs;
+pub mod rules;
+pub mod service;
+mod session;
+pub mod store;
+mod throttle;
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+
+use crate::model::{Fingerprint, JoinLink};
+use crate::protocol::{ALPN, AcceptError, ServerConnection};
+use admin::IdentityError;
+use config::Config;
+use hub::{ConnectionLimits, Hub};
+use session::Shared;
+use store::metadata::Metadata;
+use store::{Layout, Store, StoreError};
+
+/// Name and version, for the hello.
+const PROGRAM: &str = concat!("picloud-server/", env!("CARGO_PKG_VERSION"));
+
+/// How often it is looked whether another process revoked a device.
+const NOTICE_PERIOD: Duration = Duration::from_secs(1);
+
+/// How long connections may take to end when the server stops.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the listener rests when the system has no descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why a server cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The data cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is no certificate.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] crate::protocol::TlsError),
+    /// The address cannot be listened on.
+    #[error("Cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A part of the server ended by itself.
+    #[error("The server failed: {0}")]
+    Failed(&'static str),
+}
+
+/// A server that runs in this process. Dropping it does not stop it: see [`RunningServer::stop`].
+#[derive(Debug)]
+pub struct RunningServer {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    stop: watch::Sender<bool>,
+    listening: JoinHandle<()>,
+}
+
+/// Starts a server; when this returns, it listens.
+///
+/// # Errors
+/// When its data or certificate cannot be opened, or its address cannot be listened on.
+pub async fn start(config: Config) -> Result<RunningServer, ServerError> {
+    let opening = tokio::task::spawn_blocking(move || {
+        let layout = Layout::create(&config.server.data_dir)?;
+        let identity = admin::identity(&config, &layout)?;
+        let free_min = config.limits.disk_free_min_mib.saturating_mul(1024 * 1024);
+        let store = Store::open(&layout, free_min)?;
+        Ok::<_, ServerError>((config, layout, identity, store))
+    });
+    let opened = opening.await.map_err(|_| ServerError::Failed("opening its data"))?;
+    let (config, layout, identity, store) = opened?;
+    let acceptor = identity.acceptor(&[ALPN])?;
+    let listener = listen(config.server.listen).await?;
+    let address = listener
+        .local_addr()
+        .map_err(|source| ServerError::Listen { address: config.server.listen, source })?;
+    let hub = Hub::new(ConnectionLimits {
+        all: config.limits.connections_max,
+        per_address: config.limits.connections_per_address_max,
+        per_user: config.limits.connections_per_user_max,
+    });
+    let public = admin::public_address(&config, address.port());
+    let fingerprint = identity.fingerprint();
+    let shared = Arc::new(Shared::new(config, layout, store, hub, fingerprint, public)?);
+    let (stop, stopping) = watch::channel(false);
+    let listening = tokio::spawn(listen_until(Arc::clone(&shared), listener, acceptor, stopping));
+    tracing::info!(%address, public = shared.public, %fingerprint, "listening");
+    Ok(RunningServer { address, shared, stop, listening })
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
+    let failed = |source| ServerError::Listen { address, source };
+    match TcpListener::bind(address).await {
+        // "[::]" means every address, also on a machine without IPv6.
+        Err(error)
+            if address.is_ipv6()
+                && address.ip().is_unspecified()
+                && error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) =>
+        {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await.map_err(failed)
+        }
+        bound => bound.map_err(failed),
+    }
+}
+
+impl RunningServer {
+    /// Returns the address that it listens on, with the real port.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Returns what join links name.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.shared.fingerprint
+    }
+
+    /// Returns how many connections there are, those that are not let in yet too.
+    #[must_use]
+    pub fn connection_count(&self) -> usize {
+        self.shared.hub.connection_count()
+    }
+
+    /// Returns whether there is such an account.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn user_exists(&self, name: &str) -> Result<bool, StoreError> {
+        let name = name.to_owned();
+        self.shared.store.read(move |metadata, _| Ok(metadata.user_by_name(&name)?.is_some())).await
+    }
+
+    /// Makes a join link for one more device of a user, who is made if needed.
+    ///
+    /// # Errors
+    /// When the name is not legal, or the store fails.
+    pub async fn invite(&self, name: &str) -> Result<JoinLink, StoreError> {
+        let name = name.to_owned();
+        let expires_secs = self.shared.config.accounts.link_expires_secs;
+        let invitation = self
+            .shared
+            .store
+            .write(move |metadata| {
+                let user = match metadata.user_by_name(&name)? {
+                    Some(user) => user.num,
+                    None => admin::add_user(metadata, &name, None)?.num,
+                };
+                admin::add_invitation(metadata, Some(user), expires_secs)
+            })
+            .await?;
+        Ok(JoinLink {
+            address: self.shared.public.clone(),
+            fingerprint: self.shared.fingerprint,
+            secret: invitation.secret,
+        })
+    }
+
+    /// Returns an error when a part of the server does not work any more.
+    ///
+    /// # Errors
+    /// When the writer does not answer, or the listener is gone.
+    pub async fn check(&self) -> Result<(), ServerError> {
+        if self.listening.is_finished() {
+            return Err(ServerError::Failed("the listener ended"));
+        }
+        let answer = self.shared.store.write(|_: &mut dyn Metadata| Ok(()));
+        match answer.await {
+            Err(StoreError::Closed) => Err(ServerError::Failed("the writer ended")),
+            // Busy or full is not dead.
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Stops: nobody is let in any more, connections are told, what was handed to the writer is made
+    /// durable.
+    pub async fn stop(self) {
+        self.stop.send_replace(true);
+        if self.listening.await.is_err() {
+            tracing::error!("the listener did not end as it should");
+        }
+        self.shared.store.close().await;
+        tracing::info!("stopped");
+    }
+}
+
+/// Accepts connections until it is told to stop, and then until they have ended.
+async fn listen_until(
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let mut connections = JoinSet::new();
+    let watching = tokio::spawn(watch_for_revocations(Arc::clone(&shared)));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopping.wait_for(|stop| *stop) => break,
+        };
+        while connections.try_join_next().is_some() {}
+        match accepted {
+            Ok((tcp, peer)) => match shared.hub.enter(peer.ip()) {
+                Some(seat) => {
+                    let (shared, acceptor) = (Arc::clone(&shared), acceptor.clone());
+                    connections.spawn(converse(shared, tcp, peer, acceptor, seat));
+                }
+                None => tracing::warn!(%peer, "connection refused: there are too many"),
+            },
+            Err(error) => {
+                tracing::warn!(%error, "no connection could be accepted");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    watching.abort();
+    shared.hub.close();
+    let ended = async { while connections.join_next().await.is_some() {} };
+    if timeout(STOP_PATIENCE, ended).await.is_err() {
+        tracing::warn!("some connections did not end in time");
+        connections.shutdown().await;
+    }
+}
+
+async fn converse(
+    shared: Arc<Shared>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    acceptor: TlsAcceptor,
+    seat: hub::Seat,
+) {
+    let mut end = seat.end.clone();
+    let accepted = tokio::select! {
+        accepted = ServerConnection::accept(tcp, &acceptor, PROGRAM) => accepted,
+        _ = end.wait_for(Option::is_some) => return,
+    };
+    match accepted {
+        Ok(connection) => Box::pin(session::serve(shared, connection, peer, seat)).await,
+        Err(error @ (AcceptError::Hello(_) | AcceptError::Version { .. })) => {
+            tracing::warn!(%peer, %error, "not accepted");
+        }
+        Err(error) => tracing::info!(%peer, %error, "not accepted"),
+    }
+}
+
+/// Ends the connections of devices that another process revoked.
+async fn watch_for_revocations(shared: Arc<Shared>) {
+    let mut known = None;
+    let mut ticks = interval(NOTICE_PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let devices = shared.hub.devices();
+        let looked = shared
+            .store
+            .read(move |metadata, _| {
+                let notice = metadata.notice()?;
+                let revoked = match known {
+                    Some(known) if known == notice => Vec::new(),
+                    _ => metadata.revoked(&devices)?,
+                };
+                Ok((notice, revoked))
+            })
+            .await;
+        match looked {
+            Ok((notice, revoked)) => {
+                known = Some(notice);
+                for device in revoked {
+                    shared.hub.end_device(device);
+                }
+            }
+            Err(error) if error.is_fault() => {
+                tracing::error!(%error, "it could not be looked for revoked devices");
+            }
+            Err(_) => {}
+        }
+    }
+}

@@ -1,0 +1,485 @@
+//! The rules by which a change is accepted: the one place where they are written.
+//!
+//! They stand over a few primitives ([`Manifest`]), so that SQLite, a later PostgreSQL and the
+//! simulator's server accept exactly the same. The server never merges: a change that does not fit
+//! the manifest as it is now is refused with the precise reason, and what becomes of it is the
+//! device's planner's job alone.
+//!
+//! Idempotent by state: a change sent twice finds that the manifest has it already, made by the
+//! same device on the same base, and is answered with the rev it got the first time.
+
+use crate::model::{
+    Attrs, Body, Change, ChangeOp, ChunkId, Content, DeviceId, Name, Node, NodeId, Place, Refusal,
+    Rev,
+};
+use crate::protocol::message::ChangeResult;
+
+/// One version of one node, as the journal keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Version {
+    /// The rev it was made with.
+    pub rev: Rev,
+    /// The device that made it.
+    pub author: DeviceId,
+    /// Its state; nothing when the version is a deletion.
+    pub node: Option<Node>,
+}
+
+/// Whether a drive has what a file's content needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// All of it.
+    Present,
+    /// Not this; no chunk is named when a whole list is missing.
+    Missing(Option<ChunkId>),
+    /// It has it, but its length is not the one the content claims.
+    WrongLen,
+}
+
+/// What the rules need of one drive's manifest, within one transaction.
+pub trait Manifest {
+    /// Why a primitive can fail; it ends the whole transaction.
+    type Error;
+
+    /// Returns the newest version of a node, a deletion included.
+    fn current(&mut self, id: NodeId) -> Result<Option<Version>, Self::Error>;
+    /// Returns the version of a node that was made with exactly this rev.
+    fn version(&mut self, id: NodeId, rev: Rev) -> Result<Option<Version>, Self::Error>;
+    /// Returns the oldest version of a node that is newer than this rev.
+    fn version_after(&mut self, id: NodeId, rev: Rev) -> Result<Option<Version>, Self::Error>;
+    /// Returns the live node with this name in a directory.
+    fn child(&mut self, parent: NodeId, name: &Name) -> Result<Option<NodeId>, Self::Error>;
+    /// Returns whether a directory has live entries.
+    fn has_children(&mut self, dir: NodeId) -> Result<bool, Self::Error>;
+    /// Returns whether the drive has a content.
+    fn presence(&mut self, content: &Content) -> Result<Presence, Self::Error>;
+    /// Returns whether a deletion, legal otherwise, passes the mass-deletion gate; records it as
+    /// held when it does not.
+    fn admit_deletion(&mut self, author: DeviceId, id: NodeId) -> Result<bool, Self::Error>;
+    /// Makes the next version of a node, which takes the next rev of the drive. `before` is the
+    /// version that [`Manifest::current`] returned.
+    fn put(
+        &mut self,
+        id: NodeId,
+        author: DeviceId,
+        before: Option<&Version>,
+        node: Option<Node>,
+    ) -> Result<Rev, Self::Error>;
+}
+
+/// How many directories up a move is followed to see that it makes no cycle. Deeper trees than this
+/// do not exist on a disk (`PATH_MAX` ends at 2048 one-letter names); a hostile one must not keep the
+/// writer busy.
+const DEPTH_MAX: usize = 4096;
+
+/// Applies one change, or says why not.
+///
+/// # Errors
+/// Only those of the manifest's primitives.
+pub fn apply<M: Manifest>(
+    manifest: &mut M,
+    author: DeviceId,
+    change: &Change,
+) -> Result<ChangeResult, M::Error> {
+    Ok(match decide(manifest, author, change)? {
+        Ok(rev) => ChangeResult::Accepted { rev },
+        Err(refusal) => ChangeResult::Refused(refusal),
+    })
+}
+
+type Verdict<T> = Result<T, Refusal>;
+
+/// Returns early with a refusal from a function that returns `Result<Verdict<_>, _>`.
+macro_rules! check {
+    ($verdict:expr) => {
+        match $verdict {
+            Ok(value) => value,
+            Err(refusal) => return Ok(Err(refusal)),
+        }
+    };
+}
+
+fn illegal<T>(reason: impl Into<String>) -> Verdict<T> {
+    Err(Refusal::Illegal { reason: reason.into() })
+}
+
+fn decide<M: Manifest>(
+    manifest: &mut M,
+    author: DeviceId,
+    change: &Change,
+) -> Result<Verdict<Rev>, M::Error> {
+    if change.node == NodeId::ROOT {
+        return Ok(illegal("the root of a drive never changes"));
+    }
+    match &change.op {
+        ChangeOp::Create(node) => create(manifest, author, change, node),
+        ChangeOp::Update { place, body, attrs } => {
+            let wanted = Wanted { place: place.as_ref(), body: body.as_ref(), attrs: *attrs };
+            update(manifest, author, change, &wanted)
+        }
+        ChangeOp::Delete => delete(manifest, author, change),
+    }
+}
+
+fn create<M: Manifest>(
+    manifest: &mut M,
+    author: DeviceId,
+    change: &Change,
+    node: &Node,
+) -> Result<Verdict<Rev>, M::Error> {
+    if change.base != Rev::ZERO {
+        return Ok(illegal("a creation has no base"));
+    }
+    check!(legal(Some(&node.body), Some(node.attrs)));
+    if let Some(current) = manifest.current(change.node)? {
+        let first = manifest.version_after(change.node, Rev::ZERO)?;
+        return Ok(match first {
+            Some(first) if first.author == author && first.node.as_ref() == Some(node) => {
+                Ok(first.rev)
+            }
+            _ => Err(Refusal::Stale { current: current.rev }),
+        });
+    }
+    check!(place_is_free(manifest, change.node, &node.place)?);
+    check!(content_is_present(manifest, &node.body)?);
+    manifest.put(change.node, author, None, Some(node.clone())).map(Ok)
+}
+
+/// What an update asks for.
+struct Wanted<'a> {
+    place: Option<&'a Place>,
+    body: Option<&'a Body>,
+    attrs: Option<Attrs>,
+}
+
+impl Wanted<'_> {
+    fn of(&self, node: &Node) -> Node {
+        Node {
+            place: self.place.unwrap_or(&node.place).clone(),
+            body: self.body.unwrap_or(&node.body).clone(),
+            attrs: self.attrs.unwrap_or(node.attrs),
+        }
+    }
+}
+
+fn update<M: Manifest>(
+    manifest: &mut M,
+    author: DeviceId,
+    change: &Change,
+    wanted: &Wanted<'_>,
+) -> Result<Verdict<Rev>, M::Error> {
+    if wanted.place.is_none() && wanted.body.is_none() && wanted.attrs.is_none() {
+        return Ok(illegal("an update must change something"));
+    }
+    check!(legal(wanted.body, wanted.attrs));
+    let current = check!(current_at_base(manifest, change)?);
+    let current = match current {
+        AtBase::Current(version) => version,
+        AtBase::Superseded { now, base, next } => {
+            let same = base.node.map(|node| wanted.of(&node));
+            return Ok(if next.author == author && same.is_some() && next.node == same {
+                Ok(next.rev)
+            } else {
+                Err(Refusal::Stale { current: now })
+            });
+        }
+    };
+    let Some(before) = &current.node else {
+        return Ok(illegal("the node is deleted"));
+    };
+    let after = wanted.of(before);
+    if after.body.kind() != before.body.kind() {
+        return Ok(illegal("a node never changes its kind"));
+    }
+    // From here on the author's base is the newest version.
+    if after == *before {
+        return Ok(Ok(current.rev));
+    }
+    if after.place != before.place {
+        check!(place_is_free(manifest, change.node, &after.place)?);
+        if after.is_dir() && after.place.parent != before.place.parent {
+            check!(no_cycle(manifest, change.node, after.place.parent)?);
+        }
+    }
+    if !after.body.same_bytes(&before.body) {
+        check!(content_is_present(manifest, &after.body)?);
+    }
+    manifest.put(change.node, author, Some(&current), Some(after)).map(Ok)
+}
+
+fn delete<M: Manifest>(
+    manifest: &mut M,
+    author: DeviceId,
+    change: &Change,
+) -> Result<Verdict<Rev>, M::Error> {
+    let current = match check!(current_at_base(manifest, change)?) {
+        AtBase::Current(version) => version,
+        AtBase::Superseded { now, next, .. } => {
+            return Ok(if next.author == author && next.node.is_none() {
+                Ok(next.rev)
+            } else {
+                Err(Refusal::Stale { current: now })
+            });
+        }
+    };
+    let Some(node) = &current.node else {
+        return Ok(Ok(current.rev));
+    };
+    if node.is_dir() && manifest.has_children(change.node)? {
+        return Ok(Err(Refusal::NotEmpty));
+    }
+    if !manifest.admit_deletion(author, change.node)? {
+        return Ok(Err(Refusal::NeedsApproval));
+    }
+    manifest.put(change.node, author, Some(&current), None).map(Ok)
+}
+
+/// How the author's base relates to the journal.
+enum AtBase {
+    /// It is the newest version.
+    Current(Version),
+    /// It was followed by `next`; the newest rev is `now`.
+    Superseded { now: Rev, base: Version, next: Version },
+}
+
+fn current_at_base<M: Manifest>(
+    manifest: &mut M,
+    change: &Change,
+) -> Result<Verdict<AtBase>, M::Error> {
+    let Some(current) = manifest.current(change.node)? else {
+        return Ok(Err(Refusal::Stale { current: Rev::ZERO }));
+    };
+    if current.rev == change.base {
+        return Ok(Ok(AtBase::Current(current)));
+    }
+    let stale = Refusal::Stale { current: current.rev };
+    let Some(base) = manifest.version(change.node, change.base)? else {
+        return Ok(Err(stale));
+    };
+    let Some(next) = manifest.version_after(change.node, change.base)? else {
+        return Ok(Err(stale));
+    };
+    Ok(Ok(AtBase::Superseded { now: current.rev, base, next }))
+}
+
+fn legal(body: Option<&Body>, attrs: Option<Attrs>) -> Verdict<()> {
+    if body.is_some_and(|body| !body.is_legal()) {
+        return illegal("a length or a link target is out of range");
+    }
+    if attrs.is_some_and(|attrs| attrs.mode & !Attrs::MODE_MASK != 0) {
+        return illegal("the mode has bits that are not carried");
+    }
+    Ok(())
+}
+
+/// Checks that the parent is a live directory and that the name in it is free for this node.
+fn place_is_free<M: Manifest>(
+    manifest: &mut M,
+    id: NodeId,
+    place: &Place,
+) -> Result<Verdict<()>, M::Error> {
+    if place.parent != NodeId::ROOT {
+        let parent = manifest.current(place.parent)?;
+        if !parent.and_then(|version| version.node).is_some_and(|node| node.is_dir()) {
+            return Ok(Err(Refusal::NoParent));
+        }
+    }
+    Ok(match manifest.child(place.parent, &place.name)? {
+        Some(by) if by != id => Err(Refusal::NameTaken { by }),
+        _ => Ok(()),
+    })
+}
+
+/// Checks that `dir` is not at or above `parent`. Every ancestor of a live node is alive.
+fn no_cycle<M: Manifest>(
+    manifest: &mut M,
+    dir: NodeId,
+    parent: NodeId,
+) -> Result<Verdict<()>, M::Error> {
+    let mut at = parent;
+    for _ in 0..DEPTH_MAX {
+        if at == dir {
+            return Ok(Err(Refusal::Cycle));
+        }
+        if at == NodeId::ROOT {
+            return Ok(Ok(()));
+        }
+        match manifest.current(at)?.and_then(|version| version.node) {
+            Some(node) => at = node.place.parent,
+            None => return Ok(Err(Refusal::NoParent)),
+        }
+    }
+    Ok(illegal(format!("the new place is more than {DEPTH_MAX} directories deep")))
+}
+
+fn content_is_present<M: Manifest>(manifest: &mut M, body: &Body) -> Result<Verdict<()>, M::Error> {
+    let Body::File { content, .. } = body else {
+        return Ok(Ok(()));
+    };
+    Ok(match manifest.presence(content)? {
+        Presence::Present => Ok(()),
+        Presence::Missing(chunk) => Err(Refusal::MissingContent { chunk }),
+        Presence::WrongLen => illegal("the content has another length than its parts"),
+    })
+}
+
+pub mod memory {
+    //! A manifest in memory: for tests of the rules, and for a server in a simulation.
+
+    use std::collections::{BTreeMap, BTreeSet, HashMap};
+    use std::convert::Infallible;
+
+    use super::{Manifest, Presence, Version};
+    use crate::model::{ChunkId, Content, DeviceId, Digest, ListId, Name, Node, NodeId, Rev};
+    use crate::server::gate::{Gate, GateLimits};
+
+    /// One drive, with all its versions.
+    #[derive(Debug, Clone, Default)]
+    pub struct MemoryManifest {
+        /// The newest rev.
+        pub head: Rev,
+        /// The digest over the live nodes.
+        pub digest: Digest,
+        /// The server's clock in milliseconds, set by whoever owns this.
+        pub now_ms: i64,
+        /// When deletions are held; none for never.
+        pub gate_limits: Option<GateLimits>,
+        versions: BTreeMap<NodeId, Vec<Version>>,
+        children: BTreeMap<(NodeId, Name), NodeId>,
+        chunks: HashMap<ChunkId, u32>,
+        lists: HashMap<ListId, u64>,
+        gates: BTreeMap<DeviceId, Gate>,
+        held: BTreeMap<DeviceId, BTreeSet<NodeId>>,
+    }
+
+    impl MemoryManifest {
+        /// Records that the drive has a chunk of this length.
+        pub fn add_chunk(&mut self, id: ChunkId, len: u32) {
+            self.chunks.insert(id, len);
+        }
+
+        /// Records that the drive has a list, of a file of this length, and all its chunks.
+        pub fn add_list(&mut self, id: ListId, len: u64) {
+            self.lists.insert(id, len);
+        }
+
+        /// Returns whether the drive has a chunk.
+        #[must_use]
+        pub fn has_chunk(&self, id: &ChunkId) -> bool {
+            self.chunks.contains_key(id)
+        }
+
+        /// Returns whether the drive has a list.
+        #[must_use]
+        pub fn has_list(&self, id: &ListId) -> bool {
+            self.lists.contains_key(id)
+        }
+
+        /// Returns every node's newest version, deletions included.
+        pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Version)> {
+            self.versions.iter().filter_map(|(id, versions)| Some((*id, versions.last()?)))
+        }
+
+        /// Returns the rev of a node's first version.
+        #[must_use]
+        pub fn created(&self, id: NodeId) -> Option<Rev> {
+            self.versions.get(&id)?.first().map(|first| first.rev)
+        }
+
+        /// Returns the devices with held deletions, and how many each has.
+        pub fn held(&self) -> impl Iterator<Item = (DeviceId, usize)> {
+            self.held.iter().map(|(device, nodes)| (*device, nodes.len()))
+        }
+
+        /// Lets a device's held deletions pass when it asks again.
+        pub fn approve(&mut self, device: DeviceId) {
+            self.gates.entry(device).or_default().approve(self.now_ms);
+            self.held.remove(&device);
+        }
+    }
+
+    impl Manifest for MemoryManifest {
+        type Error = Infallible;
+
+        fn current(&mut self, id: NodeId) -> Result<Option<Version>, Infallible> {
+            Ok(self.versions.get(&id).and_then(|all| all.last()).cloned())
+        }
+
+        fn version(&mut self, id: NodeId, rev: Rev) -> Result<Option<Version>, Infallible> {
+            let all = self.versions.get(&id).into_iter().flatten();
+            Ok(all.clone().find(|version| version.rev == rev).cloned())
+        }
+
+        fn version_after(&mut self, id: NodeId, rev: Rev) -> Result<Option<Version>, Infallible> {
+            let all = self.versions.get(&id).into_iter().flatten();
+            Ok(all.clone().find(|version| version.rev > rev).cloned())
+        }
+
+        fn child(&mut self, parent: NodeId, name: &Name) -> Result<Option<NodeId>, Infallible> {
+            Ok(self.children.get(&(parent, name.clone())).copied())
+        }
+
+        fn has_children(&mut self, dir: NodeId) -> Result<bool, Infallible> {
+            // No name sorts before this one: names are not empty, and NUL is not in them.
+            let first = Name::new([1]).map(|name| (dir, name));
+            let mut from = match &first {
+                Ok(key) => self.children.range(key..),
+                Err(_) => self.children.range::<(NodeId, Name), _>(..),
+            };
+            Ok(from.next().is_some_and(|((parent, _), _)| *parent == dir))
+        }
+
+        fn presence(&mut self, content: &Content) -> Result<Presence, Infallible> {
+            let (found, missing) = match content {
+                Content::Empty => return Ok(Presence::Present),
+                Content::Chunk { id, .. } => {
+                    (self.chunks.get(id).map(|len| u64::from(*len)), Presence::Missing(Some(*id)))
+                }
+                Content::List { id, .. } => (self.lists.get(id).copied(), Presence::Missing(None)),
+            };
+            Ok(match found {
+                None => missing,
+                Some(len) if len == content.len() => Presence::Present,
+                Some(_) => Presence::WrongLen,
+            })
+        }
+
+        fn admit_deletion(&mut self, author: DeviceId, id: NodeId) -> Result<bool, Infallible> {
+            let Some(limits) = self.gate_limits else {
+                return Ok(true);
+            };
+            let live = self.children.len() as u64;
+            let gate = self.gates.entry(author).or_default();
+            let passes = gate.admit(self.now_ms, live, &limits);
+            if !passes {
+                self.held.entry(author).or_default().insert(id);
+            }
+            Ok(passes)
+        }
+
+        fn put(
+            &mut self,
+            id: NodeId,
+            author: DeviceId,
+            before: Option<&Version>,
+            node: Option<Node>,
+        ) -> Result<Rev, Infallible> {
+            let rev = self.head.next();
+            self.head = rev;
+            if let Some(Version { rev, node: Some(node), .. }) = before {
+                self.digest.remove(id, *rev, node);
+                self.children.remove(&(node.place.parent, node.place.name.clone()));
+            }
+            if let Some(node) = &node {
+                self.digest.add(id, rev, node);
+                self.children.insert((node.place.parent, node.place.name.clone()), id);
+            }
+            let version = Version { rev, author, node };
+            self.versions.entry(id).or_default().push(version);
+            Ok(rev)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,349 @@
+//! The rules in a small notation. A script is a sequence of `DEVICE CHANGE => OUTCOME`:
+//!
+//! ```text
+//! create N KIND PARENT/NAME [CONTENT]    update N@BASE [at PARENT/NAME] [holds CONTENT] [mode OCTAL]
+//! delete N@BASE                          put CONTENT (the drive gets this chunk)
+//! ```
+//!
+//! Nodes are small numbers, 0 is the root; contents are words.
+
+use super::memory::MemoryManifest;
+use super::*;
+use crate::model::{Digest, DriveId, Lineage, Timestamp, UserId, Versioned};
+use crate::server::gate::GateLimits;
+use crate::server::packs::Location;
+use crate::server::store::metadata::{Access, Author, ChunkRow, Database, Metadata};
+use crate::server::store::sqlite::Sqlite;
+use crate::server::store::transact;
+
+fn node_id(text: &str) -> NodeId {
+    let number: u8 = text.parse().expect("a node is a small number");
+    NodeId::from_bytes([number; 16])
+}
+
+fn device(text: &str) -> DeviceId {
+    DeviceId::from_bytes([text.as_bytes()[0]; 16])
+}
+
+fn place(text: &str) -> Place {
+    let (parent, name) = text.split_once('/').expect("a place is PARENT/NAME");
+    Place { parent: node_id(parent), name: Name::try_from(name).expect("a legal name") }
+}
+
+fn content(word: &str) -> Content {
+    Content::Chunk {
+        id: ChunkId::of(word.as_bytes()),
+        len: u32::try_from(word.len()).expect("short"),
+    }
+}
+
+fn file(word: &str) -> Body {
+    Body::File { content: content(word), mtime: Timestamp::default() }
+}
+
+fn parse(change: &str) -> Change {
+    let words: Vec<&str> = change.split(' ').collect();
+    let (node, base) = words[1].split_once('@').unwrap_or((words[1], "0"));
+    let base = Rev(base.parse().expect("a rev"));
+    let op = match words[0] {
+        "create" => ChangeOp::Create(Node {
+            place: place(words[3]),
+            body: match words[2] {
+                "dir" => Body::Dir,
+                "link" => Body::Link { target: words[4].into() },
+                _ => file(words[4]),
+            },
+            attrs: Attrs::from_mode(0o644),
+        }),
+        "update" => {
+            let (mut to, mut body, mut attrs) = (None, None, None);
+            for pair in words[2..].chunks(2) {
+                match pair[0] {
+                    "at" => to = Some(place(pair[1])),
+                    "holds" => body = Some(file(pair[1])),
+                    "dir" => body = Some(Body::Dir),
+                    _ => {
+                        attrs =
+                            Some(Attrs { mode: u16::from_str_radix(pair[1], 8).expect("octal") });
+                    }
+                }
+            }
+            ChangeOp::Update { place: to, body, attrs }
+        }
+        _ => ChangeOp::Delete,
+    };
+    Change { node: node_id(node), base, op }
+}
+
+fn show(result: &ChangeResult) -> String {
+    match result {
+        ChangeResult::Accepted { rev } => format!("rev {rev}"),
+        ChangeResult::Refused(Refusal::Stale { current }) => format!("stale, now {current}"),
+        ChangeResult::Refused(Refusal::NoParent) => "no parent".into(),
+        ChangeResult::Refused(Refusal::NameTaken { by }) => {
+            format!("taken by {}", by.as_bytes()[0])
+        }
+        ChangeResult::Refused(Refusal::Cycle) => "cycle".into(),
+        ChangeResult::Refused(Refusal::NotEmpty) => "not empty".into(),
+        ChangeResult::Refused(Refusal::MissingContent { .. }) => "missing".into(),
+        ChangeResult::Refused(Refusal::Illegal { .. }) => "illegal".into(),
+        ChangeResult::Refused(Refusal::NeedsApproval) => "held".into(),
+        ChangeResult::Refused(Refusal::OverQuota) => "full".into(),
+    }
+}
+
+/// The same drive in SQLite.
+struct Stored {
+    metadata: Box<dyn Metadata>,
+    drive: i64,
+    devices: Vec<Author>,
+    _dir: tempfile::TempDir,
+}
+
+impl Stored {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Sqlite::open(&dir.path().join("db")).unwrap();
+        let mut metadata = database.connect(Access::Write).unwrap();
+        let (drive, devices) = transact(&mut *metadata, |metadata| {
+            let id = |byte| UserId::from_bytes([byte; 16]);
+            let lineage = Lineage::from_bytes([1; 16]);
+            let user = metadata.add_user(id(1), "u", DriveId::from_bytes([1; 16]), lineage, 0)?;
+            let mut devices = Vec::new();
+            for name in ["A", "B"] {
+                let added = metadata.add_device(device(name), user.num, name, &[0; 32], 0)?;
+                devices.push(Author { num: added.num, id: added.id });
+            }
+            Ok((metadata.drives(user.num)?[0].num, devices))
+        })
+        .unwrap();
+        Self { metadata, drive, devices, _dir: dir }
+    }
+
+    fn put(&mut self, word: &str) {
+        let row = ChunkRow {
+            id: ChunkId::of(word.as_bytes()),
+            plain_len: u32::try_from(word.len()).expect("short"),
+            at: Location { pack: 1, offset: 32, stored_len: 1 },
+        };
+        transact(&mut *self.metadata, |metadata| metadata.add_chunk(self.drive, &row)).unwrap();
+    }
+
+    fn apply(&mut self, author: &str, change: Change) -> ChangeResult {
+        let author = *self.devices.iter().find(|one| one.id == device(author)).expect("A or B");
+        let limits = GateLimits::default();
+        let drive = self.drive;
+        let applied = transact(&mut *self.metadata, |metadata| {
+            metadata.apply(drive, author, &[change], 0, &limits)
+        });
+        applied.unwrap().results.remove(0)
+    }
+
+    /// Compares the newest versions, head, digest and count with those in memory.
+    #[track_caller]
+    fn assert_same(&mut self, manifest: &MemoryManifest) {
+        let drive = self.drive;
+        let rows =
+            transact(&mut *self.metadata, |metadata| metadata.page(drive, Rev::ZERO, 1000, 0))
+                .unwrap();
+        let stored: Vec<_> = rows.nodes.into_iter().map(|row| row.node).collect();
+        let mut expected: Vec<_> = manifest
+            .nodes()
+            .map(|(id, version)| Versioned { id, rev: version.rev, node: version.node.clone() })
+            .collect();
+        expected.sort_by_key(|node| node.rev);
+        assert_eq!(stored, expected);
+        assert_eq!(rows.drive.head, manifest.head);
+        assert_eq!(rows.drive.digest, manifest.digest);
+        let live = expected.iter().filter(|node| node.node.is_some()).count();
+        assert_eq!(rows.drive.live, live as u64);
+    }
+}
+
+/// Runs a script in memory and in SQLite, and compares every outcome; returns the manifest in
+/// memory for more questions.
+#[track_caller]
+fn run(script: &str) -> MemoryManifest {
+    let mut manifest = MemoryManifest::default();
+    let mut stored = Stored::new();
+    for line in script.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        if let Some(word) = line.strip_prefix("put ") {
+            let len = u32::try_from(word.len()).expect("short");
+            manifest.add_chunk(ChunkId::of(word.as_bytes()), len);
+            stored.put(word);
+            continue;
+        }
+        let (asked, expected) = line.split_once(" => ").expect("a line has an outcome");
+        let (author, change) = asked.split_once(' ').expect("a line has an author");
+        let Ok(result) = apply(&mut manifest, device(author), &parse(change));
+        assert_eq!(show(&result), expected, "{line}");
+        assert_eq!(stored.apply(author, parse(change)), result, "in SQLite: {line}");
+    }
+    stored.assert_same(&manifest);
+    let mut digest = Digest::default();
+    for (id, version) in manifest.nodes() {
+        if let Some(node) = &version.node {
+            digest.add(id, version.rev, node);
+        }
+    }
+    assert_eq!(digest, manifest.digest, "the kept digest is the counted one");
+    manifest
+}
+
+#[test]
+fn every_refusal_has_its_reason() {
+    run("put x
+         A create 1 dir 0/d => rev 1
+         A create 2 file 1/f x => rev 2
+         A create 3 file 1/f x => taken by 2
+         A create 3 file 9/g x => no parent
+         A create 3 file 2/g x => no parent
+         A create 3 file 1/g unheard => missing
+         A create 3@1 file 1/g x => illegal
+         A create 0 dir 0/root => illegal
+         A create 3 link 1/l target => rev 3
+         B create 3 dir 0/other => stale, now 3
+         B update 2@1 mode 600 => stale, now 2
+         B update 8@1 mode 600 => stale, now 0
+         B update 2@2 => illegal
+         B update 2@2 mode 4755 => illegal
+         B update 2@2 dir => illegal
+         B update 1@1 holds x => illegal
+         B update 2@2 holds unheard => missing
+         B update 2@2 at 0/d => taken by 1
+         B update 2@2 at 3/f => no parent
+         B delete 1@1 => not empty
+         B delete 0@0 => illegal
+         B delete 2@1 => stale, now 2
+         B delete 8@1 => stale, now 0");
+}
+
+#[test]
+fn a_directory_never_goes_into_itself() {
+    run("A create 1 dir 0/a => rev 1
+         A create 2 dir 1/b => rev 2
+         A create 3 dir 2/c => rev 3
+         A update 1@1 at 3/a => cycle
+         A update 1@1 at 1/a => cycle
+         A update 3@3 at 0/c => rev 4
+         A update 1@1 at 3/a => rev 5
+         A update 3@4 at 2/c => cycle");
+}
+
+#[test]
+fn a_name_is_free_again_when_its_node_went() {
+    run("A create 1 dir 0/a => rev 1
+         A delete 1@1 => rev 2
+         A create 2 dir 0/a => rev 3
+         A create 1 dir 0/b => stale, now 2
+         A create 3 dir 1/x => no parent
+         A update 1@2 at 0/b => illegal
+         A update 2@3 at 0/b => rev 4
+         B create 4 dir 0/a => rev 5");
+}
+
+#[test]
+fn a_change_sent_twice_is_answered_twice_and_applied_once() {
+    let manifest = run("put x
+         put y
+         A create 1 file 0/a x => rev 1
+         A create 1 file 0/a x => rev 1
+         B create 1 file 0/a x => stale, now 1
+         A create 1 file 0/b x => stale, now 1
+         A update 1@1 holds y => rev 2
+         A update 1@1 holds y => rev 2
+         B update 1@1 holds y => stale, now 2
+         A update 1@1 holds y mode 600 => stale, now 2
+         A create 1 file 0/a x => rev 1
+         B update 1@2 at 0/b => rev 3
+         A update 1@1 holds y => rev 2
+         A delete 1@3 => rev 4
+         A delete 1@3 => rev 4
+         B delete 1@3 => stale, now 4
+         B delete 1@4 => rev 4");
+    assert_eq!(manifest.head, Rev(4));
+}
+
+#[test]
+fn what_alters_nothing_makes_no_rev() {
+    run("put x
+         A create 1 file 0/a x => rev 1
+         B update 1@1 holds x => rev 1
+         B update 1@1 at 0/a mode 644 => rev 1
+         B update 1@1 mode 600 => rev 2");
+}
+
+#[test]
+fn a_content_must_have_the_length_it_claims() {
+    let mut manifest = run("put x");
+    let mut change = parse("create 1 file 0/a x");
+    if let ChangeOp::Create(node) = &mut change.op {
+        node.body = Body::File {
+            content: Content::Chunk { id: ChunkId::of(b"x"), len: 2 },
+            mtime: Timestamp::default(),
+        };
+    }
+    let Ok(result) = apply(&mut manifest, device("A"), &change);
+    assert_eq!(show(&result), "illegal");
+}
+
+#[test]
+fn held_deletions_pass_once_approved() {
+    let mut manifest = run("A create 1 dir 0/a => rev 1
+         A create 2 dir 0/b => rev 2");
+    manifest.gate_limits =
+        Some(crate::server::gate::GateLimits { count_min: 1, ..Default::default() });
+    let ask = |manifest: &mut MemoryManifest, change| {
+        let Ok(result) = apply(manifest, device("A"), &parse(change));
+        show(&result)
+    };
+    assert_eq!(ask(&mut manifest, "delete 1@1"), "rev 3");
+    assert_eq!(ask(&mut manifest, "delete 2@2"), "held");
+    assert_eq!(manifest.held().collect::<Vec<_>>(), [(device("A"), 1)]);
+    manifest.approve(device("A"));
+    assert_eq!(ask(&mut manifest, "delete 2@2"), "rev 4");
+}
+
+proptest::proptest! {
+    /// Random changes of two devices, most of them wrong: whatever is accepted, the manifest stays a
+    /// tree with unique names, and asking for everything a second time changes nothing.
+    #[test]
+    fn the_manifest_stays_a_tree(
+        asked in proptest::collection::vec((0..2_u8, 0..3_u8, 1..6_u8, 0..6_u8, 0..3_u8), 1..60)
+    ) {
+        let mut manifest = MemoryManifest::default();
+        for (author, op, id, parent, name) in asked {
+            let author = if author == 0 { "A" } else { "B" };
+            let Ok(current) = manifest.current(node_id(&id.to_string()));
+            let base = current.map_or(Rev::ZERO, |version| version.rev);
+            let text = match op {
+                0 => format!("create {id} dir {parent}/{name}"),
+                1 => format!("update {id}@{base} at {parent}/{name}"),
+                _ => format!("delete {id}@{base}"),
+            };
+            let change = parse(&text);
+            let Ok(first) = apply(&mut manifest, device(author), &change);
+            let head = manifest.head;
+            if matches!(first, ChangeResult::Accepted { .. }) {
+                let Ok(second) = apply(&mut manifest, device(author), &change);
+                proptest::prop_assert_eq!(&first, &second, "{}", text);
+                proptest::prop_assert_eq!(head, manifest.head);
+            }
+            let live: std::collections::BTreeMap<NodeId, Place> = manifest
+                .nodes()
+                .filter_map(|(id, version)| Some((id, version.node.clone()?.place)))
+                .collect();
+            let places: std::collections::BTreeSet<&Place> = live.values().collect();
+            proptest::prop_assert_eq!(places.len(), live.len(), "names are unique");
+            for id in live.keys() {
+                let mut at = *id;
+                for _ in 0..=live.len() {
+                    if at != NodeId::ROOT {
+                        at = live[&at].parent;
+                    }
+                }
+                proptest::prop_assert_eq!(at, NodeId::ROOT, "every node hangs on the root");
+            }
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! The server as a service: signals, readiness, watchdog.
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::config::Config;
+use super::{ServerError, start};
+
+/// How often the server looks after itself when no watchdog asks for more.
+const CHECK_PERIOD: Duration = Duration::from_secs(30);
+
+/// Runs a server until SIGTERM or SIGINT, telling the service manager what it does.
+///
+/// # Errors
+/// When it cannot start, or a part of it fails.
+pub async fn run(config: Config) -> Result<(), ServerError> {
+    let no_signals = |_| ServerError::Failed("it cannot listen to signals");
+    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+    let server = start(config).await?;
+    let status = format!("Listening on {}", server.address());
+    tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
+    let period = sd_notify::watchdog_enabled().map_or(CHECK_PERIOD, |limit| limit / 3);
+    let mut checks = interval(period.max(Duration::from_millis(100)));
+    checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let outcome = loop {
+        tokio::select! {
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
+            // The watchdog is fed only by a server that can still write.
+            _ = checks.tick() => match server.check().await {
+                Ok(()) => tell(&[NotifyState::Watchdog]),
+                Err(error) => break Err(error),
+            },
+        }
+    };
+    tell(&[NotifyState::Stopping]);
+    server.stop().await;
+    outcome
+}
+
+/// Does nothing when no service manager listens.
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "the service manager could not be told");
+    }
+}

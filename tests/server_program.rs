@@ -1,0 +1,211 @@
+//! The program `picloud-server` as a person and as systemd use it.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something fails")]
+
+mod server_support;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use picloud::model::*;
+use picloud::protocol::message::*;
+use picloud::protocol::{Connection, Endpoint, Trust};
+use server_support::*;
+
+fn program(config: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_picloud-server"));
+    command.arg("--config").arg(config).env("RUST_BACKTRACE", "0");
+    command
+}
+
+fn write_config(dir: &Path, port: u16) -> std::path::PathBuf {
+    let path = dir.join("server.toml");
+    let text = format!(
+        "[server]\nlisten = \"127.0.0.1:{port}\"\npublic = \"127.0.0.1:{port}\"\ndata_dir = \"data\"\n\
+         [limits]\ndisk_free_min_mib = 0\n[log]\nfile = \"picloud.log\"\n"
+    );
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+/// A port that was free a moment ago, for a server that must be found again after a restart.
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+fn run(mut command: Command) -> Output {
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// A running program; killed when a test fails.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().unwrap_or_default();
+        self.0.wait().ok();
+    }
+}
+
+impl Running {
+    /// Starts the program, and waits until it says that it listens.
+    fn start(config: &Path) -> Self {
+        let mut child = program(config).stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("listening") {
+            line.clear();
+            assert_ne!(log.read_line(&mut line).unwrap(), 0, "the server ended at once");
+        }
+        // Somebody has to read on, or the server would wait for room in the pipe.
+        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+        Self(child)
+    }
+
+    fn pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_child(&self.0)
+    }
+}
+
+#[tokio::test]
+async fn an_invitation_is_the_link_alone_whether_the_server_runs_or_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = write_config(dir.path(), free_port());
+    let mut invite = program(&config);
+    let before = run({
+        invite.args(["invite", "alice"]);
+        invite
+    });
+    assert_eq!(text(&before.stderr), "");
+    let first = JoinLink::parse(text(&before.stdout)).unwrap();
+    assert_eq!(text(&before.stdout), format!("{first}\n"));
+
+    let mut server = Running::start(&config);
+    let mut invite = program(&config);
+    invite.args(["--json", "invite", "alice"]);
+    let during: serde_json::Value = serde_json::from_slice(&run(invite).stdout).unwrap();
+    let second = JoinLink::parse(during["link"].as_str().unwrap()).unwrap();
+    assert_eq!(first.fingerprint, second.fingerprint);
+    for link in [first, second] {
+        let endpoint = Endpoint { address: link.address, trust: Trust::Pinned(link.fingerprint) };
+        let (connection, _pushes) = Connection::open(&endpoint, "test").await.unwrap();
+        let join = Join { secret: link.secret.to_vec(), device_name: "laptop".into() };
+        connection.call(&join).await.unwrap();
+    }
+    rustix::process::kill_process(server.pid(), rustix::process::Signal::TERM).unwrap();
+    assert!(server.0.wait().unwrap().success(), "SIGTERM ends it cleanly");
+    let log = std::fs::read_to_string(dir.path().join("picloud.log")).unwrap();
+    assert!(log.contains("alice") && log.contains("laptop") && log.contains("stopped"), "{log}");
+}
+
+#[test]
+fn users_are_added_listed_and_removed_and_errors_are_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = write_config(dir.path(), 0);
+    let with_input = |arguments: &[&str], input: &str| {
+        let mut command = program(&config);
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    let added = with_input(&["user", "add", "alice", "--password-stdin"], "correct horse\n");
+    assert_eq!((added.status.code(), text(&added.stdout)), (Some(0), "Added user alice\n"));
+    let again = with_input(&["user", "add", "Alice", "--password-stdin"], "correct horse\n");
+    assert_eq!(again.status.code(), Some(1));
+    assert_eq!(text(&again.stderr), "Error: There is a user \"Alice\" already\n");
+    let listed = with_input(&["user", "list", "--json"], "");
+    let user: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!((&user["name"], &user["has_password"]), (&"alice".into(), &true.into()));
+    let short = with_input(&["user", "passwd", "alice", "--password-stdin"], "short\n");
+    assert_eq!(text(&short.stderr), "Error: A password has 8 characters to 1024 bytes\n");
+    for (arguments, code) in [
+        (&["user", "totp", "alice", "--disable"][..], 0),
+        (&["devices", "alice"], 0),
+        (&["held", "alice"], 0),
+        (&["revoke", "alice", "nothing"], 1),
+        (&["approve", "alice", "nothing"], 1),
+        (&["user", "remove", "alice"], 0),
+        (&["user", "remove", "alice"], 1),
+        (&["devices", "alice"], 1),
+        (&["user"], 2),
+        (&["invite"], 2),
+        (&["nonsense"], 2),
+        (&["--help"], 0),
+    ] {
+        let outcome = with_input(arguments, "");
+        assert_eq!(outcome.status.code(), Some(code), "{arguments:?}");
+        if code == 1 {
+            assert_eq!(text(&outcome.stderr).lines().count(), 1, "{arguments:?}");
+        }
+    }
+    std::fs::write(&config, "[server]\nlisten = 5\n").unwrap();
+    let outcome = with_input(&["user", "list"], "");
+    assert!(text(&outcome.stderr).contains("server.toml\", line 2, key \"listen\""));
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_survives_a_kill_at_any_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = write_config(dir.path(), free_port());
+    let mut invite = program(&config);
+    invite.args(["invite", "alice"]);
+    let link = JoinLink::parse(text(&run(invite).stdout)).unwrap();
+    let endpoint =
+        Endpoint { address: link.address.clone(), trust: Trust::Pinned(link.fingerprint) };
+    let mut server = Running::start(&config);
+    let (connection, _pushes) = Connection::open(&endpoint, "test").await.unwrap();
+    let join = Join { secret: link.secret.to_vec(), device_name: "laptop".into() };
+    let admitted = connection.call(&join).await.unwrap().admitted.unwrap();
+    let drive = admitted.drives[0].id;
+    let resume = Resume { device: admitted.device, token: admitted.token.unwrap() };
+    drop(connection);
+    let mut acknowledged = Vec::new();
+    let mut number = 0_u32;
+    for round in 0..8_u64 {
+        let (connection, _pushes) = Connection::open(&endpoint, "test").await.unwrap();
+        connection.call(&resume).await.unwrap();
+        let pid = server.pid();
+        let killer = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(20 + 17 * round));
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        });
+        // Commits as fast as they are answered, until there is no answer any more.
+        loop {
+            number += 1;
+            let mut id = [1; 16];
+            id[..4].copy_from_slice(&number.to_be_bytes());
+            let bytes = number.to_string().repeat(500).into_bytes();
+            let at = number.to_string();
+            let commit = Commit {
+                drive,
+                changes: vec![create(NodeId::from_bytes(id), file(NodeId::ROOT, &at, &bytes))],
+                chunks: vec![chunk(&bytes)],
+            };
+            match connection.call(&commit).await {
+                Ok(committed) => acknowledged.push((number, revs(&committed)[0])),
+                Err(_) => break,
+            }
+        }
+        killer.join().unwrap();
+        server.0.wait().unwrap();
+        server = Running::start(&config);
+    }
+    assert!(acknowledged.len() > 20, "only {} commits", acknowledged.len());
+    let (connection, _pushes) = Connection::open(&endpoint, "test").await.unwrap();
+    connection.call(&resume).await.unwrap();
+    for (number, rev) in acknowledged {
+        let lookup = Lookup { drive, path: RelPath::parse(number.to_string().as_bytes()).unwrap() };
+        let node = connection.call(&lookup).await.unwrap().node.unwrap();
+        assert_eq!(node.rev, Rev(rev));
+        let bytes = number.to_string().repeat(500).into_bytes();
+        let get = GetChunks { drive, chunks: vec![ChunkId::of(&bytes)] };
+        assert_eq!(connection.call(&get).await.unwrap().chunks[0].data, bytes);
+    }
+}
