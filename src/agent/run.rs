@@ -292,12 +292,14 @@ impl RunningAgent {
     }
 
     /// Waits until each folder is open or shows why it is not.
-    pub async fn opened(&self) {
+    pub fn opened(&self) -> impl Future<Output = ()> + Send + use<> {
         let views: Vec<watch::Receiver<View>> =
             lock(&self.shared.folders).values().map(|folder| folder.view.clone()).collect();
-        for mut view in views {
-            // A folder that was taken out meanwhile is not waited for.
-            view.wait_for(|view| view.is_open || view.stopped.is_some()).await.ok();
+        async move {
+            for mut view in views {
+                // A folder that was taken out meanwhile is not waited for.
+                view.wait_for(|view| view.is_open || view.stopped.is_some()).await.ok();
+            }
         }
     }
 

@@ -444,7 +444,8 @@ fn note_running(dir: &Path) -> std::io::Result<bool> {
     let marker = dir.join("running");
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let was_unclean = match std::fs::read_to_string(&marker) {
-        Ok(found) => found != boot,
+        // A machine that does not tell its boots apart gets the benefit of the doubt.
+        Ok(found) => boot.is_empty() || found != boot,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
         Err(error) => return Err(error),
     };
