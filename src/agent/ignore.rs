@@ -70,7 +70,8 @@ pub struct Ignore {
 
 #[derive(Debug)]
 struct State {
-    base: Arc<Gitignore>,
+    config: Arc<Gitignore>,
+    defaults: Arc<Gitignore>,
     /// By directory: its file, or that it has none.
     files: HashMap<RelPath, Option<PatternFile>>,
     problems: HashMap<RelPath, PatternError>,
@@ -87,7 +88,8 @@ struct PatternFile {
 pub struct DirRules {
     /// From the nearest to the root: where the path relative to that file's directory begins.
     files: Vec<(usize, Arc<Gitignore>)>,
-    base: Arc<Gitignore>,
+    config: Arc<Gitignore>,
+    defaults: Arc<Gitignore>,
     /// The directory's path with a slash after it, then the name asked about.
     path: Vec<u8>,
     dir_len: usize,
@@ -101,7 +103,8 @@ impl Ignore {
     pub fn new(patterns: &[String]) -> Result<Self, PatternError> {
         Ok(Self {
             state: Mutex::new(State {
-                base: base(patterns)?,
+                config: compile(patterns)?,
+                defaults: compile(DEFAULTS)?,
                 files: HashMap::new(),
                 problems: HashMap::new(),
             }),
@@ -114,8 +117,8 @@ impl Ignore {
     /// # Errors
     /// When one of them is not gitignore syntax; the old ones then stay.
     pub fn set_patterns(&self, patterns: &[String]) -> Result<(), PatternError> {
-        let base = base(patterns)?;
-        self.lock().base = base;
+        let config = compile(patterns)?;
+        self.lock().config = config;
         self.generation.fetch_add(1, Ordering::Release);
         Ok(())
     }
@@ -187,7 +190,14 @@ impl Ignore {
             start += dir.names().get(depth).map_or(0, |name| name.as_bytes().len() + 1);
         }
         files.reverse();
-        DirRules { files, base: self.lock().base.clone(), dir_len: path.len(), path }
+        let state = self.lock();
+        DirRules {
+            files,
+            config: state.config.clone(),
+            defaults: state.defaults.clone(),
+            dir_len: path.len(),
+            path,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -240,23 +250,34 @@ impl DirRules {
             }
         }
         let path = Path::new(OsStr::from_bytes(&self.path));
-        self.base.matched(path, is_dir).is_ignore()
+        match self.config.matched(path, is_dir) {
+            Match::None => {}
+            Match::Ignore(_) => return true,
+            Match::Whitelist(_) => return false,
+        }
+        may_be_default(name) && self.defaults.matched(path, is_dir).is_ignore()
     }
 }
 
-fn base(patterns: &[String]) -> Result<Arc<Gitignore>, PatternError> {
+/// Returns whether one of [`DEFAULTS`] may match: a look asks it of every entry, and of nearly all
+/// the answer is no.
+fn may_be_default(name: &[u8]) -> bool {
+    matches!(name, [b'.' | b'#' | b'~', ..] | [.., b'~'] | b"Thumbs.db" | b"lost+found")
+}
+
+fn compile<S: AsRef<str>>(patterns: &[S]) -> Result<Arc<Gitignore>, PatternError> {
     let mut builder = GitignoreBuilder::new("");
-    let all = DEFAULTS.iter().copied().chain(patterns.iter().map(String::as_str));
-    for pattern in all {
+    for pattern in patterns.iter().map(AsRef::as_ref) {
         builder.add_line(None, pattern).map_err(|error| PatternError {
             pattern: pattern.to_owned(),
             reason: error.to_string(),
         })?;
     }
+    let all = || patterns.iter().map(AsRef::as_ref).collect::<Vec<_>>();
     builder
         .build()
         .map(Arc::new)
-        .map_err(|error| PatternError { pattern: patterns.join(" "), reason: error.to_string() })
+        .map_err(|error| PatternError { pattern: all().join(" "), reason: error.to_string() })
 }
 
 #[cfg(test)]
@@ -319,6 +340,20 @@ mod tests {
             ("Makefile.part", false),
         ] {
             check(&ignore, &files, path, is_ignored);
+        }
+    }
+
+    #[test]
+    fn every_default_passes_the_quick_test() {
+        for pattern in DEFAULTS {
+            let name = pattern
+                .trim_matches('/')
+                .replace("[a-p]", "p")
+                .replace("[0-9a-f]", "0")
+                .replace('\\', "")
+                .replace('*', "x");
+            let ignore = Ignore::new(&[]).unwrap();
+            check(&ignore, &[], &format!("{name}!"), true);
         }
     }
 

@@ -380,3 +380,165 @@ impl Reader {
         hints
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::io::Write;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+
+    use tempfile::TempDir;
+    use tokio::sync::mpsc::{Receiver, channel};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const A: NodeId = NodeId::from_bytes([1; 16]);
+    const B: NodeId = NodeId::from_bytes([2; 16]);
+
+    fn start() -> (TempDir, InotifyWatcher, Receiver<Hint>) {
+        let (sender, hints) = channel(64);
+        (TempDir::new().unwrap(), InotifyWatcher::start(sender).unwrap(), hints)
+    }
+
+    fn watch(watcher: &InotifyWatcher, dir: NodeId, path: &Path) {
+        let handle = File::open(path).unwrap();
+        assert_eq!(watcher.watch(dir, handle.as_fd()), Watched::Yes);
+    }
+
+    fn touched(dir: NodeId, name: &str) -> Hint {
+        Hint::Touched { dir, name: Some(Name::try_from(name).unwrap()) }
+    }
+
+    /// Waits for a hint, and returns what came before it.
+    async fn wait_for(hints: &mut Receiver<Hint>, hint: &Hint) -> Vec<Hint> {
+        let mut before = Vec::new();
+        let wait = async {
+            while let Some(next) = hints.recv().await {
+                if next == *hint {
+                    return;
+                }
+                before.push(next);
+            }
+            panic!("the watcher ended");
+        };
+        if timeout(Duration::from_secs(20), wait).await.is_err() {
+            panic!("no {hint:?}, only {before:?}");
+        }
+        before
+    }
+
+    #[tokio::test]
+    async fn a_closed_writer_is_told_at_once_and_an_open_one_after_a_while() {
+        let (dir, watcher, mut hints) = start();
+        watch(&watcher, A, dir.path());
+        let begin = Instant::now();
+        fs::write(dir.path().join("closed"), b"x").unwrap();
+        wait_for(&mut hints, &touched(A, "closed")).await;
+        assert!(begin.elapsed() < QUIET, "{:?}", begin.elapsed());
+        let mut open = File::create(dir.path().join("open")).unwrap();
+        let begin = Instant::now();
+        open.write_all(b"x").unwrap();
+        wait_for(&mut hints, &touched(A, "open")).await;
+        assert!(begin.elapsed() >= QUIET, "{:?}", begin.elapsed());
+        fs::hard_link(dir.path().join("open"), dir.path().join("link")).unwrap();
+        wait_for(&mut hints, &touched(A, "link")).await;
+        fs::set_permissions(dir.path().join("link"), PermissionsExt::from_mode(0o600)).unwrap();
+        wait_for(&mut hints, &touched(A, "link")).await;
+        fs::remove_file(dir.path().join("link")).unwrap();
+        wait_for(&mut hints, &touched(A, "link")).await;
+    }
+
+    #[tokio::test]
+    async fn a_watch_follows_its_directory_and_takes_the_name_it_was_last_given() {
+        let (dir, watcher, mut hints) = start();
+        let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+        fs::create_dir(&one).unwrap();
+        watch(&watcher, A, &one);
+        fs::rename(&one, &two).unwrap();
+        fs::create_dir(two.join("x")).unwrap();
+        wait_for(&mut hints, &touched(A, "x")).await;
+        watch(&watcher, B, &two);
+        fs::create_dir(two.join("y")).unwrap();
+        assert_eq!(wait_for(&mut hints, &touched(B, "y")).await, []);
+        // The end of A's watch is not the end of B's, which is the same.
+        watcher.unwatch(A);
+        fs::create_dir(two.join("z")).unwrap();
+        assert_eq!(wait_for(&mut hints, &touched(B, "z")).await, []);
+        watch(&watcher, A, dir.path());
+        watcher.unwatch(B);
+        fs::create_dir(two.join("unheard")).unwrap();
+        fs::create_dir(dir.path().join("heard")).unwrap();
+        assert_eq!(wait_for(&mut hints, &touched(A, "heard")).await, []);
+        // A deleted directory's watch ends by itself.
+        watch(&watcher, B, &two);
+        fs::remove_dir_all(&two).unwrap();
+        wait_for(&mut hints, &touched(A, "two")).await;
+        let limit = Instant::now() + Duration::from_secs(20);
+        while lock(&watcher.watches).descriptors.contains_key(&B) {
+            assert!(Instant::now() < limit, "the watch stays");
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(lock(&watcher.watches).nodes.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_look_after_the_watch_misses_nothing_of_a_new_directory() {
+        let (dir, watcher, mut hints) = start();
+        watch(&watcher, A, dir.path());
+        for round in 0..20 {
+            let name = format!("d{round}");
+            let path = dir.path().join(&name);
+            let maker = std::thread::spawn({
+                let path = path.clone();
+                move || {
+                    fs::create_dir(&path).unwrap();
+                    for file in 0..100 {
+                        fs::write(path.join(format!("f{file}")), b"x").unwrap();
+                    }
+                }
+            });
+            wait_for(&mut hints, &touched(A, &name)).await;
+            watch(&watcher, B, &path);
+            let mut seen: HashSet<Name> = fs::read_dir(&path)
+                .unwrap()
+                .map(|entry| Name::new(entry.unwrap().file_name().as_bytes()).unwrap())
+                .collect();
+            let all = async {
+                while seen.len() < 100 {
+                    if let Some(Hint::Touched { dir: B, name: Some(name) }) = hints.recv().await {
+                        seen.insert(name);
+                    }
+                }
+            };
+            timeout(Duration::from_secs(20), all).await.unwrap();
+            maker.join().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn an_overflow_asks_for_a_rescan_and_our_own_directory_is_never_told() {
+        let (dir, watcher, mut hints) = start();
+        watch(&watcher, NodeId::ROOT, dir.path());
+        fs::create_dir(dir.path().join(".picloud")).unwrap();
+        let limit: usize = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events")
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        // Nobody reads meanwhile: this test has one thread, and does not wait.
+        let (one, two) = (dir.path().join("1"), dir.path().join("2"));
+        fs::create_dir(&one).unwrap();
+        for _ in 0..=limit / 4 {
+            fs::rename(&one, &two).unwrap();
+            fs::rename(&two, &one).unwrap();
+        }
+        let before = wait_for(&mut hints, &Hint::Rescan).await;
+        assert!(before.len() < limit, "equal hints of one read are told once");
+        assert!(!before.contains(&touched(NodeId::ROOT, ".picloud")));
+        fs::create_dir(dir.path().join("after")).unwrap();
+        wait_for(&mut hints, &touched(NodeId::ROOT, "after")).await;
+    }
+}

@@ -171,6 +171,8 @@ impl OpenDir {
             let stat = match statx_at(self.handle.as_fd(), name) {
                 Ok(stat) => stat,
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::STALE) => return Ok(None),
+                // A name that this disk cannot hold is not there.
+                Err(Errno::NAMETOOLONG | Errno::INVAL | Errno::ILSEQ) => return Ok(None),
                 Err(errno) => return Err(errno),
             };
             let target = if stat.kind == Some(Kind::Link) {

@@ -1,15 +1,16 @@
 //! The thread that carries out disk operations, in the order in which they were submitted.
 //!
 //! One thread for a folder: renames in one file system wait for one another anyway, and so the
-//! order on the same and on nested paths is kept. What costs time, the barriers, is shared: while
-//! one batch is made durable the next one gathers. A lone operation goes through at once.
+//! order on the same and on nested paths is kept. What costs time, the barriers, is shared: by all
+//! that gathered while the last one was under way, and by the contents of a batch and the renames of
+//! the one before. A lone operation goes through at once.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::folder::DiskFolder;
-use crate::engine::apply::{Applier, Job, Payload};
+use crate::engine::apply::{Applier, Job, Payload, Placed};
 use crate::engine::folder::FolderGone;
 use crate::engine::seam::Outcome;
 use crate::model::{NodeId, RelPath};
@@ -104,24 +105,35 @@ impl Drop for ApplyPool {
 fn run(mut report: impl FnMut(Report), mut applier: Applier<DiskFolder>, queue: Receiver<Job>) {
     let start = Instant::now();
     let mut batch = Vec::new();
+    let mut placed: Option<Placed<DiskFolder>> = None;
     let mut is_open = true;
     while is_open {
-        let now = start.elapsed();
-        let wait = applier.reap_at().map_or(IDLE, |at| at.saturating_sub(now).min(IDLE));
-        match queue.recv_timeout(wait) {
-            Ok(job) => batch.push(job),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
-        }
-        if !batch.is_empty() {
-            is_open = gather(&queue, &mut batch);
-            match applier.apply(&batch, &today(), start.elapsed()) {
-                Ok(outcomes) => outcomes
-                    .into_iter()
-                    .for_each(|(node, outcome)| report(Report::Applied(node, outcome))),
-                Err(gone) => return report(Report::Gone(gone)),
+        // While a batch is not durable yet, only what is there already joins its barrier.
+        if placed.is_none() {
+            let now = start.elapsed();
+            let wait = applier.reap_at().map_or(IDLE, |at| at.saturating_sub(now).min(IDLE));
+            match queue.recv_timeout(wait) {
+                Ok(job) => batch.push(job),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
             }
+        }
+        is_open = gather(&queue, &mut batch);
+        let done = if batch.is_empty() {
+            placed.take().map_or_else(|| Ok(Vec::new()), |placed| applier.finish(placed))
+        } else {
+            let next = applier.place_batch(&batch, placed.take(), &today(), start.elapsed());
             batch.clear();
+            next.map(|(done, next)| {
+                placed = Some(next);
+                done
+            })
+        };
+        match done {
+            Ok(outcomes) => outcomes
+                .into_iter()
+                .for_each(|(node, outcome)| report(Report::Applied(node, outcome))),
+            Err(gone) => return report(Report::Gone(gone)),
         }
         let now = start.elapsed();
         if applier.reap_at().is_some_and(|at| at <= now) {
@@ -129,6 +141,14 @@ fn run(mut report: impl FnMut(Report), mut applier: Applier<DiskFolder>, queue: 
                 Ok(back) => back.into_iter().for_each(|path| report(Report::BroughtBack(path))),
                 Err(gone) => return report(Report::Gone(gone)),
             }
+        }
+    }
+    if let Some(placed) = placed {
+        match applier.finish(placed) {
+            Ok(outcomes) => outcomes
+                .into_iter()
+                .for_each(|(node, outcome)| report(Report::Applied(node, outcome))),
+            Err(gone) => report(Report::Gone(gone)),
         }
     }
 }
