@@ -163,7 +163,7 @@ impl Client {
 async fn gone(read: &mut BufReader<OwnedReadHalf>) {
     let mut byte = [0];
     // Whatever comes, the conversation is over.
-    read.read(&mut byte).await.ok();
+    read.read_exact(&mut byte).await.ok();
 }
 
 async fn converse(stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
