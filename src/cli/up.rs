@@ -35,6 +35,7 @@ const CHECK_PERIOD: Duration = Duration::from_secs(10);
 /// # Errors
 /// When a part of it runs already or cannot start, or one ends by itself.
 pub fn up(machine: &Machine, output: Output, args: &args::Up) -> Result<Exit, Failure> {
+    machine.check_config()?;
     if let Ok(agent) = machine.agent()
         && status_of(&agent.socket, &agent.config).is_some()
     {
