@@ -17,4 +17,4 @@ mod run;
 pub mod state;
 pub mod watch;
 
-pub use run::{Options, RunningAgent, StartError, start};
+pub use run::{LevelChanged, Options, RunningAgent, StartError, start};

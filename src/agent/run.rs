@@ -39,13 +39,16 @@ const STOP_MAX: Duration = Duration::from_secs(20);
 /// How long a folder's engine may be silent before the agent counts as stuck.
 const SILENCE_MAX_MS: u64 = 60_000;
 
+/// Takes the name of a log level.
+pub type LevelChanged = Arc<dyn Fn(&str) + Send + Sync>;
+
 /// How the agent is started.
 #[derive(Clone)]
 pub struct Options {
     /// The settings, `agent.toml`.
     pub config: PathBuf,
     /// Called when the settings name another level for the program's own log.
-    pub level_changed: Option<Arc<dyn Fn(&str) + Send + Sync>>,
+    pub level_changed: Option<LevelChanged>,
 }
 
 impl fmt::Debug for Options {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use picloud::agent::config::Config;
-use picloud::agent::{self, Options, RunningAgent};
+use picloud::agent::{self, LevelChanged, Options, RunningAgent};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::layer::SubscriberExt;
@@ -61,7 +61,7 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
 }
 
 /// Sends events to stderr, which under systemd is the journal. Returns how to change the level.
-fn start_log(level: &str) -> Result<Arc<dyn Fn(&str) + Send + Sync>, Box<dyn Error>> {
+fn start_log(level: &str) -> Result<LevelChanged, Box<dyn Error>> {
     let (filter, handle) = reload::Layer::new(EnvFilter::try_new(level)?);
     // The journal has its own clock and colours.
     let in_journal = std::env::var_os("JOURNAL_STREAM").is_some();
