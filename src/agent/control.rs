@@ -161,8 +161,9 @@ impl Client {
 
 /// Returns when the client has closed its end (or says more, which no request calls for).
 async fn gone(read: &mut BufReader<OwnedReadHalf>) {
+    let mut byte = [0];
     // Whatever comes, the conversation is over.
-    read.read_u8().await.ok();
+    read.read_exact(&mut byte).await.ok();
 }
 
 async fn converse(stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {

@@ -39,7 +39,7 @@ const STOP_MAX: Duration = Duration::from_secs(20);
 /// How long a folder's engine may be silent before the agent counts as stuck.
 const SILENCE_MAX_MS: u64 = 60_000;
 
-/// Takes the name of a log level.
+/// What is called with another level for the program's own log.
 pub type LevelChanged = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// How the agent is started.
