@@ -320,10 +320,10 @@ fn greet(
         })));
     }
     let text = format!(
-        "PiCloud is up: {} is synced by the server on {}\n\n{}\n\n\
+        "PiCloud is up: {} syncs through the server on this machine, port {}\n\n{}\n\n\
          `picloud link` makes another link. Ctrl-C stops.\n",
         printable(&folder),
-        server.address(),
+        server.address().port(),
         how_to_join(output, link, expires),
     );
     told(output.line(&text))
