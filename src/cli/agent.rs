@@ -322,8 +322,10 @@ pub(super) fn status_text(output: Output, status: &Status) -> String {
             counted(folder.dirs, "directory", "directories"),
             bytes(folder.bytes)
         );
-        if let Some(last) = folder.last_sync {
-            sizes.push_str(&output.paint(Tone::Faint, &format!("; in sync {}", moment(last))));
+        if let Some(last) = folder.last_sync
+            && folder.state != State::InSync
+        {
+            sizes.push_str(&output.paint(Tone::Faint, &format!("; last in sync {}", moment(last))));
         }
         lines.push(sizes);
         if let Some(pending) = pending(folder) {
@@ -432,6 +434,7 @@ fn show_log_line(output: Output, line: &LogLine) -> io::Result<()> {
 #[derive(Debug)]
 pub(super) struct LiveArea {
     bar: Option<ProgressBar>,
+    shown: String,
 }
 
 impl LiveArea {
@@ -442,22 +445,26 @@ impl LiveArea {
             bar.set_style(message_style());
             bar
         });
-        Self { bar }
+        Self { bar, shown: String::new() }
     }
 
     pub(super) fn show(&mut self, text: &str) {
-        if let Some(bar) = &self.bar {
-            bar.set_message(text.to_owned());
+        if let Some(bar) = &self.bar
+            && self.shown != text
+        {
+            text.clone_into(&mut self.shown);
+            bar.set_message(self.shown.clone());
             bar.tick();
         }
     }
 }
 
 impl Drop for LiveArea {
-    /// Leaves the last state where it stands.
+    /// Leaves the last state where it stands, and what comes next below it.
     fn drop(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.abandon();
+            println!();
         }
     }
 }
@@ -543,7 +550,7 @@ mod tests {
             state: State::InSync,
             files: 1204,
             dirs: 1,
-            bytes: 3_328_599_654,
+            bytes: 3_328_599_655,
             uploads: 0,
             upload_bytes: 0,
             downloads: 0,

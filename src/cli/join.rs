@@ -36,6 +36,7 @@ impl Plan {
         folder: Option<&Path>,
         device: Option<&str>,
     ) -> Result<Self, Failure> {
+        machine.check_config()?;
         let folder = match folder {
             Some(path) => path.to_owned(),
             None => std::env::home_dir()

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -15,7 +16,7 @@ use zeroize::Zeroizing;
 use super::agent::Agent;
 use super::dial::Server;
 use super::failure::{Exit, Failure};
-use crate::agent::config::{Authority, Config, FolderConfig};
+use crate::agent::config::{Authority, Config, ConfigError, FolderConfig};
 use crate::agent::{credentials, durable};
 use crate::client::Session;
 use crate::model::{DeviceId, DriveId, Fingerprint};
@@ -28,8 +29,11 @@ const SESSION_VERSION: u32 = 1;
 pub struct Machine {
     /// Where the settings are.
     pub config_path: PathBuf,
-    /// The settings; nothing when there are none yet.
+    /// The settings; nothing when there are none yet, or bad ones.
     pub config: Option<Config>,
+    /// What is wrong with the settings. A running agent goes on with the ones it had, so what is
+    /// asked of it must work all the same.
+    wrong: Option<ConfigError>,
 }
 
 /// The device that commands speak as.
@@ -61,23 +65,37 @@ struct Stored {
 }
 
 impl Machine {
-    /// Reads the settings.
+    /// Reads the settings. What is wrong with them is told by what needs them.
     ///
     /// # Errors
-    /// When they are there and wrong.
+    /// When nobody can say where they are.
     pub fn read(config: Option<&Path>) -> Result<Self, Failure> {
-        let failed =
-            |error: &(dyn std::error::Error + 'static)| Failure::from_error(Exit::Failed, error);
         let config_path = match config {
             Some(path) => std::path::absolute(path)
                 .map_err(|error| Failure::file("Cannot use", path, &error))?,
-            None => Config::default_path().map_err(|error| failed(&error))?,
+            None => {
+                Config::default_path().map_err(|error| Failure::from_error(Exit::Failed, &error))?
+            }
         };
-        let config = match config_path.try_exists() {
-            Ok(false) => None,
-            Ok(true) | Err(_) => Some(Config::load(&config_path).map_err(|error| failed(&error))?),
-        };
-        Ok(Self { config_path, config })
+        let mut machine = Self { config_path, config: None, wrong: None };
+        if !matches!(machine.config_path.try_exists(), Ok(false)) {
+            match Config::load(&machine.config_path) {
+                Ok(config) => machine.config = Some(config),
+                Err(error) => machine.wrong = Some(error),
+            }
+        }
+        Ok(machine)
+    }
+
+    /// Passes when there are settings, or none yet.
+    ///
+    /// # Errors
+    /// When they are wrong.
+    pub fn check_config(&self) -> Result<(), Failure> {
+        match &self.wrong {
+            Some(error) => Err(Failure::from_error(Exit::Failed, error)),
+            None => Ok(()),
+        }
     }
 
     /// Returns the agent of this machine.
@@ -85,14 +103,36 @@ impl Machine {
     /// # Errors
     /// When there are no settings: then there is no agent either.
     pub fn agent(&self) -> Result<Agent, Failure> {
-        let Some(config) = &self.config else {
-            return Err(Failure::new(
-                Exit::NoAgent,
-                "No agent is running: this machine is not joined yet",
-            )
-            .hint("`picloud join LINK` joins it to a server; `picloud up` starts one here"));
+        let socket = match (&self.config, &self.wrong) {
+            (Some(config), _) => config.socket.clone(),
+            (None, Some(error)) => {
+                let socket = self.socket_of_bad_config();
+                // Nobody there: then what is wrong with the settings is what must be known.
+                if UnixStream::connect(&socket).is_err() {
+                    return Err(Failure::from_error(Exit::Failed, error));
+                }
+                socket
+            }
+            (None, None) => {
+                return Err(Failure::new(
+                    Exit::NoAgent,
+                    "No agent is running: this machine is not joined yet",
+                )
+                .hint("`picloud join LINK` joins it to a server; `picloud up` starts one here"));
+            }
         };
-        Ok(Agent { config: self.config_path.clone(), socket: config.socket.clone() })
+        Ok(Agent { config: self.config_path.clone(), socket })
+    }
+
+    /// The control socket, as far as settings with a fault elsewhere tell it.
+    fn socket_of_bad_config(&self) -> PathBuf {
+        let named = || {
+            let text = std::fs::read_to_string(&self.config_path).ok()?;
+            let document: toml_edit::DocumentMut = text.parse().ok()?;
+            Some(document.get("control")?.get("socket")?.as_str()?.to_owned())
+        };
+        let socket = named().map_or_else(|| PathBuf::from("agent.sock"), PathBuf::from);
+        self.config_path.with_file_name(socket)
     }
 
     fn session_path(&self) -> PathBuf {
@@ -104,6 +144,7 @@ impl Machine {
     /// # Errors
     /// When there is none, or its credentials cannot be read.
     pub fn account(&self) -> Result<Account, Failure> {
+        self.check_config()?;
         if let Some(folder) = self.config.as_ref().and_then(|config| config.folders.first()) {
             let path = credentials::path_beside(&self.config_path);
             let token = credentials::token(&path, folder.id)
@@ -169,6 +210,7 @@ impl Machine {
     /// # Errors
     /// Says which.
     pub fn check_no_account(&self) -> Result<(), Failure> {
+        self.check_config()?;
         if let Some(folder) = self.config.as_ref().and_then(|config| config.folders.first()) {
             return Err(Failure::failed(format!(
                 "This machine speaks as {:?} already, through its folder {:?}",

@@ -35,6 +35,7 @@ const CHECK_PERIOD: Duration = Duration::from_secs(10);
 /// # Errors
 /// When a part of it runs already or cannot start, or one ends by itself.
 pub fn up(machine: &Machine, output: Output, args: &args::Up) -> Result<Exit, Failure> {
+    machine.check_config()?;
     if let Ok(agent) = machine.agent()
         && status_of(&agent.socket, &agent.config).is_some()
     {
@@ -319,10 +320,10 @@ fn greet(
         })));
     }
     let text = format!(
-        "PiCloud is up: {} is synced by the server on {}\n\n{}\n\n\
+        "PiCloud is up: {} syncs through the server on this machine, port {}\n\n{}\n\n\
          `picloud link` makes another link. Ctrl-C stops.\n",
         printable(&folder),
-        server.address(),
+        server.address().port(),
         how_to_join(output, link, expires),
     );
     told(output.line(&text))

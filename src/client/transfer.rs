@@ -3,7 +3,7 @@
 //! Uploading divides a source in one pass, asks which chunks the drive lacks, and puts only those;
 //! downloading fetches what the target does not have already and checks every byte. Both are
 //! pipelined, and hold a bounded number of bytes whatever the size of the file: about
-//! [`GROUP_LEN`] × [`GROUPS_MAX`] on the way. Reading, hashing, packing and writing happen on
+//! `GROUP_LEN` × `GROUPS_MAX` on the way. Reading, hashing, packing and writing happen on
 //! blocking threads.
 
 use std::collections::{HashMap, HashSet, VecDeque};

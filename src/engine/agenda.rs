@@ -87,6 +87,20 @@ impl Agenda {
         }
     }
 
+    /// Returns the nodes that wait for one of these, or for one that does; none of these itself.
+    pub(crate) fn waiting_behind(&self, blockers: &HashSet<NodeId>) -> HashSet<NodeId> {
+        let mut found = HashSet::new();
+        let mut open: Vec<NodeId> = blockers.iter().copied().collect();
+        while let Some(blocker) = open.pop() {
+            for id in self.waiting.get(&blocker).into_iter().flatten() {
+                if !blockers.contains(id) && found.insert(*id) {
+                    open.push(*id);
+                }
+            }
+        }
+        found
+    }
+
     /// Puts a node aside until the journal is known up to `rev`.
     pub(crate) fn wait_for_rev(&mut self, id: NodeId, rev: Rev) {
         self.after_rev.entry(rev).or_default().push(id);

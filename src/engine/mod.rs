@@ -22,7 +22,7 @@ mod plan;
 pub mod seam;
 pub mod trees;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use self::agenda::Agenda;
@@ -340,8 +340,6 @@ impl<T: Trees> Engine<T> {
     /// Returns whether there is nothing to do: what is still dirty has a problem that a person has
     /// to see to.
     pub fn is_settled(&self) -> bool {
-        let totals = self.trees.totals();
-        let known = self.problems.keys().filter(|key| matches!(key, Subject::Node(_))).count();
         self.link.online
             && self.trees.meta().consistent
             && self.trees.meta().cursor >= self.link.head
@@ -349,7 +347,24 @@ impl<T: Trees> Engine<T> {
             && self.looks.rescans_done > 0
             && self.flights.is_empty()
             && self.agenda.is_idle()
-            && totals.uploads + totals.downloads <= known as u64
+            && self.all_pending_is_known()
+    }
+
+    /// Returns whether each change that is pending is a problem, or waits for one.
+    fn all_pending_is_known(&self) -> bool {
+        let totals = self.trees.totals();
+        let pending = totals.uploads + totals.downloads;
+        let problems = self.problems.keys().filter_map(|key| match key {
+            Subject::Node(id) => Some(*id),
+            _ => None,
+        });
+        let known: HashSet<NodeId> = problems.collect();
+        if pending <= known.len() as u64 {
+            return true;
+        }
+        let waiting = self.agenda.waiting_behind(&known);
+        let is_pending = |id: &NodeId| self.trees.get(*id).is_ok_and(|entry| entry.is_dirty());
+        pending <= (known.len() + waiting.into_iter().filter(is_pending).count()) as u64
     }
 
     /// Returns whether the digest over the remote tree was equal to the server's when last compared.

@@ -377,12 +377,12 @@ impl<T: Trees> Engine<T> {
         deep: bool,
     ) -> Result<(), T::Error> {
         found.stat = normal(found.stat);
-        if let Some(by) = self.targets.get(&(dir, name.clone())) {
-            if self.flights.contains_key(by) {
-                // An operation of ours is at work on this name: look again when it is over.
-                self.looks.after.entry(*by).or_default().insert((dir, name.clone()));
-                return Ok(());
-            }
+        if let Some(by) = self.targets.get(&(dir, name.clone()))
+            && self.flights.contains_key(by)
+        {
+            // An operation of ours is at work on this name: look again when it is over.
+            self.looks.after.entry(*by).or_default().insert((dir, name.clone()));
+            return Ok(());
         }
         let special = Subject::Spot(dir, name.clone());
         if found.stat.kind.is_none() {

@@ -1,5 +1,7 @@
 //! What became of actions, taken into the trees.
 
+use std::collections::hash_map::Entry;
+
 use super::seam::{Hashed, Outcome, Stat, Uploaded};
 use super::trees::{Local, LocalBody, StandsFor, Trees};
 use super::{ApplyKind, Applying, Engine, Flight, Subject, normal};
@@ -109,11 +111,13 @@ impl<T: Trees> Engine<T> {
             }
             Outcome::NameImpossible { reason } => {
                 if let ApplyKind::Put { node, .. } | ApplyKind::Move { node, .. } = &applying.what {
-                    if self.aliases.contains_key(&id) {
-                        self.agenda.retry_slowly(id, self.now.ms);
-                    } else {
-                        self.aliases.insert(id, alias_name(&node.place.name, id));
-                        self.agenda.schedule(id);
+                    match self.aliases.entry(id) {
+                        // Not even the other name is possible.
+                        Entry::Occupied(_) => self.agenda.retry_slowly(id, self.now.ms),
+                        Entry::Vacant(vacant) => {
+                            vacant.insert(alias_name(&node.place.name, id));
+                            self.agenda.schedule(id);
+                        }
                     }
                 }
                 self.problem(subject, reason);

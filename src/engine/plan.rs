@@ -284,7 +284,6 @@ impl<T: Trees> Engine<T> {
 
     /// Sees to it that the server has the content of a file: nothing when that takes an upload
     /// first, else what has to be attached to the change.
-    #[expect(clippy::type_complexity, reason = "the inner option is `Outgoing::attach`")]
     fn content_there(
         &mut self,
         id: NodeId,

@@ -1,6 +1,6 @@
 //! The PiCloud protocol: frames and messages over TLS on TCP port 46000, and the control socket.
 //!
-//! A connection is opened by the device. Each side then sends frames ([`frame`]): the device a
+//! A connection is opened by the device. Each side then sends frames (`frame`): the device a
 //! [`message::Hello`] first, the server its reply; after that the device's requests, each answered
 //! by one reply or one failure with the same request id, and the server's pushes with request id 0.
 //! A close between two frames is an ordinary end: whatever was not answered may have been done or

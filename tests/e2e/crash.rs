@@ -46,10 +46,12 @@ fn traffic(
             1 => {
                 let to = format!("{who}{}/moved {}", 1 + dice.below(2), dice.below(1_000_000));
                 let target = root.join(&to);
-                if dir != "shared" && !target.exists() && fs::rename(&path, &target).is_ok() {
-                    if let Some(token) = tokens.remove(&file) {
-                        tokens.insert(to, token);
-                    }
+                if dir != "shared"
+                    && !target.exists()
+                    && fs::rename(&path, &target).is_ok()
+                    && let Some(token) = tokens.remove(&file)
+                {
+                    tokens.insert(to, token);
                 }
             }
             kind => {
@@ -57,7 +59,7 @@ fn traffic(
                 let token = format!("<{who} {serial}>");
                 let filler = dice.below(if kind == 2 { 600_000 } else { 3_000 });
                 let content = format!("{token}{}", "x".repeat(usize::try_from(filler).unwrap()));
-                let _ = fs::create_dir_all(path.parent().unwrap());
+                fs::create_dir_all(path.parent().unwrap()).ok();
                 // Half as editors save, half in place.
                 let written = if kind % 2 == 0 {
                     let temporary = root.join(format!("{dir}/.{who}.tmp"));
@@ -65,13 +67,11 @@ fn traffic(
                 } else {
                     fs::write(&path, &content)
                 };
-                if written.is_ok() {
-                    // In the shared directory what it replaces may be another's version that this
-                    // one has seen on its disk: replaced knowingly. Only one's own directories
-                    // hold promises.
-                    if dir != "shared" {
-                        tokens.insert(file, token);
-                    }
+                // In the shared directory what it replaces may be another's version that this
+                // one has seen on its disk: replaced knowingly. Only one's own directories
+                // hold promises.
+                if written.is_ok() && dir != "shared" {
+                    tokens.insert(file, token);
                 }
             }
         }

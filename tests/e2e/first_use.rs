@@ -14,7 +14,7 @@ impl Up {
     fn start(world: &World, home: &Path, port: u16, more: &[&str]) -> Self {
         fs::create_dir_all(home).unwrap();
         let log = home.join("up.log");
-        let _ = fs::remove_file(&log);
+        fs::remove_file(&log).ok();
         let mut command = world.command(env!("CARGO_BIN_EXE_picloud"));
         command.env("HOME", home).env("USER", "ann").arg("up");
         command.args(["--listen", &format!("127.0.0.1:{port}")]);

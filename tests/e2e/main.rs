@@ -15,4 +15,5 @@ mod first_use;
 mod join;
 mod put_get;
 mod status;
+mod systemd;
 mod unusual_files;

@@ -25,7 +25,7 @@ fn set_mtime(device: &Device, path: &str, secs: i64, nanos: i64) {
 fn every_name_a_unix_file_can_have_travels() {
     let (_world, a, b) = two();
     let long = "x".repeat(255);
-    let names: Vec<Vec<u8>> = vec![
+    let names: [Vec<u8>; 19] = [
         long.clone().into_bytes(),
         "é".repeat(127).into_bytes(),
         b"new\nline".to_vec(),
@@ -49,7 +49,7 @@ fn every_name_a_unix_file_can_have_travels() {
     for bytes in &names {
         a.write(name(bytes), bytes);
     }
-    let deep = vec![long.as_str(); 10].join("/deep/");
+    let deep = [long.as_str(); 10].join("/deep/");
     a.write(format!("deep/{deep}"), "at the bottom");
     a.mkdir(name(b"dir \xf0\x28"));
     let tree = settle(&[&a, &b]);

@@ -65,8 +65,8 @@ impl Process {
 
     fn end(&mut self) {
         if !self.ended {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+            self.child.kill().ok();
+            self.child.wait().ok();
             self.ended = true;
         }
     }

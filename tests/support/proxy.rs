@@ -52,7 +52,7 @@ impl Proxy {
     /// Cuts every connection.
     pub fn cut_once(&self) {
         for stream in self.state.streams.lock().unwrap().drain(..) {
-            let _ = stream.shutdown(Shutdown::Both);
+            stream.shutdown(Shutdown::Both).ok();
         }
     }
 
@@ -76,7 +76,7 @@ impl Drop for Proxy {
         self.state.stopped.store(true, Ordering::SeqCst);
         self.cut();
         // Wakes the accepting thread.
-        let _ = TcpStream::connect(("127.0.0.1", self.port));
+        TcpStream::connect(("127.0.0.1", self.port)).ok();
     }
 }
 
@@ -92,8 +92,8 @@ fn accept(listener: &TcpListener, state: &Arc<State>) {
         let Ok(server) = TcpStream::connect(&state.target) else {
             continue;
         };
-        let _ = client.set_nodelay(true);
-        let _ = server.set_nodelay(true);
+        client.set_nodelay(true).ok();
+        server.set_nodelay(true).ok();
         {
             let mut streams = state.streams.lock().unwrap();
             streams.push(client.try_clone().unwrap());
@@ -124,6 +124,6 @@ fn pump(mut from: TcpStream, mut to: TcpStream, state: &State) {
             break;
         }
     }
-    let _ = from.shutdown(Shutdown::Both);
-    let _ = to.shutdown(Shutdown::Both);
+    from.shutdown(Shutdown::Both).ok();
+    to.shutdown(Shutdown::Both).ok();
 }

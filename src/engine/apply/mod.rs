@@ -5,7 +5,7 @@
 //!
 //! - A new content is complete and durable in staging before it gets a person's name.
 //! - A name is filled by a rename that replaces nothing, or by an exchange. What an exchange or a
-//!   removal takes away lands in the trash under a name ([`Leftover`]) that says which contents
+//!   removal takes away lands in the trash under a name (`Leftover`) that says which contents
 //!   may be dropped; anything else is a person's version and goes back to the folder. This needs
 //!   no database, so it holds when the database is lost.
 //! - What was taken away knowingly stays in the trash for a grace period: a descriptor still open
