@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 
 use agent_support::Machine;
 use picloud::agent::control;
-use picloud::protocol::control::{Reply, Request, State};
+use picloud::protocol::control::{Reply, Request, State, Status};
 use server_support::{PATIENCE, Server};
 
 fn ask_raw(machine: &Machine, line: &str) -> BufReader<UnixStream> {
@@ -32,6 +32,17 @@ fn next(replies: &mut BufReader<UnixStream>) -> Reply {
     serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
 }
 
+fn sync(machine: &Machine) -> Status {
+    let mut replies = ask(machine, &Request::Sync);
+    loop {
+        match next(&mut replies) {
+            Reply::Progress(_) => {}
+            Reply::Synced(status) => return status,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 /// Blocking on the socket must not block the agent, which is in this process too.
 async fn off_to_the_side<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap()
@@ -46,14 +57,7 @@ async fn a_person_asks_and_is_answered() {
     a.write("one", "1");
     a.write("one (conflicted copy a 2026-01-02).txt", "22");
     off_to_the_side(move || {
-        let mut replies = ask(&a, &Request::Sync);
-        let status = loop {
-            match next(&mut replies) {
-                Reply::Progress(_) => {}
-                Reply::Synced(status) => break status,
-                other => panic!("{other:?}"),
-            }
-        };
+        let status = sync(&a);
         assert_eq!((status.version, status.state), (1, State::InSync));
         let folder = &status.folders[0];
         assert_eq!((folder.files, folder.bytes, folder.conflicts), (2, 3, 1));
@@ -74,8 +78,7 @@ async fn a_person_asks_and_is_answered() {
         assert!(matches!(next(&mut watch), Reply::Status(status) if status.state == State::InSync));
         assert_eq!(next(&mut ask(&a, &Request::Pause)), Reply::Ok);
         assert!(matches!(next(&mut watch), Reply::Status(status) if status.state == State::Paused));
-        let paused = next(&mut ask(&a, &Request::Sync));
-        assert!(matches!(paused, Reply::Synced(status) if status.state == State::Paused));
+        assert_eq!(sync(&a).state, State::Paused);
         assert_eq!(next(&mut ask(&a, &Request::Resume)), Reply::Ok);
         a.write("three", "3");
         let Reply::Log(line) = next(&mut log) else { panic!("no line") };

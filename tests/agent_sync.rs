@@ -270,7 +270,7 @@ async fn a_server_that_comes_back_is_found_again() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement: run with --release --ignored --nocapture"]
 async fn how_long_a_drop_and_a_tree_take() {
-    let (_server, a, b) = two().await;
+    let (_server, mut a, mut b) = two().await;
     settle(&[&a, &b]).await;
     let mut times = Vec::new();
     for number in 0..100_u64 {
@@ -304,4 +304,7 @@ async fn how_long_a_drop_and_a_tree_take() {
     }
     println!("20,000 x 8 KiB, from the rename until all is on b: {:?}", start.elapsed());
     settle(&[&a, &b]).await;
+    // Before their folders go: else that would be a mass deletion.
+    a.stop().await;
+    b.stop().await;
 }

@@ -9,6 +9,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher};
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
@@ -272,16 +273,61 @@ fn lists_of(entry: &Entry) -> impl Iterator<Item = ListId> + '_ {
 /// old one, and the old one goes.
 #[derive(Default)]
 struct Cache {
-    young: HashMap<NodeId, (Option<i64>, Entry)>,
-    old: HashMap<NodeId, (Option<i64>, Entry)>,
+    young: HashMap<NodeId, (Option<i64>, Entry), IdHash>,
+    old: HashMap<NodeId, (Option<i64>, Entry), IdHash>,
+}
+
+/// Hashes node ids faster than the standard hasher does. Ids come from other devices, so the hash is
+/// keyed: nobody can choose ids that collide here.
+#[derive(Clone, Copy)]
+struct IdHash([u64; 2]);
+
+impl Default for IdHash {
+    fn default() -> Self {
+        let key = || std::hash::RandomState::new().build_hasher().finish();
+        Self([key(), key() | 1])
+    }
+}
+
+impl BuildHasher for IdHash {
+    type Hasher = IdHasher;
+
+    fn build_hasher(&self) -> IdHasher {
+        IdHasher { key: self.0, hash: 0 }
+    }
+}
+
+struct IdHasher {
+    key: [u64; 2],
+    hash: u64,
+}
+
+impl Hasher for IdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        let (words, _) = bytes.as_chunks::<8>();
+        for word in words {
+            let word = u64::from_be_bytes(*word) ^ self.hash ^ self.key[0];
+            let product = u128::from(word) * u128::from(self.key[1]);
+            #[expect(clippy::cast_possible_truncation, reason = "both halves are folded")]
+            let folded = product as u64 ^ (product >> 64) as u64;
+            self.hash = folded;
+        }
+    }
+
+    /// The length in front of the bytes: always 16.
+    fn write_usize(&mut self, _: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.hash
+    }
 }
 
 impl Cache {
     fn get(&mut self, id: NodeId) -> Option<&(Option<i64>, Entry)> {
-        if !self.young.contains_key(&id)
-            && let Some(found) = self.old.remove(&id)
+        if !self.old.is_empty()
+            && let Some((seq, entry)) = self.old.remove(&id)
         {
-            self.insert(id, found.0, found.1);
+            self.insert(id, seq, entry);
         }
         self.young.get(&id)
     }
@@ -290,8 +336,10 @@ impl Cache {
         if self.young.len() >= CACHED_MAX {
             self.old = std::mem::take(&mut self.young);
         }
+        if !self.old.is_empty() {
+            self.old.remove(&id);
+        }
         self.young.insert(id, (seq, entry));
-        self.old.remove(&id);
     }
 }
 
@@ -473,10 +521,19 @@ impl SqliteTrees {
         Ok(())
     }
 
-    /// Returns the entry and its position, through the cache.
+    /// Returns the entry and its position.
     fn load(&self, id: NodeId) -> Result<(Option<i64>, Entry), StateError> {
-        if let Some(found) = self.cache.borrow_mut().get(id) {
-            return Ok(found.clone());
+        self.with(id, |seq, entry| (seq, entry.clone()))
+    }
+
+    /// Hands the entry and its position to `look`, through the cache.
+    fn with<R>(
+        &self,
+        id: NodeId,
+        look: impl FnOnce(Option<i64>, &Entry) -> R,
+    ) -> Result<R, StateError> {
+        if let Some((seq, entry)) = self.cache.borrow_mut().get(id) {
+            return Ok(look(*seq, entry));
         }
         let row: Option<(i64, Vec<u8>)> = self
             .connection
@@ -495,8 +552,9 @@ impl SqliteTrees {
             }
             None => (None, Entry::default()),
         };
-        self.cache.borrow_mut().insert(id, seq, entry.clone());
-        Ok((seq, entry))
+        let looked = look(seq, &entry);
+        self.cache.borrow_mut().insert(id, seq, entry);
+        Ok(looked)
     }
 
     fn ids(&self, sql: &str, params: impl rusqlite::Params) -> Result<Vec<NodeId>, StateError> {
@@ -695,9 +753,12 @@ impl Trees for SqliteTrees {
             .ids("SELECT id FROM entry WHERE local_at = ?1", params![at_key(parent, disk_name)])?;
         let mut at = Vec::with_capacity(found.len());
         for id in found.drain(..) {
-            if self.load(id)?.1.local.is_some_and(|local| {
-                !local.parked && local.place.parent == parent && local.disk_name() == disk_name
-            }) {
+            let is_there = self.with(id, |_, entry| {
+                entry.local.as_ref().is_some_and(|local| {
+                    !local.parked && local.place.parent == parent && local.disk_name() == disk_name
+                })
+            })?;
+            if is_there {
                 at.push(id);
             }
         }
@@ -710,9 +771,12 @@ impl Trees for SqliteTrees {
             self.ids("SELECT id FROM entry WHERE remote_at = ?1", params![at_key(parent, name)])?;
         let mut at = Vec::with_capacity(found.len());
         for id in found.drain(..) {
-            if self.load(id)?.1.remote.is_some_and(|remote| {
-                remote.node.place.parent == parent && remote.node.place.name == *name
-            }) {
+            let is_there = self.with(id, |_, entry| {
+                entry.remote.as_ref().is_some_and(|remote| {
+                    remote.node.place.parent == parent && remote.node.place.name == *name
+                })
+            })?;
+            if is_there {
                 at.push(id);
             }
         }

@@ -46,6 +46,9 @@ const TURN_MS: u64 = 1000;
 /// How often to see whether the folder is still there, in milliseconds.
 const CHECK_MS: u64 = 2000;
 
+/// How long to wait after a turn in which the engine did nothing, in milliseconds.
+const IDLE_TURN_MS: u64 = 2;
+
 /// How often unused content lists are dropped, in milliseconds.
 const LISTS_MS: u64 = 3_600_000;
 
@@ -130,6 +133,8 @@ pub(super) struct Core {
     lists_at_ms: u64,
     check_at_ms: u64,
     shown: EngineView,
+    /// As of this turn.
+    is_settled: bool,
 }
 
 impl Core {
@@ -164,6 +169,7 @@ impl Core {
             lists_at_ms: now + LISTS_MS,
             check_at_ms: now + CHECK_MS,
             shown: EngineView::default(),
+            is_settled: false,
         }
     }
 
@@ -189,6 +195,7 @@ impl Core {
             self.turned_at_ms.store(now.ms, Ordering::Relaxed);
             self.timers(now.ms)?;
             self.engine.poll(now, &mut actions)?;
+            let did_something = !actions.is_empty();
             for action in actions.drain(..) {
                 self.dispatch(action)?;
             }
@@ -196,9 +203,10 @@ impl Core {
                 // The link sees that its way for acknowledgements is gone, and begins anew.
                 self.live = None;
             }
+            self.is_settled = self.engine.is_settled();
             self.show(clock::now().ms)?;
             self.save(clock::now().ms)?;
-            let first = self.wait(runtime);
+            let first = self.wait(runtime, did_something);
             let mut next = first;
             for _ in 0..INPUTS_PER_TURN {
                 let Some(input) = next else { break };
@@ -216,7 +224,7 @@ impl Core {
     }
 
     /// Waits for an input, or for the time of the next thing to do.
-    fn wait(&mut self, runtime: &Handle) -> Option<Input> {
+    fn wait(&mut self, runtime: &Handle, did_something: bool) -> Option<Input> {
         if let Ok(input) = self.inputs.try_recv() {
             return Some(input);
         }
@@ -230,7 +238,11 @@ impl Core {
             until = until.min(self.show_at_ms);
         }
         if until <= now {
-            return None;
+            if did_something {
+                return None;
+            }
+            // An engine that wants its turn and has nothing to do in it waits for an input.
+            until = now + IDLE_TURN_MS;
         }
         let inputs = &mut self.inputs;
         runtime.block_on(async {
@@ -242,7 +254,7 @@ impl Core {
     }
 
     fn timers(&mut self, now: u64) -> Result<(), Ended> {
-        let is_wanted = self.engine.rescans_done() < self.scans_wanted && self.engine.is_settled();
+        let is_wanted = self.engine.rescans_done() < self.scans_wanted && self.is_settled;
         if now >= self.next_scan_ms || is_wanted {
             self.event(Event::Rescan)?;
         }
@@ -254,7 +266,7 @@ impl Core {
             self.check_at_ms = now + CHECK_MS;
             self.hands.push(Task::Check);
         }
-        if now >= self.lists_at_ms && self.engine.is_settled() {
+        if now >= self.lists_at_ms && self.is_settled {
             self.lists_at_ms = now + LISTS_MS;
             let used = self.engine.trees().lists_in_use()?;
             self.cx.lists.drop_unused(&used);
@@ -477,19 +489,19 @@ impl Core {
         self.shown.totals != trees.totals()
             || self.shown.meta != trees.meta()
             || self.shown.rescans_done != self.engine.rescans_done()
-            || self.shown.is_settled != self.engine.is_settled()
+            || self.shown.is_settled != self.is_settled
             || self.shown.agrees != self.engine.agrees()
     }
 
     /// Brings the view up to date: at once when work begins or ends, else now and then.
     fn show(&mut self, now: u64) -> Result<(), Ended> {
-        let turns = self.shown.is_settled != self.engine.is_settled();
+        let turns = self.shown.is_settled != self.is_settled;
         let is_due = now >= self.show_at_ms && (self.is_view_old() || now >= self.problems_at_ms);
         if !turns && !is_due {
             return Ok(());
         }
         self.show_at_ms = now + SHOW_MS;
-        if turns && self.engine.is_settled() {
+        if turns && self.is_settled {
             // Memory follows the work: what is dropped too early is read or fetched again.
             self.cx.incoming.clear();
             self.cx.outgoing.clear();
@@ -502,7 +514,7 @@ impl Core {
             problem_count: self.shown.problem_count,
             problems: Vec::new(),
             agrees: self.engine.agrees(),
-            is_settled: self.engine.is_settled(),
+            is_settled: self.is_settled,
             rescans_done: self.engine.rescans_done(),
         };
         if turns || now >= self.problems_at_ms {

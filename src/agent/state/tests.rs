@@ -316,8 +316,15 @@ fn an_entry_on_disk_stays_what_it_is() {
         remote: Some(Remote { rev: Rev(10), node: node.clone() }),
         synced: Some(node),
     };
-    let hex: String =
-        encode(&entry).unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex: String = encode(&entry).unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
     // Another text here is another format: raise FORMAT and read the old one too.
-    assert_eq!(hex, "GOLDEN");
+    let golden = concat!(
+        "9397c0c4016197a446696c650692070503920405920805cd01a481a446696c65a5456d707479c2c3",
+        "92920905cd0180920a9392c41001010101010101010101010101010101c4016e81a446696c659281",
+        "a54368756e6b92c42002020202020202020202020202020202020202020202020202020202020202",
+        "0203920405cd01a4a8417352656d6f7465",
+    );
+    assert_eq!(hex, golden);
+    let bytes = encode(&entry).unwrap();
+    assert_eq!(decode(&bytes).unwrap(), entry);
 }
