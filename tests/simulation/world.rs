@@ -131,11 +131,16 @@ impl World {
 
     /// Everything works from now on: returns when nothing is left to do, or that it never ends.
     pub fn settle(&mut self) -> Result<(), String> {
-        for n in 0..self.devices.len() {
+        let all: Vec<usize> = (0..self.devices.len()).collect();
+        self.settle_some(&all)
+    }
+
+    fn settle_some(&mut self, some: &[usize]) -> Result<(), String> {
+        for &n in some {
             self.send(n, Event::Rescan);
         }
         for _ in 0..900 {
-            for n in 0..self.devices.len() {
+            for &n in some {
                 self.connect(n);
                 self.serve(n);
                 while let Some(event) = self.devices[n].down.pop_front() {
@@ -151,7 +156,7 @@ impl World {
                 }
             }
             self.clock_ms += 10;
-            let quiet = self.devices.iter().all(|device| {
+            let quiet = some.iter().map(|n| &self.devices[*n]).all(|device| {
                 device.engine.is_settled()
                     && device.up.is_empty()
                     && device.down.is_empty()
@@ -216,6 +221,75 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Makes a tree on one device: `"a=1 d/ d/b=2 l->t"`.
+    pub fn build(&mut self, device: usize, tree: &str) {
+        for entry in tree.split_whitespace() {
+            let command = if let Some((path, text)) = entry.split_once('=') {
+                format!("write {path} {text}")
+            } else if let Some((path, target)) = entry.split_once("->") {
+                format!("link {path} {target}")
+            } else {
+                format!("mkdir {}", entry.trim_end_matches('/'))
+            };
+            self.script(device, &command);
+        }
+    }
+
+    /// Lets the person at a device do these things, one after the other.
+    pub fn script(&mut self, device: usize, commands: &str) {
+        let path = |text: &str| -> Vec<Name> {
+            text.split('/').map(|name| Name::try_from(name).unwrap()).collect()
+        };
+        for command in commands.split(';').map(str::trim).filter(|command| !command.is_empty()) {
+            let words: Vec<&str> = command.split_whitespace().collect();
+            let disk = &mut self.devices[device].disk;
+            let superseded: Vec<String> = match words.as_slice() {
+                ["write", at, text] => {
+                    self.written.insert((*text).to_owned());
+                    disk.write(&path(at), text).unwrap().into_iter().collect()
+                }
+                ["mkdir", at] => {
+                    assert!(disk.mkdir(&path(at)));
+                    vec![]
+                }
+                ["link", at, target] => {
+                    assert!(disk.symlink(&path(at), target));
+                    vec![]
+                }
+                ["mv", from, to] => {
+                    disk.rename(&path(from), &path(to)).unwrap().into_iter().collect()
+                }
+                ["rm", at] => disk.remove(&path(at)).unwrap(),
+                other => panic!("no such command: {other:?}"),
+            };
+            // What is written again by somebody is not lost by being replaced before.
+            self.superseded.extend(superseded);
+        }
+    }
+
+    /// The tree of a device, as [`World::build`] reads it, names with spaces included.
+    pub fn tree(&self, device: usize) -> String {
+        let disk = &self.devices[device].disk;
+        let entries: Vec<String> = disk
+            .walk()
+            .iter()
+            .map(|(path, ino)| {
+                let path = Disk::describe(path);
+                match &disk.inodes[ino].data {
+                    Data::Dir(_) => format!("{path}/"),
+                    Data::File(text) => format!("{path}={text}"),
+                    Data::Link(target) => format!("{path}->{}", String::from_utf8_lossy(target)),
+                }
+            })
+            .collect();
+        entries.join(" ")
+    }
+
+    /// As [`World::settle`], for one device, while the others hear and say nothing.
+    pub fn settle_one(&mut self, device: usize) -> Result<(), String> {
+        self.settle_some(&[device])
     }
 
     fn random_name(&mut self) -> Name {
