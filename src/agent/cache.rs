@@ -82,6 +82,14 @@ impl<T: Clone> Cache<T> {
         self.kept().by_id.get(&id).map(|(_, _, value)| value.clone())
     }
 
+    /// Drops everything.
+    pub fn clear(&self) {
+        let mut kept = self.kept();
+        kept.by_id = HashMap::new();
+        kept.order = VecDeque::new();
+        kept.len = 0;
+    }
+
     /// Drops a value.
     pub fn remove(&self, id: ChunkId) {
         let mut kept = self.kept();
@@ -112,5 +120,7 @@ mod tests {
         assert_eq!(cache.get(id(0)), None);
         cache.remove(id(7));
         assert_eq!(cache.get(id(7)), None);
+        cache.clear();
+        assert_eq!(cache.get(id(49)), None);
     }
 }

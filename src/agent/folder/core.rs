@@ -489,6 +489,11 @@ impl Core {
             return Ok(());
         }
         self.show_at_ms = now + SHOW_MS;
+        if turns && self.engine.is_settled() {
+            // Memory follows the work: what is dropped too early is read or fetched again.
+            self.cx.incoming.clear();
+            self.cx.outgoing.clear();
+        }
         let trees = self.engine.trees();
         let mut shown = EngineView {
             totals: trees.totals(),

@@ -15,6 +15,7 @@ use super::core::{Core, Ended, Parts};
 use super::hands::Hands;
 use super::link::Link;
 use super::prepare::Preparer;
+use super::view::LinkView;
 use super::{Context, INCOMING_LEN_MAX, INPUTS_MAX, Input, OUTGOING_LEN_MAX, Rates, View};
 use crate::agent::cache::Cache;
 use crate::agent::clock;
@@ -244,6 +245,9 @@ impl Supervisor {
         self.view.send_modify(|view| {
             view.stopped = None;
             view.is_open = true;
+            view.link = LinkView::Connecting;
+            view.engine.is_settled = false;
+            view.engine.rescans_done = 0;
             view.paused = paused;
         });
         let link = tokio::spawn(link.run());

@@ -283,3 +283,41 @@ fn twenty_thousand_creations_and_their_commits() {
     let bytes = std::fs::metadata(&path).unwrap().len();
     println!("20,000 x (local_at, get, put, put): {took:?}, {} bytes a node", bytes / 20_000);
 }
+
+#[test]
+fn an_entry_on_disk_stays_what_it_is() {
+    let time = |secs| Timestamp::new(secs, 5).unwrap();
+    let node = Node {
+        place: Place { parent: NodeId::from_bytes([1; 16]), name: Name::try_from("n").unwrap() },
+        body: Body::File {
+            content: Content::Chunk { id: ChunkId::from_bytes([2; 32]), len: 3 },
+            mtime: time(4),
+        },
+        attrs: Attrs::from_mode(0o644),
+    };
+    let entry = Entry {
+        local: Some(Local {
+            place: node.place.clone(),
+            alias: Some(Name::try_from("a").unwrap()),
+            stat: Stat {
+                kind: Some(Kind::File),
+                ino: 6,
+                birth: time(7),
+                size: 3,
+                mtime: time(4),
+                ctime: time(8),
+                attrs: node.attrs,
+            },
+            body: LocalBody::File(Some(Content::Empty)),
+            racy: false,
+            parked: true,
+            stands_for: Some(StandsFor { mtime: time(9), attrs: Attrs::from_mode(0o600) }),
+        }),
+        remote: Some(Remote { rev: Rev(10), node: node.clone() }),
+        synced: Some(node),
+    };
+    let hex: String =
+        encode(&entry).unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
+    // Another text here is another format: raise FORMAT and read the old one too.
+    assert_eq!(hex, "GOLDEN");
+}
