@@ -316,8 +316,7 @@ fn an_entry_on_disk_stays_what_it_is() {
         remote: Some(Remote { rev: Rev(10), node: node.clone() }),
         synced: Some(node),
     };
-    let hex: String =
-        encode(&entry).unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex: String = encode(&entry).unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
     // Another text here is another format: raise FORMAT and read the old one too.
     assert_eq!(hex, "GOLDEN");
 }
