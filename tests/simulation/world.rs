@@ -8,7 +8,8 @@ use picloud::engine::memory::MemoryTrees;
 use picloud::engine::seam::{Action, Committed, Event, Hashed, JournalPage, Outgoing, Uploaded};
 use picloud::engine::trees::Trees as _;
 use picloud::engine::{Engine, Now, Settings};
-use picloud::model::{Body, ChangeOp, Content, IdSource, Name, Refusal, Rev, Timestamp, Versioned};
+use picloud::model::{Content, IdSource, Name, Rev, Timestamp, Versioned};
+use picloud::protocol::message::ChangeResult;
 
 use super::disk::{Data, Disk, content_of};
 use super::rng::Rng;
@@ -163,7 +164,7 @@ impl World {
                     && device.events.is_empty()
                     && device.actions.is_empty()
                     && device.disk.hints.is_empty()
-                    && device.sent == self.server.head
+                    && device.sent == self.server.head()
             });
             if quiet {
                 return Ok(());
@@ -456,7 +457,7 @@ impl World {
         }
         self.note(format!("{} connects", self.devices[n].disk.device));
         let meta = self.devices[n].engine.trees().meta();
-        let head = self.server.head;
+        let head = self.server.head();
         let device = &mut self.devices[n];
         device.online = true;
         device.own.clear();
@@ -467,7 +468,7 @@ impl World {
             head,
         });
         // A first page always comes.
-        let digest = (meta.cursor == head).then_some(self.server.digest);
+        let digest = (meta.cursor == head).then_some(self.server.manifest.digest);
         if meta.cursor == head {
             device.down.push_back(Event::Page(JournalPage {
                 upto: head,
@@ -541,7 +542,7 @@ impl World {
             let mut diff = String::new();
             for (id, entry) in device.engine.trees().entries() {
                 let known = entry.remote.as_ref().map(|r| (r.rev, Some(r.node.clone())));
-                let real = self.server.nodes.get(&id).map(|(rev, _, node)| (*rev, node.clone()));
+                let real = self.server.truth(id);
                 if known != real
                     && !(known.is_none() && real.as_ref().is_none_or(|r| r.1.is_none()))
                 {
@@ -579,7 +580,7 @@ impl World {
                 }
                 let uploaded = match self.devices[n].disk.read(&at) {
                     Some((_, text)) if Some(content_of(&text)) == expected.content => {
-                        self.contents.insert(key(&content_of(&text)), text);
+                        self.take_in(text);
                         Uploaded::Done
                     }
                     _ => Uploaded::Changed,
@@ -605,6 +606,13 @@ impl World {
         }
     }
 
+    /// The server has these bytes from now on.
+    fn take_in(&mut self, text: String) {
+        let content = content_of(&text);
+        self.server.put(&content);
+        self.contents.insert(key(&content), text);
+    }
+
     /// The server takes the next commit of a device, or sends it the next page.
     fn serve(&mut self, n: usize) {
         if !self.devices[n].online {
@@ -615,13 +623,13 @@ impl World {
             self.devices[n].down.push_back(answer);
         }
         let sent = self.devices[n].sent;
-        if sent < self.server.head {
+        if sent < self.server.head() {
             let limit = 1 + self.rng.below(5);
             let (upto, consistent, nodes) = self.server.page(sent, limit);
             let nodes: Vec<Versioned> =
                 nodes.into_iter().filter(|node| !self.devices[n].own.contains(&node.rev)).collect();
-            let head = self.server.head;
-            let digest = (upto == head).then_some(self.server.digest);
+            let head = self.server.head();
+            let digest = (upto == head).then_some(self.server.manifest.digest);
             self.devices[n].sent = upto;
             let page = JournalPage { upto, head, consistent, nodes, digest };
             self.devices[n].down.push_back(Event::Page(page));
@@ -634,7 +642,7 @@ impl World {
             if let Some((at, expected)) = &outgoing.attach {
                 match self.devices[n].disk.read(at) {
                     Some((_, text)) if Some(content_of(&text)) == expected.content => {
-                        self.contents.insert(key(&content_of(&text)), text);
+                        self.take_in(text);
                     }
                     _ => {
                         results.push(Committed::Changed);
@@ -643,29 +651,17 @@ impl World {
                 }
             }
             let change = &outgoing.change;
-            let content = match &change.op {
-                ChangeOp::Create(node) => Some(&node.body),
-                ChangeOp::Update { body, .. } => body.as_ref(),
-                ChangeOp::Delete => None,
-            };
-            if let Some(Body::File { content, .. }) = content
-                && !content.is_empty()
-                && !self.contents.contains_key(&key(content))
-            {
-                results.push(Committed::Refused(Refusal::MissingContent { chunk: None }));
-                continue;
-            }
             let result = self.server.commit(n, change);
             let who = self.devices[n].disk.device.clone();
             self.note(format!("{who} commits {change:?}: {result:?}"));
             results.push(match result {
-                Ok(rev) => {
+                ChangeResult::Accepted { rev } => {
                     self.devices[n].own.insert(rev);
                     Committed::Accepted { rev }
                 }
-                Err(refusal) => Committed::Refused(refusal),
+                ChangeResult::Refused(refusal) => Committed::Refused(refusal),
             });
         }
-        Event::Committed { batch, results, head: self.server.head }
+        Event::Committed { batch, results, head: self.server.head() }
     }
 }
