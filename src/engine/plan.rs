@@ -183,16 +183,24 @@ impl<T: Trees> Engine<T> {
         let mut place = here.place.clone();
         if aspects.place {
             let parent = place.parent;
-            if self.is_below_there(parent, id)? {
+            let is_below = self.is_below_there(parent, id)?;
+            let mover = if is_below { self.mover_there(parent, id)? } else { None };
+            if is_below && mover.is_none() {
                 // Somebody moved the new parent into this directory: the server's order wins.
                 return self.pull_place(id, entry, actions);
             }
             if self.is_ring_there(id)? {
                 // Each node of the ring waits for the next to leave its name, or to be there. This
                 // one leaves its own first, to a name nobody has.
-                let is_there = self.trees.get(parent)?.remote.is_some();
-                let parent = if is_there { parent } else { NodeId::ROOT };
+                let stays = &remote.node.place.parent;
+                let parent = match self.trees.get(parent)?.remote {
+                    _ if is_below => *stays,
+                    Some(_) => parent,
+                    None => NodeId::ROOT,
+                };
                 place = Place { parent, name: between_name(id) };
+            } else if let Some(mover) = mover {
+                ready!(self, id, Ready::<()>::After(mover));
             } else {
                 ready!(self, id, self.parent_there(parent)?);
                 ready!(self, id, self.name_there(id, &place)?);
@@ -375,6 +383,26 @@ impl<T: Trees> Engine<T> {
         Ok(false)
     }
 
+    /// Returns the first node from `dir` up to below `id`, by the remote tree, that was moved here
+    /// and will leave when that is told.
+    fn mover_there(&self, dir: NodeId, id: NodeId) -> Result<Option<NodeId>, T::Error> {
+        let mut at = dir;
+        for _ in 0..100_000 {
+            if at == id || at == NodeId::ROOT {
+                return Ok(None);
+            }
+            let entry = self.trees.get(at)?;
+            if matches!(decide(&entry), Need::PushUpdate(Aspects { place: true, .. })) {
+                return Ok(Some(at));
+            }
+            match &entry.remote {
+                Some(remote) => at = remote.node.place.parent,
+                None => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
+
     /// Returns the node that has to be on the server, or to leave its name there, before this one
     /// can be told.
     fn blocker_there(&self, id: NodeId) -> Result<Option<NodeId>, T::Error> {
@@ -390,6 +418,9 @@ impl<T: Trees> Engine<T> {
         };
         if place.parent != NodeId::ROOT && self.trees.get(place.parent)?.remote.is_none() {
             return Ok(Some(place.parent));
+        }
+        if self.is_below_there(place.parent, id)? {
+            return self.mover_there(place.parent, id);
         }
         let holders = self.trees.remote_at(place.parent, &place.name)?;
         Ok(holders.into_iter().find(|holder| *holder != id))

@@ -1,11 +1,7 @@
 //! Seeded histories of several devices, a server and a network, on a model disk: convergence, and no
 //! version lost. `PICLOUD_SEEDS=N` sets how many histories, `PICLOUD_SEED=S` replays one.
 
-#![expect(clippy::unwrap_used, reason = "what cannot be in the model is a failing test")]
-
-mod sim;
-
-use sim::world::{Fault, World};
+use crate::world::{Fault, World};
 
 fn seeds() -> Vec<u64> {
     let var = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());

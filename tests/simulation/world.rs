@@ -8,7 +8,8 @@ use picloud::engine::memory::MemoryTrees;
 use picloud::engine::seam::{Action, Committed, Event, Hashed, JournalPage, Outgoing, Uploaded};
 use picloud::engine::trees::Trees as _;
 use picloud::engine::{Engine, Now, Settings};
-use picloud::model::{Body, ChangeOp, Content, IdSource, Name, Refusal, Rev, Timestamp, Versioned};
+use picloud::model::{Content, IdSource, Name, Rev, Timestamp, Versioned};
+use picloud::protocol::message::ChangeResult;
 
 use super::disk::{Data, Disk, content_of};
 use super::rng::Rng;
@@ -131,11 +132,16 @@ impl World {
 
     /// Everything works from now on: returns when nothing is left to do, or that it never ends.
     pub fn settle(&mut self) -> Result<(), String> {
-        for n in 0..self.devices.len() {
+        let all: Vec<usize> = (0..self.devices.len()).collect();
+        self.settle_some(&all)
+    }
+
+    fn settle_some(&mut self, some: &[usize]) -> Result<(), String> {
+        for &n in some {
             self.send(n, Event::Rescan);
         }
         for _ in 0..900 {
-            for n in 0..self.devices.len() {
+            for &n in some {
                 self.connect(n);
                 self.serve(n);
                 while let Some(event) = self.devices[n].down.pop_front() {
@@ -151,14 +157,14 @@ impl World {
                 }
             }
             self.clock_ms += 10;
-            let quiet = self.devices.iter().all(|device| {
+            let quiet = some.iter().map(|n| &self.devices[*n]).all(|device| {
                 device.engine.is_settled()
                     && device.up.is_empty()
                     && device.down.is_empty()
                     && device.events.is_empty()
                     && device.actions.is_empty()
                     && device.disk.hints.is_empty()
-                    && device.sent == self.server.head
+                    && device.sent == self.server.head()
             });
             if quiet {
                 return Ok(());
@@ -216,6 +222,75 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Makes a tree on one device: `"a=1 d/ d/b=2 l->t"`.
+    pub fn build(&mut self, device: usize, tree: &str) {
+        for entry in tree.split_whitespace() {
+            let command = if let Some((path, text)) = entry.split_once('=') {
+                format!("write {path} {text}")
+            } else if let Some((path, target)) = entry.split_once("->") {
+                format!("link {path} {target}")
+            } else {
+                format!("mkdir {}", entry.trim_end_matches('/'))
+            };
+            self.script(device, &command);
+        }
+    }
+
+    /// Lets the person at a device do these things, one after the other.
+    pub fn script(&mut self, device: usize, commands: &str) {
+        let path = |text: &str| -> Vec<Name> {
+            text.split('/').map(|name| Name::try_from(name).unwrap()).collect()
+        };
+        for command in commands.split(';').map(str::trim).filter(|command| !command.is_empty()) {
+            let words: Vec<&str> = command.split_whitespace().collect();
+            let disk = &mut self.devices[device].disk;
+            let superseded: Vec<String> = match words.as_slice() {
+                ["write", at, text] => {
+                    self.written.insert((*text).to_owned());
+                    disk.write(&path(at), text).unwrap().into_iter().collect()
+                }
+                ["mkdir", at] => {
+                    assert!(disk.mkdir(&path(at)));
+                    vec![]
+                }
+                ["link", at, target] => {
+                    assert!(disk.symlink(&path(at), target));
+                    vec![]
+                }
+                ["mv", from, to] => {
+                    disk.rename(&path(from), &path(to)).unwrap().into_iter().collect()
+                }
+                ["rm", at] => disk.remove(&path(at)).unwrap(),
+                other => panic!("no such command: {other:?}"),
+            };
+            // What is written again by somebody is not lost by being replaced before.
+            self.superseded.extend(superseded);
+        }
+    }
+
+    /// The tree of a device, as [`World::build`] reads it, names with spaces included.
+    pub fn tree(&self, device: usize) -> String {
+        let disk = &self.devices[device].disk;
+        let entries: Vec<String> = disk
+            .walk()
+            .iter()
+            .map(|(path, ino)| {
+                let path = Disk::describe(path);
+                match &disk.inodes[ino].data {
+                    Data::Dir(_) => format!("{path}/"),
+                    Data::File(text) => format!("{path}={text}"),
+                    Data::Link(target) => format!("{path}->{}", String::from_utf8_lossy(target)),
+                }
+            })
+            .collect();
+        entries.join(" ")
+    }
+
+    /// As [`World::settle`], for one device, while the others hear and say nothing.
+    pub fn settle_one(&mut self, device: usize) -> Result<(), String> {
+        self.settle_some(&[device])
     }
 
     fn random_name(&mut self) -> Name {
@@ -382,7 +457,7 @@ impl World {
         }
         self.note(format!("{} connects", self.devices[n].disk.device));
         let meta = self.devices[n].engine.trees().meta();
-        let head = self.server.head;
+        let head = self.server.head();
         let device = &mut self.devices[n];
         device.online = true;
         device.own.clear();
@@ -393,7 +468,7 @@ impl World {
             head,
         });
         // A first page always comes.
-        let digest = (meta.cursor == head).then_some(self.server.digest);
+        let digest = (meta.cursor == head).then_some(self.server.manifest.digest);
         if meta.cursor == head {
             device.down.push_back(Event::Page(JournalPage {
                 upto: head,
@@ -467,7 +542,7 @@ impl World {
             let mut diff = String::new();
             for (id, entry) in device.engine.trees().entries() {
                 let known = entry.remote.as_ref().map(|r| (r.rev, Some(r.node.clone())));
-                let real = self.server.nodes.get(&id).map(|(rev, _, node)| (*rev, node.clone()));
+                let real = self.server.truth(id);
                 if known != real
                     && !(known.is_none() && real.as_ref().is_none_or(|r| r.1.is_none()))
                 {
@@ -505,7 +580,7 @@ impl World {
                 }
                 let uploaded = match self.devices[n].disk.read(&at) {
                     Some((_, text)) if Some(content_of(&text)) == expected.content => {
-                        self.contents.insert(key(&content_of(&text)), text);
+                        self.take_in(text);
                         Uploaded::Done
                     }
                     _ => Uploaded::Changed,
@@ -531,6 +606,13 @@ impl World {
         }
     }
 
+    /// The server has these bytes from now on.
+    fn take_in(&mut self, text: String) {
+        let content = content_of(&text);
+        self.server.put(&content);
+        self.contents.insert(key(&content), text);
+    }
+
     /// The server takes the next commit of a device, or sends it the next page.
     fn serve(&mut self, n: usize) {
         if !self.devices[n].online {
@@ -541,13 +623,13 @@ impl World {
             self.devices[n].down.push_back(answer);
         }
         let sent = self.devices[n].sent;
-        if sent < self.server.head {
+        if sent < self.server.head() {
             let limit = 1 + self.rng.below(5);
             let (upto, consistent, nodes) = self.server.page(sent, limit);
             let nodes: Vec<Versioned> =
                 nodes.into_iter().filter(|node| !self.devices[n].own.contains(&node.rev)).collect();
-            let head = self.server.head;
-            let digest = (upto == head).then_some(self.server.digest);
+            let head = self.server.head();
+            let digest = (upto == head).then_some(self.server.manifest.digest);
             self.devices[n].sent = upto;
             let page = JournalPage { upto, head, consistent, nodes, digest };
             self.devices[n].down.push_back(Event::Page(page));
@@ -560,7 +642,7 @@ impl World {
             if let Some((at, expected)) = &outgoing.attach {
                 match self.devices[n].disk.read(at) {
                     Some((_, text)) if Some(content_of(&text)) == expected.content => {
-                        self.contents.insert(key(&content_of(&text)), text);
+                        self.take_in(text);
                     }
                     _ => {
                         results.push(Committed::Changed);
@@ -569,29 +651,17 @@ impl World {
                 }
             }
             let change = &outgoing.change;
-            let content = match &change.op {
-                ChangeOp::Create(node) => Some(&node.body),
-                ChangeOp::Update { body, .. } => body.as_ref(),
-                ChangeOp::Delete => None,
-            };
-            if let Some(Body::File { content, .. }) = content
-                && !content.is_empty()
-                && !self.contents.contains_key(&key(content))
-            {
-                results.push(Committed::Refused(Refusal::MissingContent { chunk: None }));
-                continue;
-            }
             let result = self.server.commit(n, change);
             let who = self.devices[n].disk.device.clone();
             self.note(format!("{who} commits {change:?}: {result:?}"));
             results.push(match result {
-                Ok(rev) => {
+                ChangeResult::Accepted { rev } => {
                     self.devices[n].own.insert(rev);
                     Committed::Accepted { rev }
                 }
-                Err(refusal) => Committed::Refused(refusal),
+                ChangeResult::Refused(refusal) => Committed::Refused(refusal),
             });
         }
-        Event::Committed { batch, results, head: self.server.head }
+        Event::Committed { batch, results, head: self.server.head() }
     }
 }

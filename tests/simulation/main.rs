@@ -1,0 +1,12 @@
+//! The engines of several devices in one thread, on model disks, with a model server and network.
+//!
+//! [`table`] plays the rows of the conflict table; [`histories`] plays seeded random ones.
+
+#![expect(clippy::unwrap_used, reason = "what cannot be in the model is a failing test")]
+
+mod disk;
+mod histories;
+mod rng;
+mod server;
+mod table;
+mod world;

@@ -1,0 +1,122 @@
+//! The table of conflicts, row by row: two devices in sync, each changed while the other does not
+//! hear of it, then brought together.
+//!
+//! A tree is written `"a=1 d/ d/b=2 l->t"`. A change is `"write a 2"`, `"mkdir d"`, `"mv a b"`,
+//! `"rm d"`, `"link l t"`, several with `;` between them. Ann is heard first, so where the server's
+//! order decides, hers is the remote side and Bob's the local one.
+
+use crate::world::World;
+
+#[track_caller]
+fn check(before: &str, ann: &str, bob: &str, expected: &str) {
+    let mut world = World::new(1, 2);
+    world.build(0, before);
+    world.settle().unwrap();
+    world.script(0, ann);
+    world.script(1, bob);
+    // Ann's changes reach the server before Bob's, and before Bob hears of them.
+    world.settle_one(0).unwrap();
+    world.settle().unwrap();
+    let result = world.check();
+    let trees: Vec<String> = (0..2).map(|device| world.tree(device)).collect();
+    assert_eq!(trees, [expected, expected], "{before:?}, ann {ann:?}, bob {bob:?}: {result:?}");
+    assert_eq!(result, Ok(()), "{}", world.trace());
+}
+
+#[test]
+fn what_only_one_side_changed_goes_to_the_other() {
+    check("a=1", "write a 2", "", "a=2");
+    check("a=1", "", "write a 2", "a=2");
+    check("a=1", "rm a", "", "");
+    check("a=1", "", "rm a", "");
+    check("a=1", "mv a b", "", "b=1");
+    check("d/ d/a=1", "", "mv d e", "e/ e/a=1");
+    check("", "mkdir d; write d/a 1; link l t", "", "d/ d/a=1 l->t");
+}
+
+#[test]
+fn the_same_change_on_both_sides_is_one() {
+    check("a=1", "write a 2", "write a 2", "a=2");
+    check("a=1", "rm a", "rm a", "");
+    check("", "mkdir d; write d/a 1", "mkdir d; write d/a 1", "d/ d/a=1");
+}
+
+#[test]
+fn of_two_edits_the_remote_keeps_the_name() {
+    check(
+        "a.txt=1",
+        "write a.txt 2",
+        "write a.txt 3",
+        "a (conflicted copy bob 2026-11-23).txt=3 a.txt=2",
+    );
+}
+
+#[test]
+fn an_edit_beats_a_deletion() {
+    check("a=1", "write a 2", "rm a", "a=2");
+    check("a=1", "rm a", "write a 2", "a=2");
+    check("d/ d/a=1", "rm d", "write d/a 2", "d/ d/a=2");
+    check("d/ d/a=1", "write d/a 2", "rm d", "d/ d/a=2");
+}
+
+#[test]
+fn of_two_moves_the_servers_order_wins() {
+    check("a=1", "mv a b", "mv a c", "b=1");
+    check("d/ d/a=1", "mv d e", "mv d f", "e/ e/a=1");
+}
+
+#[test]
+fn an_edit_and_a_move_both_apply() {
+    check("a=1", "write a 2", "mv a b", "b=2");
+    check("a=1", "mv a b", "write a 2", "b=2");
+    check("d/ d/a=1", "mv d e", "write d/a 2", "e/ e/a=2");
+}
+
+#[test]
+fn a_deleted_directory_stays_with_what_is_new_or_edited_in_it() {
+    check("d/ d/a=1 d/b=2", "rm d", "write d/c 3", "d/ d/c=3");
+    check("d/ d/a=1 d/b=2", "write d/c 3", "rm d", "d/ d/c=3");
+    check("d/ d/e/ d/e/a=1 d/b=2", "rm d", "write d/e/a 3", "d/ d/e/ d/e/a=3");
+}
+
+#[test]
+fn of_two_creations_directories_and_equal_files_merge_and_others_conflict() {
+    check("", "mkdir d; write d/a 1", "mkdir d; write d/b 2", "d/ d/a=1 d/b=2");
+    check("", "write a 1", "write a 1", "a=1");
+    check("", "write a 1", "write a 2", "a=1 a (conflicted copy bob 2026-11-23)=2");
+    check("", "link a x", "write a 2", "a->x a (conflicted copy bob 2026-11-23)=2");
+    check(
+        "",
+        "write a 1",
+        "mkdir a; write a/b 2",
+        "a=1 a (conflicted copy bob 2026-11-23)/ a (conflicted copy bob 2026-11-23)/b=2",
+    );
+}
+
+#[test]
+fn a_file_where_a_directory_was_and_new_content_in_that_directory_both_live() {
+    check(
+        "d/ d/a=1",
+        "rm d; write d 2",
+        "write d/b 3",
+        "d=2 d (conflicted copy bob 2026-11-23)/ d (conflicted copy bob 2026-11-23)/b=3",
+    );
+    check(
+        "d/ d/a=1",
+        "write d/b 3",
+        "rm d; write d 2",
+        "d/ d/b=3 d (conflicted copy bob 2026-11-23)=2",
+    );
+}
+
+#[test]
+fn of_two_directories_moved_into_each_other_the_second_is_undone() {
+    check("x/ x/a=1 y/ y/b=2", "mv x y/x", "mv y x/y", "y/ y/b=2 y/x/ y/x/a=1");
+}
+
+#[test]
+fn names_can_be_exchanged_in_one_go() {
+    check("a=1 b=2", "mv a t; mv b a; mv t b", "", "a=2 b=1");
+    check("a=1 b=2", "", "mv a t; mv b a; mv t b", "a=2 b=1");
+    check("d/ d/e/ d/e/a=1", "mv d/e t; mv d t/d; mv t d", "", "d/ d/a=1 d/d/");
+}
