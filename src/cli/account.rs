@@ -137,9 +137,7 @@ fn answers_of(file: Option<&Path>) -> Result<Answers, Failure> {
 /// When the server cannot be reached: the device would stay in the account.
 pub async fn log_out(machine: &Machine, output: Output) -> Result<Exit, Failure> {
     let account = machine.account()?;
-    let session = account.connect().await?;
-    session.logout().await.map_err(refused)?;
-    let admitted = session.admitted();
+    account.end_access().await?;
     match &account.folder {
         Some(folder) => {
             let failed = |error: &(dyn std::error::Error + 'static)| {
@@ -155,8 +153,8 @@ pub async fn log_out(machine: &Machine, output: Output) -> Result<Exit, Failure>
         told(output.object(&json!({
             "type": "logged-out",
             "version": 1,
-            "user": admitted.user_name,
-            "device": admitted.device_name,
+            "user": account.user,
+            "device": account.device,
         })))?;
     } else {
         told(output.line(&match &account.folder {

@@ -167,7 +167,7 @@ pub struct LogIn {
     /// The server: HOST:PORT, or a join link
     #[arg(long, value_name = "HOST:PORT")]
     pub server: String,
-    /// The fingerprint of the server's certificate, as `picloud-server fingerprint` prints it
+    /// The fingerprint of the server's certificate, the part of a join link between `#` and `.`
     #[arg(long, value_name = "FINGERPRINT")]
     pub fingerprint: Option<String>,
     /// The account

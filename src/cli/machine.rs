@@ -18,8 +18,11 @@ use super::dial::Server;
 use super::failure::{Exit, Failure};
 use crate::agent::config::{Authority, Config, ConfigError, FolderConfig};
 use crate::agent::{credentials, durable};
+use crate::client::ClientError;
 use crate::client::Session;
 use crate::model::{DeviceId, DriveId, Fingerprint};
+use crate::protocol::CallError;
+use crate::protocol::message::FailureCode;
 
 /// The newest format of `session.toml`.
 const SESSION_VERSION: u32 = 1;
@@ -285,6 +288,26 @@ impl Account {
         resumed
             .and_then(|session| session.on_drive(self.drive))
             .map_err(|error| Failure::of_client(&error))
+    }
+
+    /// Ends this device's access; one that was revoked has none any more, and that is as good.
+    ///
+    /// # Errors
+    /// When the server cannot be reached or does not agree: the device would stay in the account.
+    pub async fn end_access(&self) -> Result<(), Failure> {
+        let mut client = self.server.connect().await?;
+        let ended = match client.resume(self.device, self.token.as_bytes()).await {
+            Ok(session) => session.logout().await,
+            Err(error) => Err(error),
+        };
+        match ended {
+            Err(ClientError::Call(CallError::Failed(failure)))
+                if failure.code == FailureCode::Revoked =>
+            {
+                Ok(())
+            }
+            ended => ended.map_err(|error| Failure::of_client(&error)),
+        }
     }
 }
 

@@ -36,7 +36,9 @@ pub enum Fault {
 /// The folder is not there any more, or is another one. Nothing may be concluded from that about
 /// what is in it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("The folder is not there any more ({reason}); mount or bring it back, or unlink it")]
+#[error(
+    "The folder is not there any more ({reason}); mount it or bring it back, or end it with `picloud logout`"
+)]
 pub struct FolderGone {
     /// What was found, for a person.
     pub reason: String,

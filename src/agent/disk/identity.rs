@@ -37,7 +37,9 @@ struct File {
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
     /// The folder does not exist.
-    #[error("The folder {path} is not there; mount or create it, or unlink it")]
+    #[error(
+        "The folder {path} is not there; mount it or bring it back, or end it with `picloud logout`"
+    )]
     Missing {
         /// Where it should be.
         path: PathBuf,
@@ -53,7 +55,7 @@ pub enum FolderError {
     },
     /// The folder has another identity than it should have.
     #[error(
-        "The folder {path} belongs to another drive; unlink it there, or choose another folder"
+        "The folder {path} belongs to another drive; end it there with `picloud logout`, or choose another folder"
     )]
     OtherIdentity {
         /// The folder.

@@ -74,10 +74,10 @@ impl End {
     fn of_code(code: Option<FailureCode>, text: String) -> Self {
         match code {
             Some(FailureCode::Revoked) => {
-                Self::Refused("This device was revoked; join the folder again".to_owned())
+                Self::Refused("This device was revoked; run `picloud logout`, then join the folder again".to_owned())
             }
             Some(FailureCode::Unauthenticated) => Self::Refused(
-                "The server does not know this device any more; join the folder again".to_owned(),
+                "The server does not know this device any more; run `picloud logout`, then join the folder again".to_owned(),
             ),
             Some(FailureCode::Forbidden | FailureCode::NotFound) => Self::Refused(text),
             Some(FailureCode::Version | FailureCode::Malformed) => Self::Wrong(text),
@@ -179,7 +179,7 @@ impl Link {
             Ok((connection, pushes))
         } else {
             Err(End::Refused(format!(
-                "The account {:?} has no access to this folder's drive any more; join the folder again",
+                "The account {:?} has no access to this folder's drive any more; run `picloud logout`, then join the folder again",
                 self.config.user
             )))
         }
