@@ -550,7 +550,7 @@ mod tests {
             state: State::InSync,
             files: 1204,
             dirs: 1,
-            bytes: 3_328_599_655,
+            bytes: 3_340_000_000,
             uploads: 0,
             upload_bytes: 0,
             downloads: 0,

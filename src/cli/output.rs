@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn numbers_read_well() {
-        let shown: Vec<String> = [0, 1023, 1024, 1536, 3_328_599_655, u64::MAX].map(bytes).into();
+        let shown: Vec<String> = [0, 1023, 1024, 1536, 3_340_000_000, u64::MAX].map(bytes).into();
         assert_eq!(shown, ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "3.1 GiB", "15.9 EiB"]);
         assert_eq!(count(1_204_000), "1,204,000");
         assert_eq!(counted(1, "file", "files"), "1 file");

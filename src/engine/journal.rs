@@ -5,6 +5,9 @@ use super::trees::{Remote, Trees};
 use super::{Engine, Flight, Pushed, Subject};
 use crate::model::{Digest, Lineage, NodeId, Refusal, Rev, Versioned};
 
+/// The journal is heard anew because of a digest at most this often.
+const RESUBSCRIBE_MS: u64 = 60_000;
+
 impl<T: Trees> Engine<T> {
     /// A connection is there.
     pub(super) fn online(
@@ -17,16 +20,11 @@ impl<T: Trees> Engine<T> {
         let mut meta = self.trees.meta();
         let is_new_lineage = meta.lineage.is_some_and(|known| known != lineage);
         if is_new_lineage || from < meta.cursor {
-            // The journal is told from the beginning. With another lineage nothing that both sides
-            // once agreed on counts any more: what follows is a union.
-            self.forget_remote(is_new_lineage)?;
+            // The journal is told from the beginning, by a server that began anew or went back to
+            // an older backup. Nothing that both sides once agreed on counts any more.
+            self.begin_union()?;
             meta = self.trees.meta();
-            meta.digest = Digest::default();
-            meta.cursor = Rev::ZERO;
             meta.consistent = head == Rev::ZERO;
-            if is_new_lineage {
-                meta.linked = false;
-            }
         } else if meta.lineage.is_none() || meta.cursor < head {
             // Nothing is asked before everything is heard that was there at this moment: answers to
             // what an earlier connection sent are part of it.
@@ -60,7 +58,17 @@ impl<T: Trees> Engine<T> {
         self.uploaded.clear();
     }
 
-    fn forget_remote(&mut self, with_base: bool) -> Result<(), T::Error> {
+    /// Forgets the remote tree and every merge base: what follows is a union, which adds and
+    /// conflicts, and never deletes.
+    fn begin_union(&mut self) -> Result<(), T::Error> {
+        let mut meta = self.trees.meta();
+        meta.digest = Digest::default();
+        meta.cursor = Rev::ZERO;
+        meta.consistent = false;
+        meta.linked = false;
+        self.trees.set_meta(meta)?;
+        self.in_doubt.clear();
+        self.link.newest_own = Rev::ZERO;
         let mut after = None;
         loop {
             let ids = self.trees.all(after, 512)?;
@@ -71,9 +79,7 @@ impl<T: Trees> Engine<T> {
             for id in ids {
                 let mut entry = self.trees.get(id)?;
                 entry.remote = None;
-                if with_base {
-                    entry.synced = None;
-                }
+                entry.synced = None;
                 self.trees.put(id, &entry)?;
             }
         }
@@ -121,22 +127,33 @@ impl<T: Trees> Engine<T> {
         if page.upto == page.head && page.consistent {
             self.in_doubt.clear();
         }
-        self.compare_digests(&page.digest, page.upto);
         self.agenda.reached(meta.cursor);
-        Ok(())
+        self.compare_digests(&page.digest, page.upto)
     }
 
-    fn compare_digests(&mut self, theirs: &Option<Digest>, upto: Rev) {
+    fn compare_digests(&mut self, theirs: &Option<Digest>, upto: Rev) -> Result<(), T::Error> {
         // Answers to our commits run ahead of the pages: compare only when the pages have caught up.
-        let Some(theirs) = theirs else { return };
+        let Some(theirs) = theirs else { return Ok(()) };
         if self.link.newest_own > upto {
-            return;
+            return Ok(());
         }
         let agrees = self.trees.meta().digest == *theirs;
         self.link.agrees = Some(agrees);
-        if !agrees {
-            self.link.needs_resubscribe = true;
+        if agrees {
+            self.solve(&Subject::Listing(NodeId::ROOT));
+            return Ok(());
         }
+        // The server went back to an older backup and has grown past our cursor since, or our state
+        // is damaged. Either way what we remember of the server is wrong: hear all of it again.
+        let reason = "The server's journal is not the one this device knows (was it restored from a \
+                      backup?): everything is compared again, and nothing is deleted";
+        self.problem(Subject::Listing(NodeId::ROOT), reason);
+        if self.now.ms >= self.link.resubscribe_after_ms {
+            self.link.resubscribe_after_ms = self.now.ms + RESUBSCRIBE_MS;
+            self.link.needs_resubscribe = true;
+            self.begin_union()?;
+        }
+        Ok(())
     }
 
     /// Takes the answers to a commit in.

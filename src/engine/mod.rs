@@ -143,6 +143,8 @@ struct Link {
     newest_own: Rev,
     agrees: Option<bool>,
     needs_resubscribe: bool,
+    /// Before this time the journal is not heard anew again because of a digest.
+    resubscribe_after_ms: u64,
 }
 
 /// The engine of one folder.

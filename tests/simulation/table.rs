@@ -120,3 +120,36 @@ fn names_can_be_exchanged_in_one_go() {
     check("a=1 b=2", "", "mv a t; mv b a; mv t b", "a=2 b=1");
     check("d/ d/e/ d/e/a=1", "mv d/e t; mv d t/d; mv t d", "", "d/ d/a=1 d/d/");
 }
+
+/// R3 of the ways in which others lost files: a backup of the server is restored.
+#[test]
+fn a_server_that_goes_back_to_an_older_backup_takes_nothing_from_the_devices() {
+    for others_first in [false, true] {
+        let mut world = World::new(1, 2);
+        world.build(0, "a=1 d/ d/b=2");
+        if let Err(failure) = world.settle() {
+            panic!("{failure} {}", world.trace());
+        }
+        let backup = world.server.clone();
+        world.script(0, "write new 3; write d/newer 4; write a 5");
+        if let Err(failure) = world.settle() {
+            panic!("{failure} {}", world.trace());
+        }
+        world.restore(backup);
+        if others_first {
+            // The journal grows past the other device's cursor before that hears of anything.
+            world.script(0, "mkdir e; write e/1 6; write e/2 7; write e/3 8; write e/4 9");
+            if let Err(failure) = world.settle_one(0) {
+                panic!("{failure} {}", world.trace());
+            }
+        }
+        if let Err(failure) = world.settle() {
+            panic!("{failure} {}", world.trace());
+        }
+        let trees: Vec<String> = (0..2).map(|device| world.tree(device)).collect();
+        assert_eq!(trees[0], trees[1], "{}", world.trace());
+        for token in ["new=3", "d/newer=4", "=5"] {
+            assert!(trees[0].contains(token), "{token} is lost: {}", trees[0]);
+        }
+    }
+}

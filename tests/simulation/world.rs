@@ -55,6 +55,8 @@ pub struct World {
     written: BTreeSet<String>,
     superseded: BTreeSet<String>,
     trace: String,
+    /// Whether the server went back to an older state.
+    restored: bool,
 }
 
 fn key(content: &Content) -> String {
@@ -98,6 +100,7 @@ impl World {
             written: BTreeSet::new(),
             superseded: BTreeSet::new(),
             trace: String::new(),
+            restored: false,
         }
     }
 
@@ -288,6 +291,15 @@ impl World {
         entries.join(" ")
     }
 
+    /// The server goes back to an older state of itself, and every connection breaks.
+    pub fn restore(&mut self, older: Server) {
+        for n in 0..self.devices.len() {
+            self.cut(n, true);
+        }
+        self.server = older;
+        self.restored = true;
+    }
+
     /// As [`World::settle`], for one device, while the others hear and say nothing.
     pub fn settle_one(&mut self, device: usize) -> Result<(), String> {
         self.settle_some(&[device])
@@ -458,18 +470,16 @@ impl World {
         self.note(format!("{} connects", self.devices[n].disk.device));
         let meta = self.devices[n].engine.trees().meta();
         let head = self.server.head();
+        // A cursor past the head is answered with the journal from the beginning.
+        let from = if meta.cursor > head { Rev::ZERO } else { meta.cursor };
         let device = &mut self.devices[n];
         device.online = true;
         device.own.clear();
-        device.sent = meta.cursor;
-        device.down.push_back(Event::Online {
-            lineage: Server::lineage(),
-            from: meta.cursor,
-            head,
-        });
+        device.sent = from;
+        device.down.push_back(Event::Online { lineage: Server::lineage(), from, head });
         // A first page always comes.
-        let digest = (meta.cursor == head).then_some(self.server.manifest.digest);
-        if meta.cursor == head {
+        let digest = (from == head).then_some(self.server.manifest.digest);
+        if from == head {
             device.down.push_back(Event::Page(JournalPage {
                 upto: head,
                 head,
@@ -539,6 +549,10 @@ impl World {
         let device = &mut self.devices[n];
         device.engine.poll(now, &mut device.actions).unwrap();
         if device.engine.needs_resubscribe() {
+            if self.restored {
+                self.cut(n, true);
+                return;
+            }
             let mut diff = String::new();
             for (id, entry) in device.engine.trees().entries() {
                 let known = entry.remote.as_ref().map(|r| (r.rev, Some(r.node.clone())));
