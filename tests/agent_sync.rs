@@ -174,7 +174,10 @@ async fn a_revoked_device_stops_and_says_what_to_do() {
     admin.revoke("alice", "b").unwrap();
     b.until_state(State::Stopped).await;
     let problems = b.status().folders[0].problems.clone();
-    assert_eq!(problems[0].reason, "This device was revoked; join the folder again");
+    assert_eq!(
+        problems[0].reason,
+        "This device was revoked; run `picloud logout`, then join the folder again"
+    );
     a.write("after", "y");
     a.sync().await;
     assert!(b.read("after").is_none());
