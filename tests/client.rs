@@ -312,11 +312,8 @@ async fn a_watch_tells_paths_of_what_others_do() {
 
     let dir = other.stat(&path("out")).await.unwrap().unwrap();
     let change = async |op| {
-        let change = Change {
-            node: new.id,
-            base: other.stat(&path("in/new")).await.unwrap().unwrap().rev,
-            op,
-        };
+        let base = other.stat(&path("in/new")).await.unwrap().unwrap().rev;
+        let change = Change::new(new.id, base, op);
         let commit = Commit { drive: other.drive().id, changes: vec![change], chunks: vec![] };
         let results = other.connection().call(&commit).await.unwrap().results;
         assert!(matches!(results[0], ChangeResult::Accepted { .. }), "{results:?}");

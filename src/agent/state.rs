@@ -16,7 +16,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use serde::{Deserialize, Serialize};
 
 use super::conflicts;
-use crate::engine::trees::{Entry, Local, LocalBody, Meta, Remote, StandsFor, Totals, Trees};
+use crate::engine::trees::{Entry, Local, LocalBody, Meta, Remote, Sent, StandsFor, Totals, Trees};
 use crate::model::{Body, Content, DriveId, FolderId, ListId, Name, Node, NodeId, Place, RelPath};
 
 /// The format written here, in `PRAGMA user_version`.
@@ -25,6 +25,9 @@ const FORMAT: i32 = 1;
 /// Entries of each of the two generations of the read cache. An entry is about half a KiB, so both
 /// generations full are about 16 MiB.
 const CACHED_MAX: usize = 16 * 1024;
+
+const SENT_SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS sent (number INTEGER PRIMARY KEY, changes BLOB NOT NULL);";
 
 const SCHEMA: &str = "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -470,6 +473,8 @@ impl SqliteTrees {
                 return Err(StateError::TooNew { path: path.to_owned(), found });
             }
         }
+        // Later than the others, and nothing to an older version.
+        connection.execute_batch(SENT_SCHEMA).map_err(fail)?;
         let meta = match Self::read_meta(&connection, "meta").map_err(fail)? {
             Some(bytes) => rmp_serde::from_slice(&bytes)
                 .map_err(|error| damaged(format!("the meta row: {error}")))?,
@@ -855,6 +860,43 @@ impl Trees for SqliteTrees {
             self.meta = meta;
         }
         Ok(())
+    }
+
+    fn note_sent(&mut self, commit: u64, changes: &[Sent]) -> Result<(), StateError> {
+        let changes =
+            rmp_serde::to_vec_named(changes).map_err(|error| self.damaged(error.to_string()))?;
+        self.begin()?;
+        self.connection
+            .prepare_cached("INSERT OR REPLACE INTO sent VALUES (?1, ?2)")
+            .and_then(|mut insert| insert.execute(params![commit.cast_signed(), changes]))
+            .map_err(|error| self.fail(error))?;
+        Ok(())
+    }
+
+    fn forget_sent(&mut self, commit: u64) -> Result<(), StateError> {
+        self.begin()?;
+        self.connection
+            .prepare_cached("DELETE FROM sent WHERE number = ?1")
+            .and_then(|mut delete| delete.execute(params![commit.cast_signed()]))
+            .map_err(|error| self.fail(error))?;
+        Ok(())
+    }
+
+    fn sent(&self) -> Result<Vec<(u64, Vec<Sent>)>, StateError> {
+        let rows: rusqlite::Result<Vec<(i64, Vec<u8>)>> = self
+            .connection
+            .prepare_cached("SELECT number, changes FROM sent ORDER BY number")
+            .and_then(|mut select| {
+                select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+            });
+        rows.map_err(|error| self.fail(error))?
+            .into_iter()
+            .map(|(number, changes)| {
+                let changes = rmp_serde::from_slice(&changes)
+                    .map_err(|error| self.damaged(format!("a commit that was sent: {error}")))?;
+                Ok((number.cast_unsigned(), changes))
+            })
+            .collect()
     }
 
     fn checkpoint(&mut self) -> Result<(), StateError> {

@@ -258,7 +258,7 @@ impl Session {
                     (fresh, Rev::ZERO, ChangeOp::Create(node))
                 }
             };
-            changes.push(Change { node, base, op });
+            changes.push(Change::new(node, base, op));
             let chunks = uploaded.inline.iter().cloned().collect();
             match self.commit(changes, chunks).await? {
                 Ok(rev) => {
@@ -361,7 +361,7 @@ impl Session {
                 attrs: Attrs::from_mode(0o755),
             };
             parent = self.fresh_id();
-            changes.push(Change { node: parent, base: Rev::ZERO, op: ChangeOp::Create(node) });
+            changes.push(Change::new(parent, Rev::ZERO, ChangeOp::Create(node)));
         }
         Ok(changes)
     }

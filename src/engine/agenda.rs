@@ -139,6 +139,11 @@ impl Agenda {
         self.retries.get(&id).is_some_and(|retry| retry.at_ms > now_ms)
     }
 
+    /// Returns whether the last try with a node failed.
+    pub(crate) fn has_failed(&self, id: NodeId) -> bool {
+        self.retries.contains_key(&id)
+    }
+
     /// Forgets that a node ever failed.
     pub(crate) fn clear_retry(&mut self, id: NodeId) {
         if let Some(old) = self.retries.remove(&id) {

@@ -41,7 +41,9 @@ impl<T: Trees> Engine<T> {
     /// The connection is gone: what was asked on it is in doubt, and is planned again.
     pub(super) fn offline(&mut self) {
         self.link.online = false;
-        self.batches.clear();
+        let mut batches: Vec<u64> = std::mem::take(&mut self.batches).into_keys().collect();
+        batches.sort_unstable();
+        self.commits_in_doubt.extend(batches);
         self.outbox.clear();
         self.outbox_bytes = 0;
         let cut: Vec<NodeId> = self
@@ -52,10 +54,19 @@ impl<T: Trees> Engine<T> {
             .collect();
         for id in cut {
             if let Some(Flight::Commit { pushed }) = self.land(id) {
-                self.in_doubt.insert(id, pushed);
+                self.in_doubt.insert(id, pushed.node);
             }
         }
         self.uploaded.clear();
+    }
+
+    /// Nothing is in doubt any more.
+    fn end_doubt(&mut self) -> Result<(), T::Error> {
+        self.in_doubt.clear();
+        for commit in std::mem::take(&mut self.commits_in_doubt) {
+            self.trees.forget_sent(commit)?;
+        }
+        Ok(())
     }
 
     /// Forgets the remote tree and every merge base: what follows is a union, which adds and
@@ -67,7 +78,7 @@ impl<T: Trees> Engine<T> {
         meta.consistent = false;
         meta.linked = false;
         self.trees.set_meta(meta)?;
-        self.in_doubt.clear();
+        self.end_doubt()?;
         self.link.newest_own = Rev::ZERO;
         let mut after = None;
         loop {
@@ -92,11 +103,10 @@ impl<T: Trees> Engine<T> {
             if entry.remote.as_ref().is_some_and(|known| known.rev >= rev) {
                 continue;
             }
-            if let Some(doubt) = self.in_doubt.remove(&id)
-                && doubt.node == node
-            {
-                // The change whose answer was lost: it is what both sides agreed on.
-                entry.synced = node.clone();
+            if let Some(doubt) = self.in_doubt.remove(&id) {
+                // When it is the change whose answer was lost, that is what both sides agreed on.
+                // When it is another, nobody knows whether ours came before it.
+                entry.synced = node.clone().filter(|_| doubt == node);
             }
             let mut meta = self.trees.meta();
             if let Some(old) = &entry.remote {
@@ -125,7 +135,9 @@ impl<T: Trees> Engine<T> {
             self.agenda.sweep();
         }
         if page.upto == page.head && page.consistent {
-            self.in_doubt.clear();
+            // The server takes nothing more from earlier connections: what is not here by now never
+            // arrived.
+            self.end_doubt()?;
         }
         self.agenda.reached(meta.cursor);
         self.compare_digests(&page.digest, page.upto)
@@ -166,6 +178,7 @@ impl<T: Trees> Engine<T> {
         let Some(ids) = self.batches.remove(&batch) else {
             return Ok(());
         };
+        self.trees.forget_sent(batch)?;
         self.link.head = self.link.head.max(head);
         for (id, result) in ids.into_iter().zip(results) {
             let Some(Flight::Commit { pushed }) = self.land(id) else {

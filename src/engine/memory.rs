@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 
-use super::trees::{Entry, Meta, Totals, Trees};
+use super::trees::{Entry, Meta, Sent, Totals, Trees};
 use crate::model::{Name, NodeId};
 
 /// Trees in maps; a checkpoint is remembered, so that a crash can go back to it.
@@ -24,6 +24,7 @@ struct State {
     dirty: BTreeMap<u64, NodeId>,
     totals: Totals,
     meta: Meta,
+    sent: BTreeMap<u64, Vec<Sent>>,
     seq: u64,
 }
 
@@ -179,6 +180,20 @@ impl Trees for MemoryTrees {
     fn set_meta(&mut self, meta: Meta) -> Result<(), Infallible> {
         self.now.meta = meta;
         Ok(())
+    }
+
+    fn note_sent(&mut self, commit: u64, changes: &[Sent]) -> Result<(), Infallible> {
+        self.now.sent.insert(commit, changes.to_vec());
+        Ok(())
+    }
+
+    fn forget_sent(&mut self, commit: u64) -> Result<(), Infallible> {
+        self.now.sent.remove(&commit);
+        Ok(())
+    }
+
+    fn sent(&self) -> Result<Vec<(u64, Vec<Sent>)>, Infallible> {
+        Ok(self.now.sent.iter().map(|(commit, sent)| (*commit, sent.clone())).collect())
     }
 
     fn checkpoint(&mut self) -> Result<(), Infallible> {

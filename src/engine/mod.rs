@@ -29,7 +29,7 @@ use self::agenda::Agenda;
 use self::observe::Looks;
 use self::seam::{Action, DirRef, Event, Outgoing, Spot, Stat};
 use self::trees::{Entry, Local, LocalBody, Trees};
-use crate::model::{Content, IdSource, Name, Node, NodeId, RelPath, Rev, Timestamp};
+use crate::model::{Content, IdSource, Name, Node, NodeId, Place, RelPath, Rev, Timestamp};
 
 /// The time, as the driver passes it in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,16 +45,18 @@ pub struct Now {
 pub struct Settings {
     /// Contents up to this length travel inside the commit.
     pub inline_len_max: u32,
-    /// Whether the machine stopped uncleanly since this folder was last watched (a power cut):
-    /// files that shrank to nothing are then fetched again, not sent.
-    pub unclean: bool,
+    /// Set when the machine stopped uncleanly since this folder was last watched (a power cut). What
+    /// the first look finds missing or changed may then be what the power took, not what a person
+    /// did: it is never sent over what the server has, and nothing is deleted. Files that changed at
+    /// this time or later may even have lost bytes without a trace, and are read again.
+    pub suspect_since: Option<Timestamp>,
     /// How long a name must be missing before it counts as deleted, in milliseconds.
     pub missing_settle_ms: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { inline_len_max: 64 * 1024, unclean: false, missing_settle_ms: 150 }
+        Self { inline_len_max: 64 * 1024, suspect_since: None, missing_settle_ms: 150 }
     }
 }
 
@@ -129,6 +131,10 @@ enum ApplyKind {
         alias: Option<Name>,
     },
     Park,
+    /// It comes back from where it was parked, to this place, which nobody agreed on.
+    Unpark {
+        place: Place,
+    },
     SetAside,
     Remove,
 }
@@ -167,8 +173,11 @@ pub struct Engine<T> {
     outbox_bytes: u64,
     /// Contents that the server has by an upload of ours, until their change is committed.
     uploaded: HashMap<NodeId, Content>,
-    /// Changes sent on a connection that broke before the answer came.
-    in_doubt: HashMap<NodeId, Pushed>,
+    /// Changes sent on a connection that broke before the answer came, perhaps in an earlier life of
+    /// this device: what each makes of its node.
+    in_doubt: HashMap<NodeId, Option<Node>>,
+    /// The commits they were in, as the trees remember them.
+    commits_in_doubt: Vec<u64>,
     /// Other names for nodes whose own the disk cannot hold.
     aliases: HashMap<NodeId, Name>,
     /// Directories that were not empty although nothing of ours was in them.
@@ -194,6 +203,16 @@ impl<T: Trees> Engine<T> {
     /// # Errors
     /// When the trees cannot be read.
     pub fn new(trees: T, settings: Settings, ids: IdSource) -> Result<Self, T::Error> {
+        let sent = trees.sent()?;
+        let commits_in_doubt: Vec<u64> = sent.iter().map(|(commit, _)| *commit).collect();
+        let next_batch = commits_in_doubt.last().map_or(1, |last| last + 1);
+        let in_doubt = if settings.suspect_since.is_some() {
+            // What was sent may be newer than what the power left on disk: it is no merge base.
+            HashMap::new()
+        } else {
+            let sent = sent.into_iter().flat_map(|(_, sent)| sent);
+            sent.map(|sent| (sent.node, sent.after)).collect()
+        };
         Ok(Self {
             trees,
             settings,
@@ -206,11 +225,12 @@ impl<T: Trees> Engine<T> {
             targets: BTreeMap::new(),
             link: Link::default(),
             batches: HashMap::new(),
-            next_batch: 1,
+            next_batch,
             outbox: Vec::new(),
             outbox_bytes: 0,
             uploaded: HashMap::new(),
-            in_doubt: HashMap::new(),
+            in_doubt,
+            commits_in_doubt,
             aliases: HashMap::new(),
             stubborn: HashMap::new(),
             problems: BTreeMap::new(),
@@ -282,7 +302,7 @@ impl<T: Trees> Engine<T> {
                 }
             }
         }
-        self.flush(actions);
+        self.flush(actions)?;
         self.advance_looks(actions)?;
         actions.extend(self.pending.drain(..));
         if self.is_settled() {
@@ -414,6 +434,12 @@ impl<T: Trees> Engine<T> {
     }
 
     fn problem(&mut self, subject: Subject, reason: impl Into<String>) {
+        if let Subject::Node(id) = &subject
+            && self.trees.get(*id).is_ok_and(|entry| !entry.is_dirty())
+        {
+            // It came to nothing, and meanwhile there is nothing left to do for it.
+            return;
+        }
         if self.problems.len() < PROBLEMS_MAX || self.problems.contains_key(&subject) {
             self.problems.insert(subject, reason.into());
         }

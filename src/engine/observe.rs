@@ -13,10 +13,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::seam::{Action, Found, Look, Seen};
+use super::seam::{Action, Found, Look, Seen, Stat};
 use super::trees::{Entry, Local, LocalBody, Trees};
 use super::{Engine, Flight, Subject, normal};
-use crate::model::{Body, Content, Kind, Name, NodeId, Place};
+use crate::model::{Content, Kind, Name, NodeId, Place, Timestamp};
 
 /// The most looks under way.
 const LOOKS_MAX: usize = 32;
@@ -24,6 +24,8 @@ const LOOKS_MAX: usize = 32;
 const NAMES_MAX: usize = 512;
 /// How long after a racy read a file is read again.
 const RACY_RECHECK_MS: u64 = 1_500;
+/// How long to wait with a directory that was not where it should be.
+const GONE_RECHECK_MS: u64 = 20;
 
 /// What is to be looked at in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +58,8 @@ struct Missing {
     since_ms: u64,
     asked_again: bool,
     confirmed: bool,
+    /// Whether its name may have been lost with the power; that is no deletion.
+    is_lost: bool,
 }
 
 /// A new name whose node is not decided yet.
@@ -86,8 +90,12 @@ pub(super) struct Looks {
     after: HashMap<NodeId, BTreeSet<(NodeId, Name)>>,
     /// Nodes that wait for looks to come back.
     waiters: BTreeSet<NodeId>,
-    /// Directories with racily read files, and when to look at them again.
+    /// Directories with racily read files, or that could not be read, and when to look at them
+    /// again.
     rechecks: BTreeMap<NodeId, u64>,
+    /// Directories that were not where they should be, when to look for them again, and at what.
+    /// Until then what is in them is not known.
+    astray: BTreeMap<NodeId, (u64, Want)>,
     rescan_wanted: bool,
     rescanning: bool,
     /// Completed looks at everything.
@@ -119,6 +127,14 @@ impl Looks {
         }
     }
 
+    /// Looks for a directory again a little later.
+    fn astray(&mut self, dir: NodeId, at_ms: u64, mut want: Want) {
+        if let Some((_, before)) = self.astray.remove(&dir) {
+            want.add(before);
+        }
+        self.astray.insert(dir, (at_ms, want));
+    }
+
     /// Looks at a name in the next round.
     pub(super) fn hint_name(&mut self, dir: NodeId, name: Name) {
         self.hint(dir, Want::Names(BTreeSet::from([name])));
@@ -143,6 +159,7 @@ impl Looks {
         // What was wanted or under way for the old id is asked again for the new one.
         self.wanted.remove(&from);
         self.hints.remove(&from);
+        self.astray.remove(&from);
         self.hint(to, Want::All { deep: true });
     }
 
@@ -173,6 +190,7 @@ impl Looks {
         self.wanted.is_empty()
             && self.hints.is_empty()
             && self.under_way.is_empty()
+            && self.astray.is_empty()
             && self.missing.is_empty()
             && self.newcomers.is_empty()
             && !self.rescan_wanted
@@ -181,7 +199,8 @@ impl Looks {
 
     pub(super) fn next_due_ms(&self) -> Option<u64> {
         let missing = self.missing.values().filter(|m| !m.asked_again).map(|m| m.since_ms).min();
-        self.rechecks.values().copied().chain(missing).min()
+        let astray = self.astray.values().map(|(at, _)| *at).min();
+        self.rechecks.values().copied().chain(missing).chain(astray).min()
     }
 }
 
@@ -206,6 +225,18 @@ impl<T: Trees> Engine<T> {
         for dir in due {
             self.looks.rechecks.remove(&dir);
             self.looks.hint_all(dir);
+        }
+        let found: Vec<NodeId> = self
+            .looks
+            .astray
+            .iter()
+            .filter(|(_, (at, _))| *at <= now_ms)
+            .map(|(id, _)| *id)
+            .collect();
+        for dir in found {
+            if let Some((_, want)) = self.looks.astray.remove(&dir) {
+                self.looks.hint(dir, want);
+            }
         }
         for _ in 0..64 {
             self.issue_looks(actions)?;
@@ -267,7 +298,7 @@ impl<T: Trees> Engine<T> {
         names: Option<Vec<Name>>,
         look: Look,
     ) -> Result<(), T::Error> {
-        let Some(want) = self.looks.under_way.remove(&dir) else { return Ok(()) };
+        let Some(asked) = self.looks.under_way.remove(&dir) else { return Ok(()) };
         for id in std::mem::take(&mut self.looks.waiters) {
             self.agenda.schedule(id);
         }
@@ -283,19 +314,23 @@ impl<T: Trees> Engine<T> {
                 } else if self.root_ino == 0 {
                     self.looks.want(NodeId::ROOT, Want::All { deep: false });
                 }
-                let deep = want == Want::All { deep: true };
+                let deep = asked == Want::All { deep: true };
                 self.take_entries(dir, names.is_none(), deep, entries)?;
             }
             Look::Gone => match local {
                 // The root is the driver's to watch: a missing folder is not an empty one.
                 None => {}
-                Some(local) if local.parked => self.note_missing(dir),
+                // The look was asked for where it was before, or only the move out of there will
+                // tell that it is gone.
+                Some(local) if local.parked => {
+                    self.looks.astray(dir, self.now.ms + GONE_RECHECK_MS, asked);
+                }
                 Some(local) => {
                     let name = local.disk_name().clone();
                     let parent = local.place.parent;
                     self.looks.want(parent, Want::Names(BTreeSet::from([name])));
                     // It may have been away for a moment only.
-                    self.looks.rechecks.insert(dir, self.now.ms + 200);
+                    self.looks.astray(dir, self.now.ms + GONE_RECHECK_MS, asked);
                 }
             },
             Look::Unreadable { reason } => {
@@ -322,6 +357,7 @@ impl<T: Trees> Engine<T> {
                         seen.insert(name);
                     }
                 }
+                None if self.is_worked_on(dir, &name) => {}
                 None => {
                     self.solve(&Subject::Spot(dir, name.clone()));
                     for id in self.trees.local_at(dir, &name)? {
@@ -345,8 +381,29 @@ impl<T: Trees> Engine<T> {
                     }
                 }
             }
+            // What an operation of ours makes may be gone again by the time it is told.
+            let worked_on: Vec<Name> = self
+                .targets
+                .keys()
+                .filter(|(at, _)| *at == dir)
+                .map(|(_, name)| name.clone())
+                .collect();
+            for name in worked_on {
+                self.is_worked_on(dir, &name);
+            }
         }
         Ok(())
+    }
+
+    /// Returns whether an operation of ours is at work on this name; it is then looked at again when
+    /// that is over.
+    fn is_worked_on(&mut self, dir: NodeId, name: &Name) -> bool {
+        let spot = (dir, name.clone());
+        let Some(by) = self.targets.get(&spot).filter(|by| self.flights.contains_key(by)) else {
+            return false;
+        };
+        self.looks.after.entry(*by).or_default().insert(spot);
+        true
     }
 
     fn note_missing(&mut self, id: NodeId) {
@@ -359,10 +416,12 @@ impl<T: Trees> Engine<T> {
             return;
         }
         let since_ms = self.now.ms + self.settings.missing_settle_ms;
+        let is_lost = self.is_after_unclean_stop();
         let missing = self.looks.missing.entry(id).or_insert(Missing {
             since_ms,
             asked_again: false,
             confirmed: false,
+            is_lost,
         });
         if missing.asked_again {
             missing.confirmed = true;
@@ -377,11 +436,7 @@ impl<T: Trees> Engine<T> {
         deep: bool,
     ) -> Result<(), T::Error> {
         found.stat = normal(found.stat);
-        if let Some(by) = self.targets.get(&(dir, name.clone()))
-            && self.flights.contains_key(by)
-        {
-            // An operation of ours is at work on this name: look again when it is over.
-            self.looks.after.entry(*by).or_default().insert((dir, name.clone()));
+        if self.is_worked_on(dir, name) {
             return Ok(());
         }
         let special = Subject::Spot(dir, name.clone());
@@ -404,7 +459,8 @@ impl<T: Trees> Engine<T> {
                 continue;
             };
             let is_same = local.stat.kind == found.stat.kind
-                && (local.body != LocalBody::Dir || local.stat.same_inode(&found.stat));
+                && (local.stat.same_inode(&found.stat)
+                    || (local.body != LocalBody::Dir && !self.is_anothers(id, &found)?));
             if !is_same || matched {
                 self.note_missing(id);
                 continue;
@@ -442,7 +498,10 @@ impl<T: Trees> Engine<T> {
     ) -> Result<(), T::Error> {
         let target_changed =
             matches!((&local.body, &found.target), (LocalBody::Link(old), Some(new)) if old != new);
-        if local.stat.unchanged(&found.stat) && !target_changed {
+        let may_be_torn = self.is_after_unclean_stop()
+            && found.stat.kind == Some(Kind::File)
+            && self.settings.suspect_since.is_some_and(|since| found.stat.ctime >= since);
+        if local.stat.unchanged(&found.stat) && !target_changed && !may_be_torn {
             if local.racy {
                 self.verify(id, &local)?;
             }
@@ -455,8 +514,8 @@ impl<T: Trees> Engine<T> {
             (LocalBody::Link(target), Some(new)) => *target = new.clone(),
             (LocalBody::Link(_) | LocalBody::Dir, _) => {}
         }
-        if self.settings.unclean && self.looks.rescans_done == 0 {
-            suspect_emptied(entry, &mut local);
+        if self.is_after_unclean_stop() {
+            suspect(entry, &mut local);
         }
         entry.local = Some(local);
         self.agenda.clear_retry(id);
@@ -502,6 +561,18 @@ impl<T: Trees> Engine<T> {
             && self.claims(newcomer)?.is_empty())
     }
 
+    /// Returns whether what was found is the inode of a node other than this one. Then that one may
+    /// have been moved here, or the two may have changed places, and the round has to tell.
+    fn is_anothers(&self, id: NodeId, found: &Found) -> Result<bool, T::Error> {
+        for other in self.trees.local_by_inode(found.stat.ino)? {
+            let local = self.trees.get(other)?.local;
+            if other != id && local.is_some_and(|local| local.stat.same_inode(&found.stat)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Returns the nodes that are the same inode.
     fn claims(&self, newcomer: &Newcomer) -> Result<Vec<NodeId>, T::Error> {
         let mut claims = Vec::new();
@@ -539,7 +610,8 @@ impl<T: Trees> Engine<T> {
                 return Ok(true);
             }
             match self.trees.get(at)?.local {
-                Some(local) if local.parked => return Ok(true),
+                // What is in a parked directory is where it was.
+                Some(local) if local.parked => return Ok(at == id),
                 Some(local) => at = local.place.parent,
                 None => return Ok(true),
             }
@@ -555,11 +627,13 @@ impl<T: Trees> Engine<T> {
             .into_iter()
             .map(|((dir, name), found)| Newcomer { dir, name, found })
             .collect();
+        let present: HashSet<(u64, Timestamp)> =
+            left.iter().map(|newcomer| inode_of(&newcomer.found.stat)).collect();
         loop {
             let before = left.len();
             let mut still = Vec::new();
             for newcomer in left {
-                if !self.settle_move(&newcomer)? {
+                if !self.settle_move(&newcomer, &present)? {
                     still.push(newcomer);
                 }
             }
@@ -579,7 +653,7 @@ impl<T: Trees> Engine<T> {
         let mut again = Vec::new();
         for (&id, missing) in &mut self.looks.missing {
             if missing.confirmed {
-                gone.push(id);
+                gone.push((id, missing.is_lost));
             } else if missing.asked_again {
                 // The second look could not tell: begin again.
                 missing.asked_again = false;
@@ -589,9 +663,9 @@ impl<T: Trees> Engine<T> {
                 again.push(id);
             }
         }
-        for id in gone {
+        for (id, is_lost) in gone {
             self.looks.missing.remove(&id);
-            self.take_gone(id)?;
+            self.take_away(id, is_lost)?;
         }
         for id in again {
             match self.trees.get(id)?.local {
@@ -599,10 +673,14 @@ impl<T: Trees> Engine<T> {
                     let names = BTreeSet::from([local.disk_name().clone()]);
                     self.looks.want(local.place.parent, Want::Names(names));
                 }
-                // Nothing to look at: a parked node that is gone, or one whose directory is.
-                Some(_) => {
+                // We moved it out of the way meanwhile.
+                Some(local) if local.parked => {
                     self.looks.missing.remove(&id);
-                    self.take_gone(id)?;
+                }
+                // Nothing to look at: its directory is gone.
+                Some(_) => {
+                    let missing = self.looks.missing.remove(&id);
+                    self.take_away(id, missing.is_some_and(|missing| missing.is_lost))?;
                 }
                 None => {
                     self.looks.missing.remove(&id);
@@ -612,8 +690,13 @@ impl<T: Trees> Engine<T> {
         Ok(())
     }
 
-    /// Takes a newcomer in as a known node that has moved; returns whether it is dealt with.
-    fn settle_move(&mut self, newcomer: &Newcomer) -> Result<bool, T::Error> {
+    /// Takes a newcomer in as a known node that has moved; returns whether it is dealt with. `present`
+    /// are the inodes of all newcomers of the round.
+    fn settle_move(
+        &mut self,
+        newcomer: &Newcomer,
+        present: &HashSet<(u64, Timestamp)>,
+    ) -> Result<bool, T::Error> {
         let Newcomer { dir, name, found } = newcomer;
         if *dir != NodeId::ROOT && self.trees.get(*dir)?.local.is_none() {
             return Ok(true);
@@ -624,9 +707,13 @@ impl<T: Trees> Engine<T> {
                 // Dealt with meanwhile.
                 return Ok(true);
             }
-            // A file found where another file was is an edit of that one, whatever its inode.
-            if found.stat.kind != Some(Kind::Dir) && local.stat.kind == found.stat.kind {
-                self.looks.hint_name(*dir, name.clone());
+            // A file found where another file was is an edit of that one, whatever its inode; unless
+            // that one is still there, too, under another name: then both were moved.
+            if found.stat.kind != Some(Kind::Dir)
+                && local.stat.kind == found.stat.kind
+                && !present.contains(&inode_of(&local.stat))
+            {
+                self.take_edit(id, found)?;
                 return Ok(true);
             }
         }
@@ -653,6 +740,9 @@ impl<T: Trees> Engine<T> {
                 *content = None;
             }
             local.set_stat(found.stat);
+            if self.is_after_unclean_stop() {
+                suspect(&mut entry, &mut local);
+            }
             entry.local = Some(local);
             self.agenda.clear_retry(id);
             if is_dir {
@@ -667,6 +757,16 @@ impl<T: Trees> Engine<T> {
         Ok(false)
     }
 
+    /// Takes what was found at the place of a file as its newest version.
+    fn take_edit(&mut self, id: NodeId, found: &Found) -> Result<(), T::Error> {
+        self.looks.missing.remove(&id);
+        let mut entry = self.trees.get(id)?;
+        match entry.local.clone() {
+            Some(local) => self.refresh(id, &mut entry, local, found),
+            None => Ok(()),
+        }
+    }
+
     /// Takes a newcomer in that no known node has become.
     fn settle_newcomer(&mut self, newcomer: Newcomer) -> Result<(), T::Error> {
         let Newcomer { dir, name, found } = &newcomer;
@@ -675,19 +775,21 @@ impl<T: Trees> Engine<T> {
             let Some(mut local) = entry.local.clone() else {
                 continue;
             };
-            let was_missing = self.looks.missing.remove(&id).is_some();
+            let was_missing = self.looks.missing.remove(&id);
             if local.stat.kind == found.stat.kind {
-                // A directory in place of another: by its path it is the same node.
-                if local.body == LocalBody::Dir {
-                    local.set_stat(found.stat);
-                    entry.local = Some(local);
-                    self.put(id, &entry)?;
-                    self.looks.want(id, Want::All { deep: true });
+                // A directory in place of another: by its path it is the same node. So is a file,
+                // if what was to be moved here could not be.
+                if local.body != LocalBody::Dir {
+                    return self.take_edit(id, found);
                 }
+                local.set_stat(found.stat);
+                entry.local = Some(local);
+                self.put(id, &entry)?;
+                self.looks.want(id, Want::All { deep: true });
                 return Ok(());
             }
-            if was_missing {
-                self.take_gone(id)?;
+            if let Some(missing) = was_missing {
+                self.take_away(id, missing.is_lost)?;
             }
         }
         self.take_new(newcomer)
@@ -723,8 +825,8 @@ impl<T: Trees> Engine<T> {
             parked: false,
             stands_for: None,
         };
-        if self.settings.unclean && self.looks.rescans_done == 0 {
-            suspect_emptied(&mut entry, &mut local);
+        if self.is_after_unclean_stop() && local.stat.size == 0 {
+            suspect(&mut entry, &mut local);
         }
         entry.local = Some(local);
         self.put(id, &entry)?;
@@ -739,8 +841,43 @@ impl<T: Trees> Engine<T> {
         self.ids.node_id(millis)
     }
 
-    /// A node is no longer on this disk, nor is anything that was in it.
-    fn take_gone(&mut self, id: NodeId) -> Result<(), T::Error> {
+    /// Returns whether the machine stopped uncleanly and the disk has not been looked at since.
+    fn is_after_unclean_stop(&self) -> bool {
+        self.settings.suspect_since.is_some() && self.looks.rescans_done == 0
+    }
+
+    /// A node is no longer on this disk, nor is anything that was in it, and that is nobody's wish:
+    /// what the server has of it comes again.
+    pub(super) fn take_lost(&mut self, id: NodeId) -> Result<(), T::Error> {
+        self.take_away(id, true)
+    }
+
+    /// Returns at most `limit` of the nodes that really are in a directory of this disk: what is
+    /// parked is not, wherever it was.
+    pub(super) fn children_inside(
+        &self,
+        dir: NodeId,
+        limit: usize,
+    ) -> Result<Vec<NodeId>, T::Error> {
+        let mut inside = Vec::new();
+        let mut after = None;
+        while inside.len() < limit {
+            let page = self.trees.local_children(dir, after, limit)?;
+            let Some(last) = page.last() else { break };
+            after = Some(*last);
+            for child in page {
+                if self.trees.get(child)?.local.is_some_and(|local| !local.parked) {
+                    inside.push(child);
+                }
+            }
+        }
+        inside.truncate(limit);
+        Ok(inside)
+    }
+
+    /// A node is no longer on this disk, nor is anything that was in it: it is lost, or somebody
+    /// deleted it.
+    fn take_away(&mut self, id: NodeId, is_lost: bool) -> Result<(), T::Error> {
         let mut stack = vec![id];
         self.paths.clear();
         while let Some(id) = stack.pop() {
@@ -751,12 +888,15 @@ impl<T: Trees> Engine<T> {
             if local.body == LocalBody::Dir {
                 // Children keep their old parent in the tree until they are taken, one page at a
                 // time; each page is gone from the index before the next is asked for.
-                let children = self.trees.local_children(id, None, 512)?;
+                let children = self.children_inside(id, 512)?;
                 if !children.is_empty() {
                     stack.push(id);
                     stack.extend(children);
                     continue;
                 }
+            }
+            if is_lost {
+                entry.synced = None;
             }
             self.looks.missing.remove(&id);
             self.uploaded.remove(&id);
@@ -769,16 +909,22 @@ impl<T: Trees> Engine<T> {
     }
 }
 
-/// A file that is empty after an unclean stop, and was not before, may have lost its bytes with the
-/// power. The emptiness becomes the merge base, so that the server's bytes come back; an empty file
-/// holds nothing that could be lost by it.
-fn suspect_emptied(entry: &mut Entry, local: &mut Local) {
-    if let (LocalBody::File(content), Some(base)) = (&mut local.body, &mut entry.synced)
-        && local.stat.size == 0
-        && base.body.content_len() > 0
-        && entry.remote.as_ref().is_some_and(|remote| remote.node.body == base.body)
-    {
+/// Returns what tells one inode from all others, at any time.
+fn inode_of(stat: &Stat) -> (u64, Timestamp) {
+    (stat.ino, stat.birth)
+}
+
+/// After an unclean stop a file that is not what it was last seen to be may have lost its newest bytes
+/// with the power, although the server has them: it must not pass for an edit. So nothing both sides
+/// agreed on counts for it any more, and where it differs from the server's it becomes a conflict
+/// copy. An empty file holds nothing that could be lost: its emptiness becomes the merge base, and
+/// the server's bytes come back.
+fn suspect(entry: &mut Entry, local: &mut Local) {
+    let LocalBody::File(content) = &mut local.body else { return };
+    let Some(remote) = &entry.remote else { return };
+    entry.synced = None;
+    if local.stat.size == 0 && remote.node.body.content_len() > 0 {
         *content = Some(Content::Empty);
-        base.body = Body::File { content: Content::Empty, mtime: local.mtime() };
+        entry.synced = local.node();
     }
 }

@@ -72,16 +72,15 @@ impl<T: Trees> Engine<T> {
 
     /// What is on disk is not what was expected: look at the place, then plan again.
     pub(super) fn look_again(&mut self, id: NodeId) -> Result<(), T::Error> {
-        if let Some(local) = self.trees.get(id)?.local {
-            if local.parked {
-                // Only we move things there: whatever became of it, it is not there any more.
-                let mut entry = self.trees.get(id)?;
-                entry.local = None;
-                self.paths.clear();
+        let mut entry = self.trees.get(id)?;
+        if let Some(local) = &mut entry.local
+            && !local.parked
+        {
+            self.looks.hint_name(local.place.parent, local.disk_name().clone());
+            // What is known of a file is wrong, even if its stat should be as it was.
+            if matches!(local.body, LocalBody::File(_)) && !local.racy {
+                local.racy = true;
                 self.put(id, &entry)?;
-                self.looks.rescan();
-            } else {
-                self.looks.hint_name(local.place.parent, local.disk_name().clone());
             }
         }
         self.agenda.retry(id, self.now.ms);
@@ -106,6 +105,12 @@ impl<T: Trees> Engine<T> {
             Outcome::Changed | Outcome::Taken => {
                 for (dir, name) in applying.targets {
                     self.looks.hint_name(dir, name);
+                }
+                let is_parked = self.trees.get(id)?.local.is_some_and(|local| local.parked);
+                if is_parked && outcome == Outcome::Changed {
+                    // It is not where only we move things, and that is no person's deletion.
+                    self.take_lost(id)?;
+                    self.looks.rescan();
                 }
                 self.look_again(id)?;
             }
@@ -191,8 +196,7 @@ impl<T: Trees> Engine<T> {
                 };
                 local.place = node.place.clone();
                 local.alias = alias;
-                local.parked = false;
-                local.set_stat(stat);
+                take_moved(local, stat);
                 if let Some(base) = &mut entry.synced {
                     base.place = node.place;
                 }
@@ -205,6 +209,22 @@ impl<T: Trees> Engine<T> {
                 };
                 local.parked = true;
                 local.set_stat(stat);
+                self.paths.clear();
+                self.put(id, &entry)?;
+            }
+            ApplyKind::Unpark { place } => {
+                let Some(local) = &mut entry.local else {
+                    return Ok(());
+                };
+                local.place = place;
+                local.alias = None;
+                take_moved(local, stat);
+                if entry.remote.is_none()
+                    && let (Some(base), Some(local)) = (&mut entry.synced, &entry.local)
+                {
+                    // It was brought back only to be removed, or to go on as something new.
+                    base.place = local.place.clone();
+                }
                 self.paths.clear();
                 self.put(id, &entry)?;
             }
@@ -251,6 +271,20 @@ impl<T: Trees> Engine<T> {
     }
 }
 
+/// Takes in where a node was moved to. What was parked may have been written to meanwhile, through a
+/// descriptor that was open; nobody looked.
+fn take_moved(local: &mut Local, stat: Stat) {
+    let is_same = local.stat.size == stat.size && local.stat.mtime == stat.mtime;
+    if local.parked
+        && !is_same
+        && let LocalBody::File(content) = &mut local.body
+    {
+        *content = None;
+    }
+    local.parked = false;
+    local.set_stat(stat);
+}
+
 fn new_local(node: Node, alias: Option<Name>, stat: Stat) -> Local {
     let mtime = match &node.body {
         Body::File { mtime, .. } => *mtime,
@@ -269,7 +303,7 @@ fn new_local(node: Node, alias: Option<Name>, stat: Stat) -> Local {
 
 /// Returns another name for a node whose own this disk cannot hold: ASCII letters, digits and a few
 /// signs of it, with the node's id, which no two nodes share.
-fn alias_name(name: &Name, id: NodeId) -> Name {
+pub(super) fn alias_name(name: &Name, id: NodeId) -> Name {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b' ');
     let bytes = name.as_bytes();
     let (stem, extension) = match bytes.iter().rposition(|byte| *byte == b'.') {

@@ -4,9 +4,11 @@
 //! that another node has to leave, room in a window) it waits for, and is planned again. So plans
 //! are small, are made from the newest state, and need no undoing.
 
+use super::apply::OWN_DIR;
 use super::decide::{Aspects, Need, decide};
+use super::outcome::alias_name;
 use super::seam::{Action, DirRef, DiskOp, Expected, Outgoing, Spot};
-use super::trees::{Entry, Local, LocalBody, Remote, Trees};
+use super::trees::{Entry, Local, LocalBody, Remote, Sent, Trees};
 use super::{
     APPLIES_MAX, ApplyKind, Applying, COMMIT_BYTES_MAX, COMMIT_CHANGES_MAX, COMMITS_MAX, Engine,
     Flight, HASHES_MAX, Pushed, Subject, UPLOADS_MAX,
@@ -78,10 +80,13 @@ impl<T: Trees> Engine<T> {
                 entry.synced = None;
                 self.put(id, &entry)
             }
-            Need::Revive => {
-                let fresh = self.fresh_id();
-                self.give_local(id, fresh)
-            }
+            Need::Revive => match &entry.local {
+                Some(local) if local.parked => self.unpark(id, local),
+                _ => {
+                    let fresh = self.fresh_id();
+                    self.give_local(id, fresh)
+                }
+            },
             Need::PushCreate | Need::PushUpdate(_) | Need::PushDelete => {
                 if self.batches.len() + usize::from(!self.outbox.is_empty()) > COMMITS_MAX {
                     self.agenda.crowd_out(id);
@@ -161,10 +166,9 @@ impl<T: Trees> Engine<T> {
             Some(attach) => attach,
             None => return Ok(()),
         };
-        let change = Change { node: id, base: Rev::ZERO, op: ChangeOp::Create(node.clone()) };
+        let change = Change::new(id, Rev::ZERO, ChangeOp::Create(node.clone()));
         let pushed = Pushed { node: Some(node), is_create: true };
-        self.commit(Outgoing { change, attach }, pushed, actions);
-        Ok(())
+        self.commit(Outgoing { change, attach }, pushed, actions)
     }
 
     fn push_update(
@@ -180,26 +184,21 @@ impl<T: Trees> Engine<T> {
         let Some(here) = local.node() else {
             return Ok(());
         };
-        let mut place = here.place.clone();
+        let place = here.place.clone();
         if aspects.place {
             let parent = place.parent;
-            let is_below = self.is_below_there(parent, id)?;
-            let mover = if is_below { self.mover_there(parent, id)? } else { None };
+            let anchor = self.anchor_there(parent)?;
+            let is_below = self.is_below_there(anchor, id)?;
+            let mover = if is_below { self.mover_there(anchor, id)? } else { None };
             if is_below && mover.is_none() {
                 // Somebody moved the new parent into this directory: the server's order wins.
                 return self.pull_place(id, entry, actions);
             }
-            if self.is_ring_there(id)? {
-                // Each node of the ring waits for the next to leave its name, or to be there. This
-                // one leaves its own first, to a name nobody has.
-                let stays = &remote.node.place.parent;
-                let parent = match self.trees.get(parent)?.remote {
-                    _ if is_below => *stays,
-                    Some(_) => parent,
-                    None => NodeId::ROOT,
-                };
-                place = Place { parent, name: between_name(id) };
-            } else if let Some(mover) = mover {
+            let ring = self.ring_there(id)?;
+            if !ring.is_empty() {
+                return self.push_ring(id, &ring, actions);
+            }
+            if let Some(mover) = mover {
                 ready!(self, id, Ready::<()>::After(mover));
             } else {
                 ready!(self, id, self.parent_there(parent)?);
@@ -225,10 +224,9 @@ impl<T: Trees> Engine<T> {
             body: aspects.body.then_some(here.body),
             attrs: aspects.attrs.then_some(here.attrs),
         };
-        let change = Change { node: id, base: remote.rev, op };
+        let change = Change::new(id, remote.rev, op);
         let pushed = Pushed { node: Some(after), is_create: false };
-        self.commit(Outgoing { change, attach }, pushed, actions);
-        Ok(())
+        self.commit(Outgoing { change, attach }, pushed, actions)
     }
 
     fn push_delete(
@@ -259,13 +257,17 @@ impl<T: Trees> Engine<T> {
                 return Ok(());
             }
         }
-        let change = Change { node: id, base: remote.rev, op: ChangeOp::Delete };
+        let change = Change::new(id, remote.rev, ChangeOp::Delete);
         let pushed = Pushed { node: None, is_create: false };
-        self.commit(Outgoing { change, attach: None }, pushed, actions);
-        Ok(())
+        self.commit(Outgoing { change, attach: None }, pushed, actions)
     }
 
-    fn commit(&mut self, outgoing: Outgoing, pushed: Pushed, actions: &mut Vec<Action>) {
+    fn commit(
+        &mut self,
+        outgoing: Outgoing,
+        pushed: Pushed,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), T::Error> {
         let id = outgoing.change.node;
         if let Some((_, expected)) = &outgoing.attach {
             self.outbox_bytes += expected.content.map_or(0, |content| content.len());
@@ -273,21 +275,36 @@ impl<T: Trees> Engine<T> {
         self.launch(id, Flight::Commit { pushed });
         self.outbox.push(outgoing);
         if self.outbox.len() >= COMMIT_CHANGES_MAX || self.outbox_bytes >= COMMIT_BYTES_MAX {
-            self.flush(actions);
+            self.flush(actions)?;
         }
+        Ok(())
     }
 
     /// Sends the changes gathered so far.
-    pub(super) fn flush(&mut self, actions: &mut Vec<Action>) {
+    ///
+    /// What they ask for is remembered in the trees, which the driver makes durable before it sends.
+    pub(super) fn flush(&mut self, actions: &mut Vec<Action>) -> Result<(), T::Error> {
         if self.outbox.is_empty() {
-            return;
+            return Ok(());
         }
         let changes = std::mem::take(&mut self.outbox);
         self.outbox_bytes = 0;
         let batch = self.next_batch;
         self.next_batch += 1;
-        self.batches.insert(batch, changes.iter().map(|outgoing| outgoing.change.node).collect());
+        let ids: Vec<NodeId> = changes.iter().map(|outgoing| outgoing.change.node).collect();
+        let sent: Vec<Sent> = ids
+            .iter()
+            .filter_map(|id| match self.flights.get(id) {
+                Some(Flight::Commit { pushed }) => {
+                    Some(Sent { node: *id, after: pushed.node.clone() })
+                }
+                _ => None,
+            })
+            .collect();
+        self.trees.note_sent(batch, &sent)?;
+        self.batches.insert(batch, ids);
         actions.push(Action::Commit { batch, changes });
+        Ok(())
     }
 
     /// Sees to it that the server has the content of a file: nothing when that takes an upload
@@ -344,6 +361,12 @@ impl<T: Trees> Engine<T> {
         }
         if entry.synced.is_some() {
             // Deleted there, but something new or edited is in it here: it lives on.
+            if let Some(local) = entry.local.filter(|local| local.parked) {
+                if !self.flights.contains_key(&parent) {
+                    self.unpark(parent, &local)?;
+                }
+                return Ok(Ready::After(parent));
+            }
             let fresh = self.fresh_id();
             self.give_local(parent, fresh)?;
             self.agenda.schedule(fresh);
@@ -370,17 +393,91 @@ impl<T: Trees> Engine<T> {
         Ok(Ready::Yes(()))
     }
 
-    /// Returns whether what a node waits for on the server waits, over others, for the node itself.
-    fn is_ring_there(&self, id: NodeId) -> Result<bool, T::Error> {
+    /// Tells the server of a ring of nodes, each of which waits for the next to leave its name or to
+    /// be there, in one step.
+    fn push_ring(
+        &mut self,
+        id: NodeId,
+        ring: &[NodeId],
+        actions: &mut Vec<Action>,
+    ) -> Result<(), T::Error> {
+        let mut changes = Vec::with_capacity(ring.len());
+        for &member in ring {
+            if member != id && self.flights.contains_key(&member) {
+                self.agenda.wait_for(id, member);
+                return Ok(());
+            }
+            let entry = self.trees.get(member)?;
+            let here = entry.local.as_ref().and_then(Local::node);
+            let change = match (decide(&entry), here, &entry.remote) {
+                (Need::PushCreate, Some(node), None) if node.is_dir() => {
+                    let op = ChangeOp::Create(node.clone());
+                    (Change::new(member, Rev::ZERO, op), Some(node), true)
+                }
+                (Need::PushUpdate(_), Some(here), Some(remote)) => {
+                    let op = ChangeOp::Update {
+                        place: Some(here.place.clone()),
+                        body: None,
+                        attrs: None,
+                    };
+                    let after = Node { place: here.place, ..remote.node.clone() };
+                    (Change::new(member, remote.rev, op), Some(after), false)
+                }
+                (Need::PushDelete, _, Some(remote)) => {
+                    (Change::new(member, remote.rev, ChangeOp::Delete), None, false)
+                }
+                _ => {
+                    self.agenda.schedule(member);
+                    self.agenda.wait_for(id, member);
+                    return Ok(());
+                }
+            };
+            changes.push(change);
+        }
+        if self.outbox.len() + changes.len() > COMMIT_CHANGES_MAX {
+            self.flush(actions)?;
+        }
+        let last = changes.len() - 1;
+        for (index, (mut change, node, is_create)) in changes.into_iter().enumerate() {
+            change.with_next = index < last;
+            let pushed = Pushed { node, is_create };
+            self.commit(Outgoing { change, attach: None }, pushed, actions)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the nodes of the ring in which what a node waits for on the server waits, over others,
+    /// for the node itself; none when there is no such ring.
+    fn ring_there(&self, id: NodeId) -> Result<Vec<NodeId>, T::Error> {
+        let mut ring = vec![id];
         let mut at = id;
-        for _ in 0..RING_MAX {
+        while ring.len() <= RING_MAX {
             match self.blocker_there(at)? {
-                None => return Ok(false),
-                Some(next) if next == id => return Ok(true),
+                None => break,
+                Some(next) if next == id => return Ok(ring),
+                Some(next) if ring.contains(&next) => break,
                 Some(next) => at = next,
             }
+            ring.push(at);
         }
-        Ok(false)
+        Ok(Vec::new())
+    }
+
+    /// Returns a directory of this disk, or, while the server does not have it, the first one above
+    /// that it has.
+    fn anchor_there(&self, dir: NodeId) -> Result<NodeId, T::Error> {
+        let mut at = dir;
+        for _ in 0..100_000 {
+            if at == NodeId::ROOT {
+                break;
+            }
+            let entry = self.trees.get(at)?;
+            match (&entry.remote, &entry.local) {
+                (None, Some(local)) => at = local.place.parent,
+                _ => break,
+            }
+        }
+        Ok(at)
     }
 
     /// Returns the first node from `dir` up to below `id`, by the remote tree, that was moved here
@@ -515,10 +612,10 @@ impl<T: Trees> Engine<T> {
             self.agenda.retry(id, self.now.ms);
             return Ok(());
         }
-        let dir = ready!(self, id, self.parent_here(place.parent)?);
-        if !local.parked && self.is_ring_here(id, place.parent, &name)? {
+        if !local.parked && self.is_ring_here(id)? {
             return self.park(id, local, actions);
         }
+        let dir = ready!(self, id, self.parent_here(place.parent)?);
         ready!(self, id, self.name_here(id, None, place.parent, &name, actions)?);
         let from = self.spot(local)?;
         if from.is_none() && !local.parked {
@@ -640,12 +737,12 @@ impl<T: Trees> Engine<T> {
             return Ok(());
         };
         if local.parked {
-            return self.unpark_to_delete(id, local, actions);
+            return self.unpark(id, local);
         }
         if local.body == LocalBody::Dir {
             // Its entries first: those deleted there too go the same way, those moved there leave;
             // any that stays brings the directory back when it is planned.
-            if let Some(child) = self.trees.local_children(id, None, 1)?.first() {
+            if let Some(child) = self.children_inside(id, 1)?.first() {
                 self.agenda.schedule(*child);
                 self.agenda.wait_for(id, *child);
                 return Ok(());
@@ -661,22 +758,31 @@ impl<T: Trees> Engine<T> {
         Ok(())
     }
 
-    /// Brings a parked node that was deleted meanwhile back into the folder, under a name nobody has,
-    /// from where it can be removed like any other.
-    fn unpark_to_delete(
-        &mut self,
-        id: NodeId,
-        local: &Local,
-        actions: &mut Vec<Action>,
-    ) -> Result<(), T::Error> {
-        let (Some(mut node), Some(dir)) = (local.node(), self.dir_ref(NodeId::ROOT)?) else {
-            return Ok(());
+    /// Brings a parked node back into the folder where it was, or as near to that as can be: it is to
+    /// be removed like any other, or it goes on as something new.
+    pub(super) fn unpark(&mut self, id: NodeId, local: &Local) -> Result<(), T::Error> {
+        let mut parent = local.place.parent;
+        let is_reachable = match self.dir_ref(parent)? {
+            Some(dir) => !dir.path.names().first().is_some_and(|name| name.as_bytes() == OWN_DIR),
+            None => false,
         };
-        node.place = Place { parent: NodeId::ROOT, name: between_name(id) };
-        let to = Some(Spot { dir, name: node.place.name.clone() });
-        let targets = vec![(NodeId::ROOT, node.place.name.clone())];
+        if !is_reachable || self.is_below_here(parent, id)? {
+            parent = NodeId::ROOT;
+        }
+        let Some(dir) = self.dir_ref(parent)? else { return Ok(()) };
+        let mut name = self.disk_name(id, &local.place);
+        let is_taken = self.targets.contains_key(&(parent, name.clone()))
+            || !self.trees.local_at(parent, &name)?.is_empty();
+        if is_taken || self.agenda.has_failed(id) {
+            // What the trees do not know of may be there, too.
+            name = alias_name(&local.place.name, id);
+        }
+        let targets = vec![(parent, name.clone())];
+        let place = Place { parent, name: name.clone() };
+        let to = Some(Spot { dir, name });
         let op = DiskOp::Move { from: None, to, expected: expected(local) };
-        self.apply(id, op, ApplyKind::Move { node, alias: None }, targets, actions);
+        self.launch(id, Flight::Apply(Applying { what: ApplyKind::Unpark { place }, targets }));
+        self.pending.push_back(Action::Apply { node: id, op });
         Ok(())
     }
 
@@ -787,32 +893,56 @@ impl<T: Trees> Engine<T> {
         Ok(())
     }
 
-    /// Returns whether the node that has this name here waits, over others, for `id` to leave its
-    /// own, or cannot go because its new parent is still inside it.
-    fn is_ring_here(&self, id: NodeId, parent: NodeId, name: &Name) -> Result<bool, T::Error> {
-        let (mut parent, mut name) = (parent, name.clone());
+    /// Returns whether what a node waits for on this disk waits, over others, for the node itself.
+    fn is_ring_here(&self, id: NodeId) -> Result<bool, T::Error> {
+        let mut at = id;
         for _ in 0..RING_MAX {
-            let Some(other) = self.trees.local_at(parent, &name)?.into_iter().next() else {
-                return Ok(false);
-            };
-            if other == id {
-                return Ok(true);
-            }
-            let entry = self.trees.get(other)?;
-            match (decide(&entry), &entry.remote) {
-                (Need::PullPlace, Some(remote)) => {
-                    parent = remote.node.place.parent;
-                    if self.is_below_here(parent, id)? {
-                        return Ok(true);
-                    }
-                    name = self.disk_name(other, &remote.node.place);
-                }
-                // A directory that is to go waits for what is in it to leave.
-                (Need::PullDelete, _) => return self.is_below_here(id, other),
-                _ => return Ok(false),
+            match self.blocker_here(at)? {
+                None => return Ok(false),
+                Some(next) if next == id => return Ok(true),
+                Some(next) => at = next,
             }
         }
         Ok(true)
+    }
+
+    /// Returns the node that has to be on this disk, or to leave its name or its directory, before
+    /// what the server wants of this one can be done.
+    fn blocker_here(&self, id: NodeId) -> Result<Option<NodeId>, T::Error> {
+        let entry = self.trees.get(id)?;
+        let place = match (decide(&entry), &entry.remote) {
+            (Need::PullPlace | Need::PullCreate, Some(remote)) => &remote.node.place,
+            (Need::PullDelete, _) => return Ok(self.children_inside(id, 1)?.first().copied()),
+            _ => return Ok(None),
+        };
+        if place.parent != NodeId::ROOT && self.trees.get(place.parent)?.local.is_none() {
+            return Ok(Some(place.parent));
+        }
+        if entry.local.is_some() && self.is_below_here(place.parent, id)? {
+            return self.mover_here(place.parent, id);
+        }
+        let holders = self.trees.local_at(place.parent, &self.disk_name(id, place))?;
+        Ok(holders.into_iter().find(|holder| *holder != id))
+    }
+
+    /// Returns the first node from `dir` up to below `id`, by the local tree, that the server has
+    /// elsewhere.
+    fn mover_here(&self, dir: NodeId, id: NodeId) -> Result<Option<NodeId>, T::Error> {
+        let mut at = dir;
+        for _ in 0..100_000 {
+            if at == id || at == NodeId::ROOT {
+                return Ok(None);
+            }
+            let entry = self.trees.get(at)?;
+            if decide(&entry) == Need::PullPlace {
+                return Ok(Some(at));
+            }
+            match &entry.local {
+                Some(local) => at = local.place.parent,
+                None => return Ok(None),
+            }
+        }
+        Ok(None)
     }
 
     /// Returns the name a node gets on this disk.
@@ -832,10 +962,4 @@ fn expected(local: &Local) -> Expected {
 /// Returns whether this place is PiCloud's own.
 fn is_reserved(place: &Place) -> bool {
     place.parent == NodeId::ROOT && place.name.as_bytes() == b".picloud"
-}
-
-/// Returns a name that nobody has, for a node on its way between two names.
-fn between_name(id: NodeId) -> Name {
-    let name = format!(".picloud-moving-{id}");
-    Name::new(name.into_bytes()).unwrap_or_else(|_| unreachable!("48 legal bytes"))
 }

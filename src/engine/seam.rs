@@ -309,7 +309,8 @@ pub enum Action {
         /// What must be there.
         expected: Expected,
     },
-    /// Send changes, in this order, after all earlier commits. Answered by [`Event::Committed`];
+    /// Send changes, in this order, after all earlier commits, once everything written to the trees
+    /// so far is durable: they remember what is asked for here. Answered by [`Event::Committed`];
     /// by nothing when the connection is lost, which [`Event::Offline`] tells.
     Commit {
         /// Names the commit in its answer.

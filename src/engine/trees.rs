@@ -231,6 +231,15 @@ pub struct Meta {
     pub last_sync: Option<Timestamp>,
 }
 
+/// What a change that was sent makes of a node: nothing for a deletion.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sent {
+    /// The node.
+    pub node: NodeId,
+    /// Its state once the change is accepted.
+    pub after: Option<Node>,
+}
+
 /// Where the three trees are kept.
 ///
 /// Methods see all earlier writes of the same store. What is written becomes durable with
@@ -319,6 +328,25 @@ pub trait Trees {
     /// # Errors
     /// When the store cannot be written.
     fn set_meta(&mut self, meta: Meta) -> Result<(), Self::Error>;
+
+    /// Remembers what a commit asks for, until its answer is known: a device that dies meanwhile must
+    /// not take its own change for somebody else's.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    fn note_sent(&mut self, commit: u64, changes: &[Sent]) -> Result<(), Self::Error>;
+
+    /// Forgets a commit.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    fn forget_sent(&mut self, commit: u64) -> Result<(), Self::Error>;
+
+    /// Returns the commits remembered, with their numbers, in their order.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn sent(&self) -> Result<Vec<(u64, Vec<Sent>)>, Self::Error>;
 
     /// Makes everything written so far durable, all of it or nothing.
     ///

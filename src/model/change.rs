@@ -13,6 +13,18 @@ pub struct Change {
     pub base: Rev,
     /// What to do.
     pub op: ChangeOp,
+    /// Whether this change and the next are one: both are accepted or neither, and only what they
+    /// come to together has to be valid. So names can be exchanged in one step.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub with_next: bool,
+}
+
+impl Change {
+    /// Returns a change that stands for itself.
+    #[must_use]
+    pub const fn new(node: NodeId, base: Rev, op: ChangeOp) -> Self {
+        Self { node, base, op, with_next: false }
+    }
 }
 
 /// What a change does.

@@ -458,7 +458,7 @@ fn values_lie_on_the_wire_as_documented() {
     assert_eq!(wire(Body::Dir), b"\xa3Dir");
     let target = b"t".to_vec();
     assert_eq!(wire(Body::Link { target }), b"\x81\xa4Link\x81\xa6target\xc4\x01t");
-    let delete = Change { node: NodeId::from_bytes([1; 16]), base: Rev(9), op: ChangeOp::Delete };
+    let delete = Change::new(NodeId::from_bytes([1; 16]), Rev(9), ChangeOp::Delete);
     let expected = [b"\x83\xa4node\xc4\x10", &[1; 16][..], b"\xa4base\x09\xa2op\xa6Delete"];
     assert_eq!(wire(delete), expected.concat());
     let accepted = ChangeResult::Accepted { rev: Rev(3) };

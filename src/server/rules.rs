@@ -5,6 +5,10 @@
 //! the manifest as it is now is refused with the precise reason, and what becomes of it is the
 //! device's planner's job alone.
 //!
+//! Changes can be joined: a run of them is accepted or refused as one, and only what they come to
+//! together has to be valid. So names can be exchanged in one step, and no other device ever sees
+//! the one between.
+//!
 //! Idempotent by state: a change sent twice finds that the manifest has it already, made by the
 //! same device on the same base, and is answered with the rev it got the first time.
 
@@ -49,13 +53,16 @@ pub trait Manifest {
     fn version_after(&mut self, id: NodeId, rev: Rev) -> Result<Option<Version>, Self::Error>;
     /// Returns the live node with this name in a directory.
     fn child(&mut self, parent: NodeId, name: &Name) -> Result<Option<NodeId>, Self::Error>;
-    /// Returns whether a directory has live entries.
-    fn has_children(&mut self, dir: NodeId) -> Result<bool, Self::Error>;
+    /// Returns at most `limit` live entries of a directory, in any order.
+    fn children(&mut self, dir: NodeId, limit: usize) -> Result<Vec<NodeId>, Self::Error>;
     /// Returns whether the drive has a content.
     fn presence(&mut self, content: &Content) -> Result<Presence, Self::Error>;
     /// Returns whether a deletion, legal otherwise, passes the mass-deletion gate; records it as
     /// held when it does not.
     fn admit_deletion(&mut self, author: DeviceId, id: NodeId) -> Result<bool, Self::Error>;
+    /// Frees the name of a live node whose next version is about to be put, with those of others
+    /// that may need it. `place` is where the node is.
+    fn vacate(&mut self, id: NodeId, place: &Place) -> Result<(), Self::Error>;
     /// Makes the next version of a node, which takes the next rev of the drive. `before` is the
     /// version that [`Manifest::current`] returned.
     fn put(
@@ -72,19 +79,31 @@ pub trait Manifest {
 /// writer busy.
 const DEPTH_MAX: usize = 4096;
 
-/// Applies one change, or says why not.
+/// How many changes can be one. Checking them takes the square of their number; a ring of nodes that
+/// wait for each other's names is seldom longer than two.
+pub const JOINED_MAX: usize = 64;
+
+/// Applies changes in order, each or each run of joined ones ([`Change::with_next`]) by itself, and
+/// says of each what became of it.
 ///
 /// # Errors
 /// Only those of the manifest's primitives.
 pub fn apply<M: Manifest>(
     manifest: &mut M,
     author: DeviceId,
-    change: &Change,
-) -> Result<ChangeResult, M::Error> {
-    Ok(match decide(manifest, author, change)? {
-        Ok(rev) => ChangeResult::Accepted { rev },
-        Err(refusal) => ChangeResult::Refused(refusal),
-    })
+    changes: &[Change],
+) -> Result<Vec<ChangeResult>, M::Error> {
+    let mut results = Vec::with_capacity(changes.len());
+    for joined in changes.chunk_by(|change, _| change.with_next) {
+        match apply_joined(manifest, author, joined)? {
+            Ok(revs) => results.extend(revs.into_iter().map(|rev| ChangeResult::Accepted { rev })),
+            // Each of them is refused for the reason of the one that does not fit.
+            Err(refusal) => {
+                results.extend(joined.iter().map(|_| ChangeResult::Refused(refusal.clone())))
+            }
+        }
+    }
+    Ok(results)
 }
 
 type Verdict<T> = Result<T, Refusal>;
@@ -103,11 +122,78 @@ fn illegal<T>(reason: impl Into<String>) -> Verdict<T> {
     Err(Refusal::Illegal { reason: reason.into() })
 }
 
-fn decide<M: Manifest>(
+/// What a change comes to, as far as its own node tells.
+enum Intent {
+    /// Nothing is left to do: the manifest has it since this rev.
+    Done(Rev),
+    /// The node's next version.
+    Put(Step),
+}
+
+/// The next version of a node.
+struct Step {
+    id: NodeId,
+    before: Option<Version>,
+    after: Option<Node>,
+}
+
+impl Step {
+    /// Returns where the node is.
+    fn place_before(&self) -> Option<&Place> {
+        Some(&self.before.as_ref()?.node.as_ref()?.place)
+    }
+}
+
+fn apply_joined<M: Manifest>(
+    manifest: &mut M,
+    author: DeviceId,
+    joined: &[Change],
+) -> Result<Verdict<Vec<Rev>>, M::Error> {
+    if joined.len() > JOINED_MAX {
+        return Ok(illegal(format!("more than {JOINED_MAX} changes are joined")));
+    }
+    let mut intents = Vec::with_capacity(joined.len());
+    for (index, change) in joined.iter().enumerate() {
+        if joined[..index].iter().any(|other| other.node == change.node) {
+            return Ok(illegal("joined changes are of different nodes"));
+        }
+        intents.push(check!(intend(manifest, author, change)?));
+    }
+    let steps: Vec<&Step> = intents
+        .iter()
+        .filter_map(|intent| match intent {
+            Intent::Put(step) => Some(step),
+            Intent::Done(_) => None,
+        })
+        .collect();
+    for step in &steps {
+        check!(fits(manifest, author, step, &steps)?);
+    }
+    if let [_, _, ..] = steps.as_slice() {
+        for step in &steps {
+            if let Some(place) = step.place_before() {
+                manifest.vacate(step.id, place)?;
+            }
+        }
+    }
+    let mut revs = Vec::with_capacity(intents.len());
+    for intent in intents {
+        revs.push(match intent {
+            Intent::Done(rev) => rev,
+            Intent::Put(Step { id, before, after }) => {
+                manifest.put(id, author, before.as_ref(), after)?
+            }
+        });
+    }
+    Ok(Ok(revs))
+}
+
+/// Returns what a change comes to, or why it cannot, from its own node's history alone.
+fn intend<M: Manifest>(
     manifest: &mut M,
     author: DeviceId,
     change: &Change,
-) -> Result<Verdict<Rev>, M::Error> {
+) -> Result<Verdict<Intent>, M::Error> {
     if change.node == NodeId::ROOT {
         return Ok(illegal("the root of a drive never changes"));
     }
@@ -126,7 +212,7 @@ fn create<M: Manifest>(
     author: DeviceId,
     change: &Change,
     node: &Node,
-) -> Result<Verdict<Rev>, M::Error> {
+) -> Result<Verdict<Intent>, M::Error> {
     if change.base != Rev::ZERO {
         return Ok(illegal("a creation has no base"));
     }
@@ -135,14 +221,13 @@ fn create<M: Manifest>(
         let first = manifest.version_after(change.node, Rev::ZERO)?;
         return Ok(match first {
             Some(first) if first.author == author && first.node.as_ref() == Some(node) => {
-                Ok(first.rev)
+                Ok(Intent::Done(first.rev))
             }
             _ => Err(Refusal::Stale { current: current.rev }),
         });
     }
-    check!(place_is_free(manifest, change.node, &node.place)?);
-    check!(content_is_present(manifest, &node.body)?);
-    manifest.put(change.node, author, None, Some(node.clone())).map(Ok)
+    let after = Some(node.clone());
+    Ok(Ok(Intent::Put(Step { id: change.node, before: None, after })))
 }
 
 /// What an update asks for.
@@ -167,18 +252,17 @@ fn update<M: Manifest>(
     author: DeviceId,
     change: &Change,
     wanted: &Wanted<'_>,
-) -> Result<Verdict<Rev>, M::Error> {
+) -> Result<Verdict<Intent>, M::Error> {
     if wanted.place.is_none() && wanted.body.is_none() && wanted.attrs.is_none() {
         return Ok(illegal("an update must change something"));
     }
     check!(legal(wanted.body, wanted.attrs));
-    let current = check!(current_at_base(manifest, change)?);
-    let current = match current {
+    let current = match check!(current_at_base(manifest, change)?) {
         AtBase::Current(version) => version,
         AtBase::Superseded { now, base, next } => {
             let same = base.node.map(|node| wanted.of(&node));
             return Ok(if next.author == author && same.is_some() && next.node == same {
-                Ok(next.rev)
+                Ok(Intent::Done(next.rev))
             } else {
                 Err(Refusal::Stale { current: now })
             });
@@ -192,46 +276,92 @@ fn update<M: Manifest>(
         return Ok(illegal("a node never changes its kind"));
     }
     // From here on the author's base is the newest version.
-    if after == *before {
-        return Ok(Ok(current.rev));
-    }
-    if after.place != before.place {
-        check!(place_is_free(manifest, change.node, &after.place)?);
-        if after.is_dir() && after.place.parent != before.place.parent {
-            check!(no_cycle(manifest, change.node, after.place.parent)?);
-        }
-    }
-    if !after.body.same_bytes(&before.body) {
-        check!(content_is_present(manifest, &after.body)?);
-    }
-    manifest.put(change.node, author, Some(&current), Some(after)).map(Ok)
+    Ok(Ok(if after == *before {
+        Intent::Done(current.rev)
+    } else {
+        Intent::Put(Step { id: change.node, before: Some(current), after: Some(after) })
+    }))
 }
 
 fn delete<M: Manifest>(
     manifest: &mut M,
     author: DeviceId,
     change: &Change,
-) -> Result<Verdict<Rev>, M::Error> {
-    let current = match check!(current_at_base(manifest, change)?) {
-        AtBase::Current(version) => version,
+) -> Result<Verdict<Intent>, M::Error> {
+    Ok(match check!(current_at_base(manifest, change)?) {
         AtBase::Superseded { now, next, .. } => {
-            return Ok(if next.author == author && next.node.is_none() {
-                Ok(next.rev)
+            if next.author == author && next.node.is_none() {
+                Ok(Intent::Done(next.rev))
             } else {
                 Err(Refusal::Stale { current: now })
-            });
+            }
         }
+        AtBase::Current(current) if current.node.is_none() => Ok(Intent::Done(current.rev)),
+        AtBase::Current(current) => {
+            Ok(Intent::Put(Step { id: change.node, before: Some(current), after: None }))
+        }
+    })
+}
+
+/// Returns whether a step is valid in the manifest as it will be once all of these are done.
+fn fits<M: Manifest>(
+    manifest: &mut M,
+    author: DeviceId,
+    step: &Step,
+    steps: &[&Step],
+) -> Result<Verdict<()>, M::Error> {
+    let before = step.before.as_ref().and_then(|version| version.node.as_ref());
+    let Some(after) = &step.after else {
+        if before.is_some_and(Node::is_dir) {
+            check!(becomes_empty(manifest, step.id, steps)?);
+        }
+        return Ok(if manifest.admit_deletion(author, step.id)? {
+            Ok(())
+        } else {
+            Err(Refusal::NeedsApproval)
+        });
     };
-    let Some(node) = &current.node else {
-        return Ok(Ok(current.rev));
+    if before.is_none_or(|before| before.place != after.place) {
+        check!(place_is_free(manifest, step.id, &after.place, steps)?);
+    }
+    // What is created alone cannot be above anything yet but, in a hostile change, itself.
+    let may_be_above = match before {
+        Some(before) => before.place.parent != after.place.parent,
+        None => steps.len() > 1 || after.place.parent == step.id,
     };
-    if node.is_dir() && manifest.has_children(change.node)? {
-        return Ok(Err(Refusal::NotEmpty));
+    if after.is_dir() && may_be_above {
+        check!(no_cycle(manifest, step.id, after.place.parent, steps)?);
     }
-    if !manifest.admit_deletion(author, change.node)? {
-        return Ok(Err(Refusal::NeedsApproval));
+    if before.is_none_or(|before| !before.body.same_bytes(&after.body)) {
+        check!(content_is_present(manifest, &after.body)?);
     }
-    manifest.put(change.node, author, Some(&current), None).map(Ok)
+    Ok(Ok(()))
+}
+
+/// Returns a node as it will be, nothing when it will not be.
+fn node_after<M: Manifest>(
+    manifest: &mut M,
+    id: NodeId,
+    steps: &[&Step],
+) -> Result<Option<Node>, M::Error> {
+    if let Some(step) = steps.iter().find(|step| step.id == id) {
+        return Ok(step.after.clone());
+    }
+    Ok(manifest.current(id)?.and_then(|version| version.node))
+}
+
+/// Checks that nothing will be left in a directory.
+fn becomes_empty<M: Manifest>(
+    manifest: &mut M,
+    dir: NodeId,
+    steps: &[&Step],
+) -> Result<Verdict<()>, M::Error> {
+    let is_in = |step: &Step| step.after.as_ref().is_some_and(|node| node.place.parent == dir);
+    let stays =
+        |child: &NodeId| steps.iter().find(|step| step.id == *child).is_none_or(|step| is_in(step));
+    let comes_or_stays = steps.iter().any(|step| is_in(step))
+        || manifest.children(dir, steps.len())?.iter().any(stays);
+    Ok(if comes_or_stays { Err(Refusal::NotEmpty) } else { Ok(()) })
 }
 
 /// How the author's base relates to the journal.
@@ -272,29 +402,40 @@ fn legal(body: Option<&Body>, attrs: Option<Attrs>) -> Verdict<()> {
     Ok(())
 }
 
-/// Checks that the parent is a live directory and that the name in it is free for this node.
+/// Checks that the parent will be a live directory and that the name in it will be free for this
+/// node.
 fn place_is_free<M: Manifest>(
     manifest: &mut M,
     id: NodeId,
     place: &Place,
+    steps: &[&Step],
 ) -> Result<Verdict<()>, M::Error> {
-    if place.parent != NodeId::ROOT {
-        let parent = manifest.current(place.parent)?;
-        if !parent.and_then(|version| version.node).is_some_and(|node| node.is_dir()) {
-            return Ok(Err(Refusal::NoParent));
-        }
+    if place.parent != NodeId::ROOT
+        && !node_after(manifest, place.parent, steps)?.is_some_and(|node| node.is_dir())
+    {
+        return Ok(Err(Refusal::NoParent));
+    }
+    let comes = |step: &&&Step| {
+        step.id != id && step.after.as_ref().is_some_and(|node| node.place == *place)
+    };
+    if let Some(other) = steps.iter().find(comes) {
+        return Ok(Err(Refusal::NameTaken { by: other.id }));
     }
     Ok(match manifest.child(place.parent, &place.name)? {
-        Some(by) if by != id => Err(Refusal::NameTaken { by }),
+        // A step's own node leaves, or it would have been found above.
+        Some(by) if by != id && !steps.iter().any(|step| step.id == by) => {
+            Err(Refusal::NameTaken { by })
+        }
         _ => Ok(()),
     })
 }
 
-/// Checks that `dir` is not at or above `parent`. Every ancestor of a live node is alive.
+/// Checks that `dir` will not be at or above `parent`. Every ancestor of a live node is alive.
 fn no_cycle<M: Manifest>(
     manifest: &mut M,
     dir: NodeId,
     parent: NodeId,
+    steps: &[&Step],
 ) -> Result<Verdict<()>, M::Error> {
     let mut at = parent;
     for _ in 0..DEPTH_MAX {
@@ -304,7 +445,7 @@ fn no_cycle<M: Manifest>(
         if at == NodeId::ROOT {
             return Ok(Ok(()));
         }
-        match manifest.current(at)?.and_then(|version| version.node) {
+        match node_after(manifest, at, steps)? {
             Some(node) => at = node.place.parent,
             None => return Ok(Err(Refusal::NoParent)),
         }
@@ -330,7 +471,9 @@ pub mod memory {
     use std::convert::Infallible;
 
     use super::{Manifest, Presence, Version};
-    use crate::model::{ChunkId, Content, DeviceId, Digest, ListId, Name, Node, NodeId, Rev};
+    use crate::model::{
+        ChunkId, Content, DeviceId, Digest, ListId, Name, Node, NodeId, Place, Rev,
+    };
     use crate::server::gate::{Gate, GateLimits};
 
     /// One drive, with all its versions.
@@ -419,14 +562,23 @@ pub mod memory {
             Ok(self.children.get(&(parent, name.clone())).copied())
         }
 
-        fn has_children(&mut self, dir: NodeId) -> Result<bool, Infallible> {
+        fn children(&mut self, dir: NodeId, limit: usize) -> Result<Vec<NodeId>, Infallible> {
             // No name sorts before this one: names are not empty, and NUL is not in them.
             let first = Name::new([1]).map(|name| (dir, name));
-            let mut from = match &first {
+            let from = match &first {
                 Ok(key) => self.children.range(key..),
                 Err(_) => self.children.range::<(NodeId, Name), _>(..),
             };
-            Ok(from.next().is_some_and(|((parent, _), _)| *parent == dir))
+            let inside = from.take_while(|((parent, _), _)| *parent == dir);
+            Ok(inside.take(limit).map(|(_, id)| *id).collect())
+        }
+
+        fn vacate(&mut self, id: NodeId, place: &Place) -> Result<(), Infallible> {
+            let key = (place.parent, place.name.clone());
+            if self.children.get(&key) == Some(&id) {
+                self.children.remove(&key);
+            }
+            Ok(())
         }
 
         fn presence(&mut self, content: &Content) -> Result<Presence, Infallible> {
@@ -468,7 +620,7 @@ pub mod memory {
             self.head = rev;
             if let Some(Version { rev, node: Some(node), .. }) = before {
                 self.digest.remove(id, *rev, node);
-                self.children.remove(&(node.place.parent, node.place.name.clone()));
+                self.vacate(id, &node.place)?;
             }
             if let Some(node) = &node {
                 self.digest.add(id, rev, node);

@@ -124,23 +124,16 @@ pub fn dir(parent: NodeId, at: &str) -> Node {
 }
 
 pub fn create(node: NodeId, state: Node) -> Change {
-    Change { node, base: Rev::ZERO, op: ChangeOp::Create(state) }
+    Change::new(node, Rev::ZERO, ChangeOp::Create(state))
 }
 
 pub fn delete(node: NodeId, base: Rev) -> Change {
-    Change { node, base, op: ChangeOp::Delete }
+    Change::new(node, base, ChangeOp::Delete)
 }
 
 pub fn rename(node: NodeId, base: Rev, parent: NodeId, to: &str) -> Change {
-    Change {
-        node,
-        base,
-        op: ChangeOp::Update {
-            place: Some(Place { parent, name: name(to) }),
-            body: None,
-            attrs: None,
-        },
-    }
+    let place = Some(Place { parent, name: name(to) });
+    Change::new(node, base, ChangeOp::Update { place, body: None, attrs: None })
 }
 
 /// Returns the revs of changes that were all accepted.

@@ -1,12 +1,18 @@
-//! A model file system: inodes, directories, renames; the operations a person does, and the ones the
-//! engine asks for, each atomic.
+//! A model file system: inodes, names, renames, what a power cut leaves, and one person who works on
+//! it. [`super::folder`] lets the agent's careful procedures run on it, one primitive at a time.
+//!
+//! What is not synced can be lost by a power cut, in any combination that keeps the order of the
+//! changes to each directory ([`Disk::power_cut`]): stricter than a journaling file system is.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
-use picloud::engine::seam::{DirRef, DiskOp, Expected, Found, Look, Outcome, Seen, Spot, Stat};
-use picloud::model::{
-    Attrs, ChunkId, Content, Kind, Name, NodeId, RelPath, Timestamp, conflict_name,
-};
+use picloud::engine::seam::Stat;
+use picloud::model::{Attrs, ChunkId, Content, Kind, Name, NodeId, RelPath, Timestamp};
+
+use super::ledger::Ledger;
+use super::rng::Rng;
 
 #[derive(Debug, Clone)]
 pub enum Data {
@@ -24,20 +30,88 @@ pub struct Inode {
     pub mode: u16,
 }
 
+/// A change that is not durable yet.
 #[derive(Debug, Clone)]
+enum Unsynced {
+    /// An inode got these bytes (with `has_bytes`) or attributes.
+    Inode { ino: u64, state: Inode, has_bytes: bool },
+    /// Names of directories changed, all in one step.
+    Names(Vec<(u64, Name, Option<u64>)>),
+}
+
+/// How the person at this disk behaves: how often each thing is done, out of their sum.
+#[derive(Debug, Clone, Copy)]
+pub struct Habits {
+    pub write: usize,
+    pub mkdir: usize,
+    pub rename: usize,
+    pub exchange: usize,
+    pub remove: usize,
+    pub symlink: usize,
+    pub chmod: usize,
+    pub hard_link: usize,
+    /// Writes through a descriptor that was opened before.
+    pub late_write: usize,
+}
+
+impl Habits {
+    pub const ORDINARY: Self = Self {
+        write: 7,
+        mkdir: 3,
+        rename: 6,
+        exchange: 1,
+        remove: 2,
+        symlink: 1,
+        chmod: 1,
+        hard_link: 1,
+        late_write: 1,
+    };
+    /// Renames all the time.
+    pub const STORM: Self = Self {
+        write: 1,
+        mkdir: 0,
+        rename: 10,
+        exchange: 5,
+        remove: 0,
+        symlink: 0,
+        chmod: 0,
+        hard_link: 0,
+        late_write: 0,
+    };
+}
+
+#[derive(Debug)]
 pub struct Disk {
     pub inodes: BTreeMap<u64, Inode>,
-    next_ino: u64,
-    ticks: i64,
+    durable: BTreeMap<u64, Inode>,
+    unsynced: Vec<Unsynced>,
     pub device: String,
+    pub ledger: Rc<RefCell<Ledger>>,
     /// Directories with a watch on them, and under which node.
     pub watches: BTreeMap<u64, NodeId>,
     /// What the watches told and nobody has taken yet.
     pub hints: Vec<(NodeId, Name)>,
-    parked: BTreeMap<NodeId, u64>,
+    /// The agent is killed after this many more primitive operations.
+    pub fuel: Option<u32>,
+    /// A person acts before this many more primitive operations are done.
+    pub intrusion: Option<u32>,
+    /// How many primitive operations of a hundred fail.
+    pub failing: usize,
+    pub habits: Habits,
+    /// Files the person has open for writing.
+    open: Vec<u64>,
+    rng: Rng,
+    /// File times go in ticks of this many nanoseconds.
+    tick_ns: u64,
 }
 
 pub const ROOT: u64 = 1;
+pub const OWN: u64 = 2;
+pub const STAGING: u64 = 3;
+pub const TRASH: u64 = 4;
+pub const PARKED: u64 = 5;
+
+pub type Shared = Rc<RefCell<Disk>>;
 
 pub fn content_of(text: &str) -> Content {
     if text.is_empty() {
@@ -46,45 +120,84 @@ pub fn content_of(text: &str) -> Content {
     Content::Chunk { id: ChunkId::of(text.as_bytes()), len: u32::try_from(text.len()).unwrap() }
 }
 
+pub fn name(text: &str) -> Name {
+    Name::try_from(text).unwrap()
+}
+
+pub fn describe(path: &[Name]) -> String {
+    RelPath::from_names(path.to_vec()).to_string()
+}
+
 impl Disk {
-    pub fn new(device: &str) -> Self {
+    pub fn new(device: &str, seed: u64, ledger: Rc<RefCell<Ledger>>) -> Self {
+        let mut rng = Rng::new(seed);
+        let tick_ns = if rng.chance(50) { 4_000_000 } else { 1 };
         let mut disk = Self {
             inodes: BTreeMap::new(),
-            next_ino: ROOT,
-            ticks: 1000,
+            durable: BTreeMap::new(),
+            unsynced: Vec::new(),
             device: device.to_owned(),
+            ledger,
             watches: BTreeMap::new(),
             hints: Vec::new(),
-            parked: BTreeMap::new(),
+            fuel: None,
+            intrusion: None,
+            failing: 0,
+            habits: Habits::ORDINARY,
+            open: Vec::new(),
+            rng,
+            tick_ns,
         };
-        disk.make(Data::Dir(BTreeMap::new()), 0o755);
+        for (ino, at) in [
+            (ROOT, None),
+            (OWN, Some((ROOT, ".picloud"))),
+            (STAGING, Some((OWN, "staging"))),
+            (TRASH, Some((OWN, "trash"))),
+            (PARKED, Some((OWN, "parked"))),
+        ] {
+            assert_eq!(disk.make(Data::Dir(BTreeMap::new()), 0o755), ino);
+            if let Some((dir, entry)) = at {
+                disk.set_names(vec![(dir, name(entry), Some(ino))]);
+            }
+        }
+        disk.sync_all();
         disk
     }
 
-    fn tick(&mut self) -> Timestamp {
-        self.ticks += 1;
-        Timestamp::new(self.ticks, 0).unwrap()
+    /// The time of the file system's clock.
+    pub fn time(&mut self) -> Timestamp {
+        let ns = self.ledger.borrow_mut().tick_ns();
+        let ns = ns / self.tick_ns * self.tick_ns;
+        let secs = i64::try_from(ns / 1_000_000_000).unwrap();
+        Timestamp::new(1_000_000 + secs, u32::try_from(ns % 1_000_000_000).unwrap()).unwrap()
     }
 
     fn make(&mut self, data: Data, mode: u16) -> u64 {
-        let now = self.tick();
-        let ino = self.next_ino;
-        self.next_ino += 1;
-        self.inodes.insert(ino, Inode { data, mtime: now, ctime: now, birth: now, mode });
+        let now = self.time();
+        // The lowest free number, as file systems do: numbers come again, birth times do not.
+        let ino = (ROOT..)
+            .find(|ino| !self.inodes.contains_key(ino) && !self.durable.contains_key(ino))
+            .unwrap();
+        let serial = self.ledger.borrow_mut().serial();
+        let birth = Timestamp::new(now.secs, serial % 1_000_000_000).unwrap();
+        let inode = Inode { data, mtime: now, ctime: now, birth, mode };
+        let empty = match &inode.data {
+            Data::File(_) => Inode { data: Data::File(String::new()), ..inode.clone() },
+            _ => inode.clone(),
+        };
+        // A nameless inode is nothing; that it is durable at once only names it.
+        self.durable.insert(ino, empty);
+        self.inodes.insert(ino, inode.clone());
+        if matches!(inode.data, Data::File(_)) {
+            self.unsynced.push(Unsynced::Inode { ino, state: inode, has_bytes: true });
+        }
         ino
     }
 
-    fn dir(&self, ino: u64) -> Option<&BTreeMap<Name, u64>> {
+    pub fn dir(&self, ino: u64) -> Option<&BTreeMap<Name, u64>> {
         match &self.inodes.get(&ino)?.data {
             Data::Dir(entries) => Some(entries),
             _ => None,
-        }
-    }
-
-    fn dir_mut(&mut self, ino: u64) -> &mut BTreeMap<Name, u64> {
-        match &mut self.inodes.get_mut(&ino).unwrap().data {
-            Data::Dir(entries) => entries,
-            _ => panic!("not a directory"),
         }
     }
 
@@ -94,16 +207,229 @@ impl Disk {
         }
     }
 
-    fn put_entry(&mut self, dir: u64, name: &Name, ino: u64) {
-        self.dir_mut(dir).insert(name.clone(), ino);
-        self.hint(dir, name);
+    /// Hints at every name of an inode.
+    fn hint_names_of(&mut self, ino: u64) {
+        let dirs: Vec<u64> = self.watches.keys().copied().collect();
+        for dir in dirs {
+            let names: Vec<Name> = self
+                .dir(dir)
+                .into_iter()
+                .flatten()
+                .filter(|(_, there)| **there == ino)
+                .map(|(name, _)| name.clone())
+                .collect();
+            names.iter().for_each(|name| self.hint(dir, name));
+        }
     }
 
-    fn take_entry(&mut self, dir: u64, name: &Name) -> Option<u64> {
-        let ino = self.dir_mut(dir).remove(name)?;
-        self.hint(dir, name);
-        Some(ino)
+    /// Changes names of directories, all in one step; what has no name left is gone.
+    pub fn set_names(&mut self, changes: Vec<(u64, Name, Option<u64>)>) {
+        for (dir, name, ino) in &changes {
+            let Data::Dir(entries) = &mut self.inodes.get_mut(dir).unwrap().data else {
+                panic!("not a directory");
+            };
+            match ino {
+                Some(ino) => entries.insert(name.clone(), *ino),
+                None => entries.remove(name),
+            };
+        }
+        for (dir, name, _) in &changes {
+            self.hint(*dir, name);
+        }
+        self.unsynced.push(Unsynced::Names(changes));
+        collect(&mut self.inodes);
+        self.watches.retain(|ino, _| self.inodes.contains_key(ino));
+        self.open.retain(|ino| self.inodes.contains_key(ino));
     }
+
+    /// Notes that an inode is what it is now.
+    fn touch(&mut self, ino: u64, has_bytes: bool) {
+        let state = self.inodes[&ino].clone();
+        self.unsynced.push(Unsynced::Inode { ino, state, has_bytes });
+    }
+
+    fn change_time(&mut self, ino: u64) {
+        let now = self.time();
+        self.inodes.get_mut(&ino).unwrap().ctime = now;
+        self.touch(ino, false);
+    }
+
+    // What the primitive operations are made of.
+
+    pub fn create(&mut self, dir: u64, name: &Name, data: Data, mode: u16) -> u64 {
+        let ino = self.make(data, mode);
+        self.set_names(vec![(dir, name.clone(), Some(ino))]);
+        ino
+    }
+
+    pub fn set_bytes(&mut self, ino: u64, text: &str) -> Option<String> {
+        let now = self.time();
+        let inode = self.inodes.get_mut(&ino)?;
+        let Data::File(old) = &mut inode.data else { return None };
+        let old = std::mem::replace(old, text.to_owned());
+        inode.mtime = now;
+        inode.ctime = now;
+        self.touch(ino, true);
+        self.hint_names_of(ino);
+        Some(old)
+    }
+
+    pub fn set_attrs(&mut self, ino: u64, mode: u16, mtime: Option<Timestamp>) {
+        let now = self.time();
+        let inode = self.inodes.get_mut(&ino).unwrap();
+        inode.mode = mode;
+        inode.ctime = now;
+        if let Some(mtime) = mtime {
+            inode.mtime = mtime;
+        }
+        self.touch(ino, false);
+        self.hint_names_of(ino);
+    }
+
+    /// Moves a name, or exchanges two.
+    pub fn move_name(&mut self, from: (u64, &Name), to: (u64, &Name)) {
+        let ino = self.dir(from.0).unwrap()[from.1];
+        self.change_time(ino);
+        self.set_names(vec![(from.0, from.1.clone(), None), (to.0, to.1.clone(), Some(ino))]);
+    }
+
+    pub fn exchange_names(&mut self, from: (u64, &Name), to: (u64, &Name)) {
+        let one = self.dir(from.0).unwrap()[from.1];
+        let other = self.dir(to.0).unwrap()[to.1];
+        self.change_time(one);
+        self.change_time(other);
+        self.set_names(vec![
+            (from.0, from.1.clone(), Some(other)),
+            (to.0, to.1.clone(), Some(one)),
+        ]);
+    }
+
+    /// Returns whether `dir` is `ino` or below it.
+    pub fn is_below(&self, dir: u64, ino: u64) -> bool {
+        let mut stack = vec![ino];
+        while let Some(at) = stack.pop() {
+            if at == dir {
+                return true;
+            }
+            stack.extend(self.dir(at).into_iter().flatten().map(|(_, child)| *child));
+        }
+        false
+    }
+
+    pub fn stat(&self, ino: u64) -> Stat {
+        let inode = &self.inodes[&ino];
+        let (kind, size) = match &inode.data {
+            Data::Dir(_) => (Kind::Dir, 0),
+            Data::File(text) => (Kind::File, text.len() as u64),
+            Data::Link(target) => (Kind::Link, target.len() as u64),
+        };
+        Stat {
+            kind: Some(kind),
+            ino,
+            birth: inode.birth,
+            size,
+            mtime: inode.mtime,
+            ctime: inode.ctime,
+            // Links have no permissions of their own.
+            attrs: Attrs { mode: if kind == Kind::Link { 0 } else { inode.mode } },
+        }
+    }
+
+    // Durability.
+
+    pub fn sync_all(&mut self) {
+        self.durable = self.inodes.clone();
+        self.unsynced.clear();
+    }
+
+    /// What was done to these directories becomes durable, and whatever was done before to the
+    /// directories that those changes also touched.
+    pub fn sync_dir(&mut self, dir: u64) {
+        let mut dirs = BTreeSet::from([dir]);
+        let mut chosen = BTreeSet::new();
+        for (index, change) in self.unsynced.iter().enumerate().rev() {
+            if let Unsynced::Names(changes) = change
+                && changes.iter().any(|(at, _, _)| dirs.contains(at))
+            {
+                dirs.extend(changes.iter().map(|(at, _, _)| *at));
+                chosen.insert(index);
+            }
+        }
+        self.make_durable(&chosen);
+    }
+
+    pub fn sync_inode(&mut self, ino: u64) {
+        let chosen = self
+            .unsynced
+            .iter()
+            .enumerate()
+            .filter(|(_, change)| matches!(change, Unsynced::Inode { ino: at, .. } if *at == ino))
+            .map(|(index, _)| index)
+            .collect();
+        self.make_durable(&chosen);
+        if self.dir(ino).is_some() {
+            self.sync_dir(ino);
+        }
+    }
+
+    fn make_durable(&mut self, chosen: &BTreeSet<usize>) {
+        let all = std::mem::take(&mut self.unsynced);
+        for (index, change) in all.into_iter().enumerate() {
+            if chosen.contains(&index) {
+                replay(&mut self.durable, &change);
+            } else {
+                self.unsynced.push(change);
+            }
+        }
+    }
+
+    /// The power goes: what was not synced is there in part. A file whose bytes were not is empty,
+    /// old or new. Persons lose what only this disk had and was not durable.
+    pub fn power_cut(&mut self) {
+        let before = self.texts();
+        let keep = self.rng.below(101);
+        let mut broken_dirs = BTreeSet::new();
+        let mut broken_inodes = BTreeSet::new();
+        for mut change in std::mem::take(&mut self.unsynced) {
+            let is_kept = self.rng.chance(keep);
+            match &mut change {
+                Unsynced::Names(changes) => {
+                    if !is_kept || changes.iter().any(|(dir, _, _)| broken_dirs.contains(dir)) {
+                        broken_dirs.extend(changes.iter().map(|(dir, _, _)| *dir));
+                        continue;
+                    }
+                }
+                Unsynced::Inode { ino, state, has_bytes } => {
+                    if !is_kept || broken_inodes.contains(ino) {
+                        broken_inodes.insert(*ino);
+                        continue;
+                    }
+                    if *has_bytes && self.rng.chance(30) {
+                        state.data = Data::File(String::new());
+                    }
+                }
+            }
+            replay(&mut self.durable, &change);
+        }
+        collect(&mut self.durable);
+        self.inodes = self.durable.clone();
+        self.watches.clear();
+        self.hints.clear();
+        self.open.clear();
+        let after = self.texts();
+        let mut ledger = self.ledger.borrow_mut();
+        ledger.written.insert(String::new());
+        ledger.superseded.insert(String::new());
+        for text in before.difference(&after) {
+            ledger.lost_by_power(text);
+        }
+        // An older version that was replaced, but not durably, is there again.
+        for text in after.difference(&before) {
+            ledger.note(format!("{}: {text:?} is there again", self.device));
+        }
+    }
+
+    // What one sees.
 
     /// All paths with their inodes, the root not included, `.picloud` neither.
     pub fn walk(&self) -> Vec<(Vec<Name>, u64)> {
@@ -111,6 +437,9 @@ impl Disk {
         let mut stack = vec![(Vec::new(), ROOT)];
         while let Some((path, ino)) = stack.pop() {
             for (name, child) in self.dir(ino).unwrap() {
+                if *child == OWN {
+                    continue;
+                }
                 let mut path = path.clone();
                 path.push(name.clone());
                 if self.dir(*child).is_some() {
@@ -128,8 +457,7 @@ impl Disk {
         self.walk()
             .iter()
             .map(|(path, ino)| {
-                let path: Vec<_> = path.iter().map(ToString::to_string).collect();
-                let path = path.join("/");
+                let path = describe(path);
                 let inode = &self.inodes[ino];
                 match &inode.data {
                     Data::Dir(_) => format!("{path}/"),
@@ -150,6 +478,17 @@ impl Disk {
             .collect()
     }
 
+    /// What the agent keeps aside in its own directories.
+    pub fn hidden(&self) -> Vec<String> {
+        // Staging is cleared at each start; a disk that fails may leave something until then.
+        [("trash", TRASH), ("parked", PARKED)]
+            .iter()
+            .flat_map(|(own, ino)| {
+                self.dir(*ino).unwrap().keys().map(move |name| format!("{own}/{name}"))
+            })
+            .collect()
+    }
+
     // What a person does.
 
     pub fn resolve(&self, path: &[Name]) -> Option<u64> {
@@ -163,25 +502,20 @@ impl Disk {
         Some((ino, name.clone()))
     }
 
+    fn text(&self, ino: u64) -> Option<&String> {
+        match &self.inodes[&ino].data {
+            Data::File(text) => Some(text),
+            _ => None,
+        }
+    }
+
     /// Writes a file: in place where there is one. Returns the text that was there.
     pub fn write(&mut self, path: &[Name], text: &str) -> Option<Option<String>> {
         let (dir, name) = self.parent(path)?;
-        let now = self.tick();
         match self.dir(dir)?.get(&name).copied() {
-            Some(ino) => {
-                let inode = self.inodes.get_mut(&ino)?;
-                let Data::File(old) = &mut inode.data else {
-                    return None;
-                };
-                let old = std::mem::replace(old, text.to_owned());
-                inode.mtime = now;
-                inode.ctime = now;
-                self.hint(dir, &name);
-                Some(Some(old))
-            }
+            Some(ino) => Some(Some(self.set_bytes(ino, text)?)),
             None => {
-                let ino = self.make(Data::File(text.to_owned()), 0o644);
-                self.put_entry(dir, &name, ino);
+                self.create(dir, &name, Data::File(text.to_owned()), 0o644);
                 Some(None)
             }
         }
@@ -191,70 +525,49 @@ impl Disk {
     pub fn save_by_rename(&mut self, path: &[Name], text: &str) -> Option<Option<String>> {
         let (dir, name) = self.parent(path)?;
         let old = match self.dir(dir)?.get(&name) {
-            Some(ino) => match &self.inodes[ino].data {
-                Data::File(old) => Some(old.clone()),
-                _ => return None,
-            },
+            Some(ino) => Some(self.text(*ino)?.clone()),
             None => None,
         };
-        let ino = self.make(Data::File(text.to_owned()), 0o644);
-        self.put_entry(dir, &name, ino);
+        self.create(dir, &name, Data::File(text.to_owned()), 0o644);
         Some(old)
     }
 
+    fn free_place(&self, path: &[Name]) -> Option<(u64, Name)> {
+        let (dir, name) = self.parent(path)?;
+        (!self.dir(dir)?.contains_key(&name)).then_some((dir, name))
+    }
+
     pub fn mkdir(&mut self, path: &[Name]) -> bool {
-        let Some((dir, name)) = self.parent(path) else {
-            return false;
-        };
-        if self.dir(dir).unwrap().contains_key(&name) {
-            return false;
-        }
-        let ino = self.make(Data::Dir(BTreeMap::new()), 0o755);
-        self.put_entry(dir, &name, ino);
+        let Some((dir, name)) = self.free_place(path) else { return false };
+        self.create(dir, &name, Data::Dir(BTreeMap::new()), 0o755);
         true
     }
 
     pub fn symlink(&mut self, path: &[Name], target: &str) -> bool {
-        let Some((dir, name)) = self.parent(path) else {
-            return false;
-        };
-        if self.dir(dir).unwrap().contains_key(&name) {
-            return false;
-        }
-        let ino = self.make(Data::Link(target.as_bytes().to_vec()), 0o777);
-        self.put_entry(dir, &name, ino);
+        let Some((dir, name)) = self.free_place(path) else { return false };
+        self.create(dir, &name, Data::Link(target.as_bytes().to_vec()), 0o777);
         true
     }
 
     pub fn chmod(&mut self, path: &[Name], mode: u16) -> bool {
-        let Some((dir, name)) = self.parent(path) else {
-            return false;
-        };
-        let Some(ino) = self.dir(dir).unwrap().get(&name).copied() else {
-            return false;
-        };
-        let now = self.tick();
-        let inode = self.inodes.get_mut(&ino).unwrap();
-        inode.mode = mode;
-        inode.ctime = now;
-        self.hint(dir, &name);
+        let Some(ino) = self.resolve(path) else { return false };
+        self.set_attrs(ino, mode, None);
         true
     }
 
     /// Removes what is at a path, and everything in it; returns the texts.
     pub fn remove(&mut self, path: &[Name]) -> Option<Vec<String>> {
         let (dir, name) = self.parent(path)?;
-        let ino = self.take_entry(dir, &name)?;
+        let mut stack = vec![*self.dir(dir)?.get(&name)?];
         let mut texts = Vec::new();
-        let mut stack = vec![ino];
         while let Some(ino) = stack.pop() {
-            self.watches.remove(&ino);
-            match self.inodes.remove(&ino).unwrap().data {
-                Data::Dir(entries) => stack.extend(entries.into_values()),
-                Data::File(text) => texts.push(text),
+            match &self.inodes[&ino].data {
+                Data::Dir(entries) => stack.extend(entries.values()),
+                Data::File(text) => texts.push(text.clone()),
                 Data::Link(_) => {}
             }
         }
+        self.set_names(vec![(dir, name, None)]);
         Some(texts)
     }
 
@@ -267,306 +580,223 @@ impl Disk {
         let (to_dir, to_name) = self.parent(to)?;
         let ino = *self.dir(from_dir)?.get(&from_name)?;
         let old = match self.dir(to_dir)?.get(&to_name) {
+            Some(there) if *there == ino => return None,
             Some(there) => match (&self.inodes[there].data, &self.inodes[&ino].data) {
                 (Data::File(old), Data::File(_)) => Some(old.clone()),
                 _ => return None,
             },
             None => None,
         };
-        self.take_entry(from_dir, &from_name);
-        let now = self.tick();
-        self.inodes.get_mut(&ino)?.ctime = now;
-        self.put_entry(to_dir, &to_name, ino);
+        self.move_name((from_dir, &from_name), (to_dir, &to_name));
         Some(old)
     }
 
-    // What the engine asks for.
-
-    fn stat(&self, ino: u64) -> Stat {
-        let inode = &self.inodes[&ino];
-        let (kind, size) = match &inode.data {
-            Data::Dir(_) => (Kind::Dir, 0),
-            Data::File(text) => (Kind::File, text.len() as u64),
-            Data::Link(target) => (Kind::Link, target.len() as u64),
-        };
-        Stat {
-            kind: Some(kind),
-            ino,
-            birth: inode.birth,
-            size,
-            mtime: inode.mtime,
-            ctime: inode.ctime,
-            attrs: Attrs { mode: inode.mode },
+    /// Lets two entries change places.
+    pub fn exchange(&mut self, one: &[Name], other: &[Name]) -> bool {
+        if one.starts_with(other) || other.starts_with(one) {
+            return false;
         }
+        let (Some(from), Some(to)) = (self.parent(one), self.parent(other)) else { return false };
+        if self.resolve(one).is_none() || self.resolve(other).is_none() {
+            return false;
+        }
+        self.exchange_names((from.0, &from.1), (to.0, &to.1));
+        true
     }
 
-    fn open(&self, dir: &DirRef) -> Option<u64> {
-        let names = dir.path.names();
-        let (ino, rest) = if names.first().is_some_and(|name| name.as_bytes() == b".picloud") {
-            let id = NodeId::from_hex(&names[2].to_string()).unwrap();
-            (*self.parked.get(&id)?, &names[3..])
+    fn random_name(&mut self) -> Name {
+        name(self.rng.pick(&["a", "b", "c", "d.txt", "e"]).copied().unwrap())
+    }
+
+    /// A path that exists, or nothing.
+    fn some_path(&mut self, only: fn(&Data) -> bool) -> Option<Vec<Name>> {
+        let mut paths = self.walk();
+        paths.retain(|(_, ino)| only(&self.inodes[ino].data));
+        self.rng.pick(&paths).map(|(path, _)| path.clone())
+    }
+
+    fn some_file(&mut self) -> Option<Vec<Name>> {
+        self.some_path(|data| matches!(data, Data::File(_)))
+    }
+
+    /// A path in an existing directory that may or may not exist itself.
+    fn any_path(&mut self) -> Vec<Name> {
+        let mut path = if self.rng.chance(60) {
+            self.some_path(|data| matches!(data, Data::Dir(_))).unwrap_or_default()
         } else {
-            (ROOT, names)
+            Vec::new()
         };
-        let ino = rest.iter().try_fold(ino, |ino, name| self.dir(ino)?.get(name).copied())?;
-        self.dir(ino)?;
-        (ino == dir.ino || dir.id == NodeId::ROOT).then_some(ino)
+        path.push(self.random_name());
+        path
     }
 
-    pub fn look(&mut self, dir: &DirRef, names: Option<&[Name]>) -> Look {
-        let Some(ino) = self.open(dir) else {
-            return Look::Gone;
+    /// The person does one thing at random.
+    pub fn person_acts(&mut self) {
+        let habits = self.habits;
+        let all = [
+            habits.write,
+            habits.mkdir,
+            habits.rename,
+            habits.exchange,
+            habits.remove,
+            habits.symlink,
+            habits.chmod,
+            habits.hard_link,
+            habits.late_write,
+        ];
+        let mut dice = self.rng.below(all.iter().sum());
+        let what = all.iter().position(|weight| {
+            let hit = dice < *weight;
+            dice = dice.saturating_sub(*weight);
+            hit
+        });
+        let told = match what {
+            Some(0) => self.person_writes(),
+            Some(1) => {
+                let path = self.any_path();
+                self.mkdir(&path).then(|| format!("makes directory {}", describe(&path)))
+            }
+            Some(2) => self.person_renames(),
+            Some(3) => self.person_exchanges(),
+            Some(4) => self.person_removes(),
+            Some(5) => {
+                let path = self.any_path();
+                self.symlink(&path, "../elsewhere").then(|| format!("links {}", describe(&path)))
+            }
+            Some(6) => self.some_file().map(|path| {
+                let mode = if self.rng.chance(50) { 0o755 } else { 0o600 };
+                self.chmod(&path, mode);
+                format!("sets {} to {mode:o}", describe(&path))
+            }),
+            Some(7) => self.person_links_hard(),
+            _ => self.person_writes_late(),
         };
-        let found = |disk: &Self, child: u64| Found {
-            stat: disk.stat(child),
-            target: match &disk.inodes[&child].data {
-                Data::Link(target) => Some(target.clone()),
-                _ => None,
-            },
-            ignored: false,
+        if let Some(told) = told {
+            let line = format!("{} {told}", self.device);
+            self.ledger.borrow_mut().note(line);
+        }
+    }
+
+    fn person_writes(&mut self) -> Option<String> {
+        let existing = self.rng.chance(50);
+        let path = match self.some_file() {
+            Some(path) if existing => path,
+            _ => self.any_path(),
         };
-        let entries = match names {
-            None => {
-                self.watches.insert(ino, dir.id);
-                self.dir(ino)
-                    .unwrap()
-                    .iter()
-                    .map(|(name, child)| Seen {
-                        name: name.clone(),
-                        found: Some(found(self, *child)),
-                    })
-                    .collect()
-            }
-            Some(names) => names
-                .iter()
-                .map(|name| Seen {
-                    name: name.clone(),
-                    found: self.dir(ino).unwrap().get(name).map(|child| found(self, *child)),
-                })
-                .collect(),
-        };
-        Look::Entries { dir: self.stat(ino), entries }
+        let token = self.ledger.borrow_mut().token();
+        let old = if self.rng.chance(40) {
+            self.save_by_rename(&path, &token)
+        } else {
+            self.write(&path, &token)
+        }?;
+        if self.rng.chance(20) {
+            self.open.extend(self.resolve(&path));
+        }
+        let told = format!("writes {token} to {} (was {old:?})", describe(&path));
+        self.ledger.borrow_mut().wrote(token, old);
+        Some(told)
     }
 
-    /// Reads a file: its stat and content, when it is the one asked for.
-    pub fn read(&self, at: &Spot) -> Option<(Stat, String)> {
-        let ino = *self.dir(self.open(&at.dir)?)?.get(&at.name)?;
-        match &self.inodes[&ino].data {
-            Data::File(text) => Some((self.stat(ino), text.clone())),
-            _ => None,
-        }
+    fn person_renames(&mut self) -> Option<String> {
+        let from = self.some_path(|_| true)?;
+        let to = self.any_path();
+        let old = self.rename(&from, &to)?;
+        let told = format!("renames {} to {} (was {old:?})", describe(&from), describe(&to));
+        self.ledger.borrow_mut().superseded.extend(old);
+        Some(told)
     }
 
-    fn is_expected(&self, ino: u64, expected: &Expected) -> bool {
-        let stat = self.stat(ino);
-        if stat.kind == Some(Kind::Dir) {
-            return stat.same_inode(&expected.stat);
-        }
-        let mut wanted = expected.stat;
-        if stat.kind == Some(Kind::Link) {
-            wanted.attrs = stat.attrs;
-        }
-        stat == wanted
+    fn person_exchanges(&mut self) -> Option<String> {
+        let one = self.some_path(|_| true)?;
+        let other = self.some_path(|_| true)?;
+        self.exchange(&one, &other)
+            .then(|| format!("exchanges {} and {}", describe(&one), describe(&other)))
     }
 
-    fn first_free(&self, dir: u64, name: &Name) -> Name {
-        (1..)
-            .map(|n| conflict_name(name, &self.device, "2026-11-23", n))
-            .find(|name| !self.dir(dir).unwrap().contains_key(name))
-            .unwrap()
+    fn person_removes(&mut self) -> Option<String> {
+        let path = self.some_path(|_| true)?;
+        let texts = self.remove(&path)?;
+        let told = format!("removes {} ({texts:?})", describe(&path));
+        self.ledger.borrow_mut().superseded.extend(texts);
+        Some(told)
     }
 
-    pub fn apply(
-        &mut self,
-        node: NodeId,
-        op: &DiskOp,
-        texts: &dyn Fn(&Content) -> Option<String>,
-    ) -> Outcome {
-        let done = |disk: &Self, ino: u64, kept| Outcome::Done { stat: disk.stat(ino), kept };
-        match op {
-            DiskOp::MakeDir { at, attrs } => {
-                let Some(dir) = self.open(&at.dir) else {
-                    return Outcome::Changed;
-                };
-                if self.dir(dir).unwrap().contains_key(&at.name) {
-                    return Outcome::Taken;
-                }
-                let ino = self.make(Data::Dir(BTreeMap::new()), attrs.mode);
-                self.put_entry(dir, &at.name, ino);
-                done(self, ino, None)
-            }
-            DiskOp::Write { at, content, mtime, attrs, over, keep } => {
-                let Some(text) = texts(content) else {
-                    return Outcome::NoContent { reason: "not on the server".into() };
-                };
-                self.place(at, Data::File(text), Some(*mtime), attrs.mode, over.as_ref(), *keep)
-            }
-            DiskOp::Link { at, target, over, keep } => {
-                self.place(at, Data::Link(target.clone()), None, 0o777, over.as_ref(), *keep)
-            }
-            DiskOp::Move { from, to, expected } => {
-                let source = match from {
-                    Some(at) => {
-                        let Some(dir) = self.open(&at.dir) else {
-                            return Outcome::Changed;
-                        };
-                        let Some(ino) = self.dir(dir).unwrap().get(&at.name).copied() else {
-                            return Outcome::Changed;
-                        };
-                        Some((dir, at.name.clone(), ino))
-                    }
-                    None => None,
-                };
-                let ino = match &source {
-                    Some((_, _, ino)) => *ino,
-                    None => match self.parked.get(&node) {
-                        Some(ino) => *ino,
-                        None => return Outcome::Changed,
-                    },
-                };
-                if !self.is_expected(ino, expected) {
-                    return Outcome::Changed;
-                }
-                let target = match to {
-                    Some(at) => {
-                        let Some(dir) = self.open(&at.dir) else {
-                            return Outcome::Changed;
-                        };
-                        if self.dir(dir).unwrap().contains_key(&at.name) {
-                            return Outcome::Taken;
-                        }
-                        Some((dir, at.name.clone()))
-                    }
-                    None => None,
-                };
-                match source {
-                    Some((dir, name, _)) => {
-                        self.take_entry(dir, &name);
-                    }
-                    None => {
-                        self.parked.remove(&node);
-                    }
-                }
-                let now = self.tick();
-                self.inodes.get_mut(&ino).unwrap().ctime = now;
-                match target {
-                    Some((dir, name)) => self.put_entry(dir, &name, ino),
-                    None => {
-                        self.parked.insert(node, ino);
-                    }
-                }
-                done(self, ino, None)
-            }
-            DiskOp::SetAside { at, expected } => {
-                let Some(dir) = self.open(&at.dir) else {
-                    return Outcome::Changed;
-                };
-                let Some(ino) = self.dir(dir).unwrap().get(&at.name).copied() else {
-                    return Outcome::Changed;
-                };
-                if !self.is_expected(ino, expected) {
-                    return Outcome::Changed;
-                }
-                let name = self.first_free(dir, &at.name);
-                self.take_entry(dir, &at.name);
-                let now = self.tick();
-                self.inodes.get_mut(&ino).unwrap().ctime = now;
-                self.put_entry(dir, &name, ino);
-                done(self, ino, Some(name))
-            }
-            DiskOp::Remove { at, expected } => {
-                let Some(dir) = self.open(&at.dir) else {
-                    return Outcome::Changed;
-                };
-                let Some(ino) = self.dir(dir).unwrap().get(&at.name).copied() else {
-                    return Outcome::Changed;
-                };
-                if !self.is_expected(ino, expected) {
-                    return Outcome::Changed;
-                }
-                if self.dir(ino).is_some_and(|entries| !entries.is_empty()) {
-                    return Outcome::NotEmpty;
-                }
-                let stat = self.stat(ino);
-                self.take_entry(dir, &at.name);
-                self.inodes.remove(&ino);
-                self.watches.remove(&ino);
-                Outcome::Done { stat, kept: None }
-            }
-            DiskOp::SetAttrs { at, expected, attrs, mtime } => {
-                let Some(dir) = self.open(&at.dir) else {
-                    return Outcome::Changed;
-                };
-                let Some(ino) = self.dir(dir).unwrap().get(&at.name).copied() else {
-                    return Outcome::Changed;
-                };
-                if !self.is_expected(ino, expected) {
-                    return Outcome::Changed;
-                }
-                let now = self.tick();
-                let inode = self.inodes.get_mut(&ino).unwrap();
-                inode.mode = attrs.mode;
-                inode.ctime = now;
-                if let Some(mtime) = mtime {
-                    inode.mtime = *mtime;
-                }
-                done(self, ino, None)
-            }
-        }
+    fn person_links_hard(&mut self) -> Option<String> {
+        let from = self.some_file()?;
+        let to = self.any_path();
+        let ino = self.resolve(&from)?;
+        let (dir, entry) = self.free_place(&to)?;
+        self.change_time(ino);
+        self.set_names(vec![(dir, entry, Some(ino))]);
+        Some(format!("links {} hard as {}", describe(&from), describe(&to)))
     }
 
-    fn place(
-        &mut self,
-        at: &Spot,
-        data: Data,
-        mtime: Option<Timestamp>,
-        mode: u16,
-        over: Option<&Expected>,
-        keep: bool,
-    ) -> Outcome {
-        let Some(dir) = self.open(&at.dir) else {
-            return Outcome::Changed;
-        };
-        let there = self.dir(dir).unwrap().get(&at.name).copied();
-        match (there, over) {
-            (Some(_), None) => return Outcome::Taken,
-            (None, Some(_)) => return Outcome::Changed,
-            _ => {}
-        }
-        if let Some(old) = there
-            && matches!(self.inodes[&old].data, Data::Dir(_))
-        {
-            return Outcome::Changed;
-        }
-        let ino = self.make(data, mode);
-        if let Some(mtime) = mtime {
-            self.inodes.get_mut(&ino).unwrap().mtime = mtime;
-        }
-        self.put_entry(dir, &at.name, ino);
-        let mut kept = None;
-        if let (Some(old), Some(over)) = (there, over) {
-            if keep || !self.is_expected(old, over) {
-                let name = self.first_free(dir, &at.name);
-                self.put_entry(dir, &name, old);
-                kept = Some(name);
-            } else {
-                self.inodes.remove(&old);
-            }
-        }
-        Outcome::Done { stat: self.stat(ino), kept }
+    /// Through a descriptor opened before, whatever became of the file's name since.
+    fn person_writes_late(&mut self) -> Option<String> {
+        let open = self.open.clone();
+        let ino = *self.rng.pick(&open)?;
+        let token = self.ledger.borrow_mut().token();
+        let old = self.set_bytes(ino, &token)?;
+        let told = format!("writes {token} late (was {old:?}, inode {ino})");
+        self.ledger.borrow_mut().wrote(token, Some(old));
+        Some(told)
     }
 
-    /// After a crash or the loss of the state: what is parked comes back into the folder.
-    pub fn recover(&mut self) {
-        for (id, ino) in std::mem::take(&mut self.parked) {
-            let name = Name::new(format!("recovered {id}").into_bytes()).unwrap();
-            self.put_entry(ROOT, &name, ino);
-        }
+    /// Returns whether the next primitive operation is to fail.
+    pub fn fails(&mut self) -> bool {
+        self.failing > 0 && self.rng.chance(self.failing)
+    }
+
+    /// A new life of the agent begins: it has no watches yet.
+    pub fn forget_watches(&mut self) {
         self.watches.clear();
         self.hints.clear();
+        self.fuel = None;
     }
+}
 
-    pub fn describe(path: &[Name]) -> String {
-        RelPath::from_names(path.to_vec()).to_string()
+/// Drops inodes without a name.
+fn collect(inodes: &mut BTreeMap<u64, Inode>) {
+    let mut named = BTreeSet::new();
+    let mut stack = vec![ROOT];
+    while let Some(ino) = stack.pop() {
+        if named.insert(ino)
+            && let Some(Inode { data: Data::Dir(entries), .. }) = inodes.get(&ino)
+        {
+            stack.extend(entries.values());
+        }
+    }
+    inodes.retain(|ino, _| named.contains(ino));
+}
+
+/// Does a change to what is durable; what it needs may be missing there.
+fn replay(durable: &mut BTreeMap<u64, Inode>, change: &Unsynced) {
+    match change {
+        Unsynced::Inode { ino, state, has_bytes } => {
+            let Some(there) = durable.get_mut(ino) else { return };
+            if there.birth != state.birth {
+                return;
+            }
+            if *has_bytes {
+                there.data = state.data.clone();
+            }
+            (there.mtime, there.ctime, there.mode) = (state.mtime, state.ctime, state.mode);
+        }
+        Unsynced::Names(changes) => {
+            for (dir, name, ino) in changes {
+                if let Some(ino) = ino
+                    && !durable.contains_key(ino)
+                {
+                    continue;
+                }
+                let Some(Inode { data: Data::Dir(entries), .. }) = durable.get_mut(dir) else {
+                    continue;
+                };
+                match ino {
+                    Some(ino) => entries.insert(name.clone(), *ino),
+                    None => entries.remove(name),
+                };
+            }
+        }
     }
 }

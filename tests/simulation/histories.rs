@@ -1,6 +1,7 @@
 //! Seeded histories of several devices, a server and a network, on a model disk: convergence, and no
 //! version lost. `PICLOUD_SEEDS=N` sets how many histories, `PICLOUD_SEED=S` replays one.
 
+use crate::disk::Habits;
 use crate::world::{Fault, World};
 
 fn seeds() -> Vec<u64> {
@@ -12,10 +13,21 @@ fn seeds() -> Vec<u64> {
 }
 
 fn run(devices: usize, steps: usize, faults: &[Fault]) {
+    run_with(devices, steps, Habits::ORDINARY, faults);
+}
+
+fn run_with(devices: usize, steps: usize, habits: Habits, faults: &[Fault]) {
     let mut failures = Vec::new();
     for seed in seeds() {
         let mut world = World::new(seed, devices);
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            if habits.mkdir == 0 {
+                let tree =
+                    "a=u1 b=u2 c/ c/a=u3 c/b=u4 c/e/ c/e/a=u5 d.txt/ d.txt/a=u6 d.txt/e/ e/ e/c=u7";
+                world.build(0, tree);
+                world.settle()?;
+            }
+            world.set_habits(habits);
             world.live(steps, faults);
             world.settle()?;
             world.check()
@@ -48,11 +60,36 @@ fn three_devices_with_cuts_converge_and_lose_nothing() {
 }
 
 #[test]
-fn three_devices_with_cuts_crashes_and_lost_events_converge_and_lose_nothing() {
-    run(3, 120, &[Fault::Cut, Fault::Crash, Fault::LostEvent]);
+fn three_devices_with_cuts_kills_and_lost_events_converge_and_lose_nothing() {
+    run(3, 120, &[Fault::Cut, Fault::Kill, Fault::LostEvent]);
 }
 
 #[test]
 fn devices_that_lose_their_state_lose_nothing() {
     run(2, 60, &[Fault::Cut, Fault::LostState]);
+}
+
+#[test]
+fn a_person_in_the_midst_of_what_the_agent_does_loses_nothing() {
+    run(2, 60, &[Fault::Intrusion, Fault::Intrusion, Fault::Intrusion, Fault::Cut, Fault::Kill]);
+}
+
+#[test]
+fn power_cuts_take_nothing_that_the_server_has() {
+    run(2, 60, &[Fault::PowerCut, Fault::Cut]);
+}
+
+#[test]
+fn a_disk_that_fails_now_and_then_costs_time_and_nothing_else() {
+    run(2, 60, &[Fault::BadDisk, Fault::Kill]);
+}
+
+#[test]
+fn a_storm_of_renames_settles() {
+    run_with(2, 60, Habits::STORM, &[]);
+}
+
+#[test]
+fn a_storm_of_renames_with_everything_going_wrong_settles() {
+    run_with(3, 60, Habits::STORM, &[Fault::Cut, Fault::Kill, Fault::Intrusion, Fault::LostEvent]);
 }

@@ -4,8 +4,11 @@
 
 #![expect(clippy::unwrap_used, reason = "what cannot be in the model is a failing test")]
 
+mod device;
 mod disk;
+mod folder;
 mod histories;
+mod ledger;
 mod rng;
 mod server;
 mod table;

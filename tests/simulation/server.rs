@@ -1,5 +1,7 @@
 //! The server of the simulation: the real rules over a manifest in memory, and its journal.
 
+use std::collections::BTreeSet;
+
 use picloud::model::{Body, Change, Content, DeviceId, Lineage, Node, NodeId, Rev, Versioned};
 use picloud::protocol::message::ChangeResult;
 use picloud::server::rules;
@@ -28,10 +30,10 @@ impl Server {
         }
     }
 
-    pub fn commit(&mut self, author: usize, change: &Change) -> ChangeResult {
+    pub fn commit(&mut self, author: usize, changes: &[Change]) -> Vec<ChangeResult> {
         let author = DeviceId::from_bytes([u8::try_from(author).unwrap(); 16]);
-        let Ok(result) = rules::apply(&mut self.manifest, author, change);
-        result
+        let Ok(results) = rules::apply(&mut self.manifest, author, changes);
+        results
     }
 
     /// The page after `cursor` with at most `limit` nodes: its end, whether it is consistent, nodes.
@@ -50,6 +52,17 @@ impl Server {
             version.rev <= upto || self.manifest.created(id).is_some_and(|created| created > upto)
         });
         (upto, consistent, changed)
+    }
+
+    /// The contents of all live files.
+    pub fn contents(&self) -> BTreeSet<String> {
+        let nodes = self.manifest.nodes().filter_map(|(_, version)| version.node.as_ref());
+        nodes
+            .filter_map(|node| match &node.body {
+                Body::File { content, .. } => Some(format!("{content:?}")),
+                _ => None,
+            })
+            .collect()
     }
 
     /// What the journal says of a node now.

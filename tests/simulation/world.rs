@@ -1,120 +1,98 @@
-//! The world: devices, their disks and engines, the server, the connections between them, and what
-//! people do; every step drawn from one seed.
+//! The world: devices, the server, the connections between them; every step drawn from one seed.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
+use std::rc::Rc;
 
-use picloud::engine::memory::MemoryTrees;
-use picloud::engine::seam::{Action, Committed, Event, Hashed, JournalPage, Outgoing, Uploaded};
+use picloud::engine::Now;
+use picloud::engine::apply::{Job, Payload};
+use picloud::engine::seam::{Action, Committed, DiskOp, Event, JournalPage, Outcome, Uploaded};
 use picloud::engine::trees::Trees as _;
-use picloud::engine::{Engine, Now, Settings};
-use picloud::model::{Content, IdSource, Name, Rev, Timestamp, Versioned};
+use picloud::model::{Content, Name, NodeId, Rev, Timestamp, Versioned};
 use picloud::protocol::message::ChangeResult;
 
-use super::disk::{Data, Disk, content_of};
+use super::device::{Death, Device, Killed, Wire};
+use super::disk::{Data, Habits, content_of, describe};
+use super::ledger::Ledger;
 use super::rng::Rng;
 use super::server::Server;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// Connections break; what is under way is lost in either direction.
+    /// Connections break; what is under way is lost in either direction, or comes late.
     Cut,
-    /// An agent is killed; its trees go back to the last checkpoint.
-    Crash,
+    /// An agent is killed, perhaps in the midst of an operation.
+    Kill,
+    /// The power of a device goes, perhaps in the midst of an operation.
+    PowerCut,
     /// The watch does not tell.
     LostEvent,
     /// The state of a device is gone.
     LostState,
-}
-
-pub struct Device {
-    pub disk: Disk,
-    engine: Engine<MemoryTrees>,
-    actions: Vec<Action>,
-    events: Vec<Event>,
-    online: bool,
-    /// Commits on their way, in order.
-    up: VecDeque<(u64, Vec<Outgoing>)>,
-    /// Answers and pages on their way, in order.
-    down: VecDeque<Event>,
-    /// Up to where pages were sent on this connection.
-    sent: Rev,
-    /// Revs that commits of this connection got.
-    own: BTreeSet<Rev>,
-    incarnation: u8,
+    /// A person acts in the midst of what the agent does.
+    Intrusion,
+    /// Some operations on the disk fail for a while.
+    BadDisk,
 }
 
 pub struct World {
     rng: Rng,
-    seed: u64,
-    clock_ms: u64,
+    ledger: Rc<RefCell<Ledger>>,
     pub devices: Vec<Device>,
     pub server: Server,
     contents: BTreeMap<String, String>,
-    tokens: usize,
-    written: BTreeSet<String>,
-    superseded: BTreeSet<String>,
-    trace: String,
+    /// Commits of connections that are gone, still on their way.
+    limbo: VecDeque<(usize, Wire)>,
     /// Whether the server went back to an older state.
     restored: bool,
+    /// The most turns in which everything must become quiet.
+    pub turns_max: u32,
 }
 
 fn key(content: &Content) -> String {
     format!("{content:?}")
 }
 
-fn engine(seed: u64, device: usize, incarnation: u8, trees: MemoryTrees) -> Engine<MemoryTrees> {
-    let mut key = [0; 32];
-    key[..8].copy_from_slice(&seed.to_be_bytes());
-    key[8] = u8::try_from(device).unwrap();
-    key[9] = incarnation;
-    let mut engine = Engine::new(trees, Settings::default(), IdSource::new(key)).unwrap();
-    engine.handle(Now::default(), Event::Rescan).unwrap();
-    engine
-}
-
 impl World {
     pub fn new(seed: u64, devices: usize) -> Self {
+        let ledger = Rc::new(RefCell::new(Ledger::default()));
         let devices = (0..devices)
-            .map(|n| Device {
-                disk: Disk::new(["ann", "bob", "cy", "dee", "eve"][n]),
-                engine: engine(seed, n, 0, MemoryTrees::new()),
-                actions: Vec::new(),
-                events: Vec::new(),
-                online: false,
-                up: VecDeque::new(),
-                down: VecDeque::new(),
-                sent: Rev::ZERO,
-                own: BTreeSet::new(),
-                incarnation: 0,
+            .map(|n| {
+                let name = ["ann", "bob", "cy", "dee", "eve"][n];
+                Device::new(name, seed * 8 + n as u64, Rc::clone(&ledger))
             })
             .collect();
         Self {
             rng: Rng::new(seed),
-            seed,
-            clock_ms: 0,
+            ledger,
             devices,
             server: Server::default(),
             contents: BTreeMap::new(),
-            tokens: 0,
-            written: BTreeSet::new(),
-            superseded: BTreeSet::new(),
-            trace: String::new(),
+            limbo: VecDeque::new(),
             restored: false,
+            turns_max: 1500,
         }
     }
 
-    pub fn trace(&self) -> &str {
-        &self.trace
+    pub fn trace(&self) -> String {
+        self.ledger.borrow().trace.clone()
     }
 
-    fn note(&mut self, line: impl AsRef<str>) {
-        writeln!(self.trace, "{:6} {}", self.clock_ms, line.as_ref()).unwrap();
+    fn note(&self, line: impl AsRef<str>) {
+        self.ledger.borrow_mut().note(line);
     }
 
     fn now(&self) -> Now {
-        let secs = i64::try_from(self.clock_ms / 1000).unwrap();
-        Now { ms: self.clock_ms, wall: Timestamp::new(1_000_000 + secs, 0).unwrap() }
+        let ms = self.ledger.borrow().ms();
+        let secs = i64::try_from(ms / 1000).unwrap();
+        Now { ms, wall: Timestamp::new(1_000_000 + secs, 0).unwrap() }
+    }
+
+    pub fn set_habits(&mut self, habits: Habits) {
+        for device in &self.devices {
+            device.disk.borrow_mut().habits = habits;
+        }
     }
 
     /// Lets people and machines act at random.
@@ -124,7 +102,7 @@ impl World {
                 self.machine_step();
             }
             let device = self.rng.below(self.devices.len());
-            self.person_step(device);
+            self.devices[device].disk.borrow_mut().person_acts();
             if let Some(fault) = self.rng.pick(faults).copied()
                 && self.rng.chance(15)
             {
@@ -136,95 +114,146 @@ impl World {
     /// Everything works from now on: returns when nothing is left to do, or that it never ends.
     pub fn settle(&mut self) -> Result<(), String> {
         let all: Vec<usize> = (0..self.devices.len()).collect();
-        self.settle_some(&all)
+        self.settle_some(&all)?;
+        // What failed is tried again after a while.
+        for _ in 0..3 {
+            if self.devices.iter().all(|device| device.engine.problem_count() == 0) {
+                break;
+            }
+            self.ledger.borrow_mut().pass_ms(61_000);
+            self.settle_some(&all)?;
+        }
+        // What was taken away is dropped after its grace, or comes back if somebody wrote to it.
+        for _ in 0..20 {
+            let due = self.devices.iter().filter_map(Device::reap_at_ms).max();
+            let Some(due) = due else { return Ok(()) };
+            let now = self.now().ms;
+            self.ledger.borrow_mut().pass_ms(due.saturating_sub(now) + 1);
+            for n in &all {
+                self.work(*n);
+            }
+            self.settle_some(&all)?;
+        }
+        Ok(())
+    }
+
+    /// As [`World::settle`], for one device, while the others hear and say nothing.
+    pub fn settle_one(&mut self, device: usize) -> Result<(), String> {
+        self.settle_some(&[device])
     }
 
     fn settle_some(&mut self, some: &[usize]) -> Result<(), String> {
         for &n in some {
+            let mut disk = self.devices[n].disk.borrow_mut();
+            (disk.fuel, disk.intrusion, disk.failing) = (None, None, 0);
+            drop(disk);
             self.send(n, Event::Rescan);
         }
-        for _ in 0..900 {
-            for &n in some {
-                self.connect(n);
-                self.serve(n);
-                while let Some(event) = self.devices[n].down.pop_front() {
-                    self.send(n, event);
-                }
-                for event in std::mem::take(&mut self.devices[n].events) {
-                    self.send(n, event);
-                }
-                self.take_hints(n);
-                self.poll(n);
-                for action in std::mem::take(&mut self.devices[n].actions) {
-                    self.act(n, action);
-                }
+        for turn in 0..self.turns_max {
+            // What connections that are gone left comes late, but it comes.
+            if turn == 3 {
+                while self.limbo_arrives() {}
             }
-            self.clock_ms += 10;
-            let quiet = some.iter().map(|n| &self.devices[*n]).all(|device| {
-                device.engine.is_settled()
-                    && device.up.is_empty()
-                    && device.down.is_empty()
-                    && device.events.is_empty()
-                    && device.actions.is_empty()
-                    && device.disk.hints.is_empty()
-                    && device.sent == self.server.head()
-            });
-            if quiet {
+            for &n in some {
+                self.turn(n);
+            }
+            self.ledger.borrow_mut().pass_ms(10);
+            let head = self.server.head();
+            let is_quiet =
+                |n: &usize| self.devices[*n].is_at_rest() && self.devices[*n].sent == head;
+            if self.limbo.is_empty() && some.iter().all(is_quiet) {
                 return Ok(());
             }
         }
+        Err(self.describe_unrest())
+    }
+
+    /// A device does everything it can do now.
+    fn turn(&mut self, n: usize) {
+        self.connect(n);
+        self.serve(n);
+        while let Some(event) = self.devices[n].down.pop_front() {
+            self.send(n, event);
+        }
+        for event in std::mem::take(&mut self.devices[n].events) {
+            self.send(n, event);
+        }
+        self.take_hints(n);
+        self.poll(n);
+        for action in std::mem::take(&mut self.devices[n].actions) {
+            self.act(n, action);
+        }
+        while self.devices[n].has_jobs() {
+            self.work(n);
+        }
+    }
+
+    fn describe_unrest(&self) -> String {
         let mut failure = "never quiet".to_owned();
         for device in &self.devices {
-            write!(failure, "\n  {}: {:?}", device.disk.device, device.engine.trees().totals())
+            let trees = device.engine.trees();
+            write!(failure, "\n  {}: {:?} {:?}", device.name(), trees.totals(), trees.meta())
                 .unwrap();
-            for (id, entry) in device.engine.trees().entries().filter(|(_, e)| e.is_dirty()) {
+            for (id, entry) in trees.entries().filter(|(_, e)| e.is_dirty()) {
                 write!(failure, "\n    {id}: {entry:?}").unwrap();
             }
             write!(failure, "\n    problems {:?}", device.engine.problems()).unwrap();
             if !device.engine.is_settled() {
                 write!(failure, "\n    waits {}", device.engine.describe_waits()).unwrap();
             }
+            write!(failure, "\n    {:#?}", device.disk.borrow().render()).unwrap();
         }
-        Err(failure)
+        failure
     }
 
     /// Checks what must hold once everything is quiet.
     pub fn check(&self) -> Result<(), String> {
-        let first = self.devices[0].disk.render();
-        for device in &self.devices[1..] {
-            let other = device.disk.render();
+        let first = self.devices[0].disk.borrow().render();
+        for device in &self.devices {
+            let other = device.disk.borrow().render();
             if other != first {
                 return Err(format!(
                     "{} and {} differ:\n{first:#?}\n{other:#?}\nserver {:#?}",
-                    self.devices[0].disk.device,
-                    device.disk.device,
+                    self.devices[0].name(),
+                    device.name(),
                     self.server.render()
                 ));
             }
-        }
-        if self.server.render().len() != first.len() {
-            return Err(format!("the server differs:\n{first:#?}\n{:#?}", self.server.render()));
-        }
-        for device in &self.devices {
+            let hidden = device.disk.borrow().hidden();
+            if !hidden.is_empty() {
+                return Err(format!("{} hides {hidden:?}", device.name()));
+            }
             if device.engine.agrees() == Some(false) {
-                return Err(format!("{}: the digests differ", device.disk.device));
+                return Err(format!("{}: the digests differ", device.name()));
             }
             if !device.engine.problems().is_empty() {
                 return Err(format!("problems: {:?}", device.engine.problems()));
             }
         }
-        let texts = self.devices[0].disk.texts();
-        for token in self.written.difference(&self.superseded) {
+        if self.server.render().len() != first.len() {
+            return Err(format!("the server differs:\n{first:#?}\n{:#?}", self.server.render()));
+        }
+        let texts = self.devices[0].disk.borrow().texts();
+        let ledger = self.ledger.borrow();
+        for token in ledger.written.difference(&ledger.superseded) {
             if !texts.contains(token) {
                 return Err(format!("{token} is lost:\n{first:#?}"));
             }
         }
         for text in &texts {
-            if !self.written.contains(text) {
+            if !ledger.written.contains(text) {
                 return Err(format!("nobody wrote {text}"));
             }
         }
+        if let Some(between) = first.iter().find(|line| line.contains(".picloud-moving")) {
+            return Err(format!("an in-between name stayed: {between}"));
+        }
         Ok(())
+    }
+
+    /// How many entries there are on the first device.
+    pub fn entries(&self) -> usize {
+        self.devices[0].disk.borrow().walk().len()
     }
 
     /// Makes a tree on one device: `"a=1 d/ d/b=2 l->t"`.
@@ -248,10 +277,10 @@ impl World {
         };
         for command in commands.split(';').map(str::trim).filter(|command| !command.is_empty()) {
             let words: Vec<&str> = command.split_whitespace().collect();
-            let disk = &mut self.devices[device].disk;
+            let mut disk = self.devices[device].disk.borrow_mut();
             let superseded: Vec<String> = match words.as_slice() {
                 ["write", at, text] => {
-                    self.written.insert((*text).to_owned());
+                    self.ledger.borrow_mut().written.insert((*text).to_owned());
                     disk.write(&path(at), text).unwrap().into_iter().collect()
                 }
                 ["mkdir", at] => {
@@ -269,18 +298,18 @@ impl World {
                 other => panic!("no such command: {other:?}"),
             };
             // What is written again by somebody is not lost by being replaced before.
-            self.superseded.extend(superseded);
+            self.ledger.borrow_mut().superseded.extend(superseded);
         }
     }
 
     /// The tree of a device, as [`World::build`] reads it, names with spaces included.
     pub fn tree(&self, device: usize) -> String {
-        let disk = &self.devices[device].disk;
+        let disk = self.devices[device].disk.borrow();
         let entries: Vec<String> = disk
             .walk()
             .iter()
             .map(|(path, ino)| {
-                let path = Disk::describe(path);
+                let path = describe(path);
                 match &disk.inodes[ino].data {
                     Data::Dir(_) => format!("{path}/"),
                     Data::File(text) => format!("{path}={text}"),
@@ -300,140 +329,50 @@ impl World {
         self.restored = true;
     }
 
-    /// As [`World::settle`], for one device, while the others hear and say nothing.
-    pub fn settle_one(&mut self, device: usize) -> Result<(), String> {
-        self.settle_some(&[device])
-    }
-
-    fn random_name(&mut self) -> Name {
-        let names = ["a", "b", "c", "d.txt", "e"];
-        Name::try_from(*self.rng.pick(&names).unwrap()).unwrap()
-    }
-
-    /// A path that exists, or nothing.
-    fn some_path(&mut self, device: usize, only: fn(&Data) -> bool) -> Option<Vec<Name>> {
-        let disk = &self.devices[device].disk;
-        let paths: Vec<_> = disk
-            .walk()
-            .into_iter()
-            .filter(|(_, ino)| only(&disk.inodes[ino].data))
-            .map(|(path, _)| path)
-            .collect();
-        self.rng.pick(&paths).cloned()
-    }
-
-    /// A path in an existing directory that may or may not exist itself.
-    fn any_path(&mut self, device: usize) -> Vec<Name> {
-        let mut path = if self.rng.chance(60) {
-            self.some_path(device, |data| matches!(data, Data::Dir(_))).unwrap_or_default()
-        } else {
-            Vec::new()
-        };
-        path.push(self.random_name());
-        path
-    }
-
-    fn supersede(&mut self, texts: impl IntoIterator<Item = String>) {
-        self.superseded.extend(texts);
-    }
-
-    fn person_step(&mut self, device: usize) {
-        let who = self.devices[device].disk.device.clone();
-        match self.rng.below(20) {
-            0..=6 => {
-                let existing = self.rng.chance(50);
-                let path = match self.some_path(device, |data| matches!(data, Data::File(_))) {
-                    Some(path) if existing => path,
-                    _ => self.any_path(device),
-                };
-                self.tokens += 1;
-                let token = format!("t{}", self.tokens);
-                let rename = self.rng.chance(40);
-                let disk = &mut self.devices[device].disk;
-                let old = if rename {
-                    disk.save_by_rename(&path, &token)
-                } else {
-                    disk.write(&path, &token)
-                };
-                if let Some(old) = old {
-                    self.note(format!(
-                        "{who} writes {token} to {} (was {old:?})",
-                        Disk::describe(&path)
-                    ));
-                    self.written.insert(token);
-                    self.supersede(old);
-                }
+    fn fault(&mut self, n: usize, fault: Fault) {
+        self.note(format!("{}: {fault:?}", self.devices[n].name()));
+        let in_midst = self.rng.chance(60).then(|| 1 + u32::try_from(self.rng.below(25)).unwrap());
+        match fault {
+            Fault::Cut => self.cut(n, true),
+            Fault::LostEvent => self.devices[n].disk.borrow_mut().hints.clear(),
+            Fault::Intrusion => {
+                self.devices[n].disk.borrow_mut().intrusion = Some(in_midst.unwrap_or(0));
             }
-            7..=9 => {
-                let path = self.any_path(device);
-                if self.devices[device].disk.mkdir(&path) {
-                    self.note(format!("{who} makes directory {}", Disk::describe(&path)));
-                }
+            Fault::BadDisk => {
+                let failing = if self.rng.chance(50) { 20 } else { 0 };
+                self.devices[n].disk.borrow_mut().failing = failing;
             }
-            10..=15 => {
-                let Some(from) = self.some_path(device, |_| true) else {
-                    return;
+            Fault::Kill | Fault::PowerCut | Fault::LostState => {
+                let death = match fault {
+                    Fault::Kill => Death::Kill,
+                    Fault::PowerCut => Death::PowerCut,
+                    _ => Death::LostState,
                 };
-                let to = self.any_path(device);
-                if let Some(old) = self.devices[device].disk.rename(&from, &to) {
-                    self.note(format!(
-                        "{who} renames {} to {} (was {old:?})",
-                        Disk::describe(&from),
-                        Disk::describe(&to)
-                    ));
-                    self.supersede(old);
+                // In the midst of an operation, if there is one.
+                if let Some(fuel) = in_midst
+                    && self.devices[n].has_jobs()
+                {
+                    self.devices[n].disk.borrow_mut().fuel = Some(fuel);
+                    for _ in 0..4 {
+                        if self.devices[n].work(&mut self.rng).is_err() {
+                            break;
+                        }
+                    }
                 }
-            }
-            16 | 17 => {
-                let Some(path) = self.some_path(device, |_| true) else {
-                    return;
-                };
-                if let Some(texts) = self.devices[device].disk.remove(&path) {
-                    self.note(format!("{who} removes {} ({texts:?})", Disk::describe(&path)));
-                    self.supersede(texts);
-                }
-            }
-            18 => {
-                let path = self.any_path(device);
-                if self.devices[device].disk.symlink(&path, "../elsewhere") {
-                    self.note(format!("{who} links {}", Disk::describe(&path)));
-                }
-            }
-            _ => {
-                let Some(path) = self.some_path(device, |data| matches!(data, Data::File(_)))
-                else {
-                    return;
-                };
-                let mode = if self.rng.chance(50) { 0o755 } else { 0o600 };
-                self.devices[device].disk.chmod(&path, mode);
-                self.note(format!("{who} sets {} to {mode:o}", Disk::describe(&path)));
+                self.die(n, death);
             }
         }
     }
 
-    fn fault(&mut self, n: usize, fault: Fault) {
-        self.note(format!("{}: {fault:?}", self.devices[n].disk.device));
-        match fault {
-            Fault::Cut => self.cut(n, true),
-            Fault::LostEvent => {
-                self.devices[n].disk.hints.clear();
-            }
-            Fault::Crash | Fault::LostState => {
-                self.cut(n, false);
-                let device = &mut self.devices[n];
-                device.incarnation += 1;
-                device.actions.clear();
-                device.events.clear();
-                device.disk.recover();
-                let trees = if fault == Fault::Crash {
-                    let mut trees = device.engine.trees().clone();
-                    trees.crash();
-                    trees
-                } else {
-                    MemoryTrees::new()
-                };
-                device.engine = engine(self.seed, n, device.incarnation, trees);
-            }
+    fn die(&mut self, n: usize, death: Death) {
+        self.cut(n, false);
+        self.devices[n].disk.borrow_mut().failing = 0;
+        self.devices[n].die(death);
+    }
+
+    fn work(&mut self, n: usize) {
+        if let Err(Killed) = self.devices[n].work(&mut self.rng) {
+            self.die(n, Death::Kill);
         }
     }
 
@@ -443,15 +382,15 @@ impl World {
             return;
         }
         device.online = false;
-        // Any number of commits on their way may still arrive; their answers do not.
-        let arrive = self.rng.below(self.devices[n].up.len() + 1);
-        for _ in 0..arrive {
-            if let Some((batch, changes)) = self.devices[n].up.pop_front() {
-                self.commit(n, batch, &changes);
-            }
+        // Any number of commits on their way still arrive, now or later; their answers do not.
+        let arrive = self.rng.below(device.up.len() + 1);
+        let mut up = std::mem::take(&mut device.up);
+        up.truncate(arrive);
+        self.limbo.extend(up.into_iter().map(|wire| (n, wire)));
+        if self.rng.chance(50) {
+            while self.limbo_arrives() {}
         }
         let device = &mut self.devices[n];
-        device.up.clear();
         device.down.clear();
         // An upload that was cut is answered with that.
         device
@@ -463,11 +402,20 @@ impl World {
         }
     }
 
+    /// The next commit of a connection that is gone arrives.
+    fn limbo_arrives(&mut self) -> bool {
+        let Some((n, wire)) = self.limbo.pop_front() else { return false };
+        self.commit(n, wire);
+        true
+    }
+
     fn connect(&mut self, n: usize) {
         if self.devices[n].online {
             return;
         }
-        self.note(format!("{} connects", self.devices[n].disk.device));
+        self.note(format!("{} connects", self.devices[n].name()));
+        // From a device that has a newer connection the server takes nothing on an older one.
+        self.limbo.retain(|(of, _)| *of != n);
         let meta = self.devices[n].engine.trees().meta();
         let head = self.server.head();
         // A cursor past the head is answered with the journal from the beginning.
@@ -493,8 +441,11 @@ impl World {
     /// One thing that a machine does, at random.
     fn machine_step(&mut self) {
         let n = self.rng.below(self.devices.len());
-        match self.rng.below(10) {
-            0 => self.clock_ms += 7 + self.rng.below(100) as u64,
+        match self.rng.below(12) {
+            0 => {
+                let ms = 7 + self.rng.below(100) as u64;
+                self.ledger.borrow_mut().pass_ms(ms);
+            }
             1 | 2 => self.poll(n),
             3 | 4 => {
                 let count = self.devices[n].actions.len();
@@ -530,9 +481,13 @@ impl World {
                     self.serve(n);
                 }
             }
+            9 | 10 => self.work(n),
             _ => {
                 if self.rng.chance(30) {
-                    self.devices[n].engine.trees_mut().checkpoint().unwrap();
+                    self.devices[n].checkpoint();
+                }
+                if self.rng.chance(20) {
+                    self.limbo_arrives();
                 }
                 self.serve(n);
             }
@@ -541,7 +496,7 @@ impl World {
 
     fn send(&mut self, n: usize, event: Event) {
         let now = self.now();
-        self.devices[n].engine.handle(now, event).unwrap();
+        self.devices[n].send(now, event);
     }
 
     fn poll(&mut self, n: usize) {
@@ -563,12 +518,13 @@ impl World {
                     writeln!(diff, "{id}: {known:?}\n     is {real:?}").unwrap();
                 }
             }
-            panic!("{}: the digests differ\n{diff}", device.disk.device);
+            panic!("{}: the digests differ\n{diff}", device.name());
         }
     }
 
     fn take_hints(&mut self, n: usize) {
-        for (dir, name) in std::mem::take(&mut self.devices[n].disk.hints) {
+        let hints = std::mem::take(&mut self.devices[n].disk.borrow_mut().hints);
+        for (dir, name) in hints {
             self.send(n, Event::Touched { dir, name: Some(name) });
         }
     }
@@ -576,24 +532,19 @@ impl World {
     fn act(&mut self, n: usize, action: Action) {
         match action {
             Action::Look { dir, names } => {
-                let look = self.devices[n].disk.look(&dir, names.as_deref());
+                let look = self.devices[n].folder.look(&dir, names.as_deref());
                 self.devices[n].events.push(Event::Looked { dir: dir.id, names, look });
             }
-            Action::Hash { node, at, stat: _ } => {
-                let hashed = match self.devices[n].disk.read(&at) {
-                    Some((stat, text)) => {
-                        Hashed::Content { stat, content: content_of(&text), racy: false }
-                    }
-                    None => Hashed::Changed,
-                };
+            Action::Hash { node, at, stat } => {
+                let hashed = self.devices[n].folder.hash(&at, &stat);
                 self.devices[n].events.push(Event::Hashed { node, hashed });
             }
             Action::Upload { node, at, expected } => {
                 if !self.devices[n].online {
                     return;
                 }
-                let uploaded = match self.devices[n].disk.read(&at) {
-                    Some((_, text)) if Some(content_of(&text)) == expected.content => {
+                let uploaded = match self.devices[n].folder.read(&at, &expected.stat) {
+                    Some(text) if Some(content_of(&text)) == expected.content => {
                         self.take_in(text);
                         Uploaded::Done
                     }
@@ -603,21 +554,30 @@ impl World {
             }
             Action::Commit { batch, changes } => {
                 if self.devices[n].online {
-                    self.devices[n].up.push_back((batch, changes));
+                    self.devices[n].checkpoint();
+                    let wire = self.devices[n].build(batch, changes);
+                    self.devices[n].up.push_back(wire);
                 }
             }
-            Action::Apply { node, op } => {
-                let contents = &self.contents;
-                let texts = |content: &Content| match content {
-                    Content::Empty => Some(String::new()),
-                    other => contents.get(&key(other)).cloned(),
-                };
-                let outcome = self.devices[n].disk.apply(node, &op, &texts);
-                let who = self.devices[n].disk.device.clone();
-                self.note(format!("{who} does {op:?}: {outcome:?}"));
-                self.devices[n].events.push(Event::Applied { node, outcome });
-            }
+            Action::Apply { node, op } => self.apply(n, node, op),
         }
+    }
+
+    /// Gets the content an operation needs, and hands it over.
+    fn apply(&mut self, n: usize, node: NodeId, op: DiskOp) {
+        self.note(format!("{} is to do {node} {op:?}", self.devices[n].name()));
+        let payload = match &op {
+            DiskOp::Write { content: Content::Empty, .. } => Payload::Bytes(Vec::new()),
+            DiskOp::Write { content, .. } => match self.contents.get(&key(content)) {
+                Some(text) if self.devices[n].online => Payload::Bytes(text.clone().into_bytes()),
+                _ => {
+                    let reason = "no connection".to_owned();
+                    return self.devices[n].applied(node, Outcome::NoContent { reason });
+                }
+            },
+            _ => Payload::None,
+        };
+        self.devices[n].submit(&mut self.rng, Job { node, op, payload });
     }
 
     /// The server has these bytes from now on.
@@ -632,16 +592,25 @@ impl World {
         if !self.devices[n].online {
             return;
         }
-        if let Some((batch, changes)) = self.devices[n].up.pop_front() {
-            let answer = self.commit(n, batch, &changes);
+        if let Some(wire) = self.devices[n].up.pop_front() {
+            let own_from = self.server.head();
+            let answer = self.commit(n, wire);
+            let own_to = self.server.head();
+            let own = &mut self.devices[n].own;
+            let mut rev = own_from;
+            while rev < own_to {
+                rev = rev.next();
+                own.insert(rev);
+            }
             self.devices[n].down.push_back(answer);
         }
         let sent = self.devices[n].sent;
         if sent < self.server.head() {
             let limit = 1 + self.rng.below(5);
             let (upto, consistent, nodes) = self.server.page(sent, limit);
+            let own: &BTreeSet<Rev> = &self.devices[n].own;
             let nodes: Vec<Versioned> =
-                nodes.into_iter().filter(|node| !self.devices[n].own.contains(&node.rev)).collect();
+                nodes.into_iter().filter(|node| !own.contains(&node.rev)).collect();
             let head = self.server.head();
             let digest = (upto == head).then_some(self.server.manifest.digest);
             self.devices[n].sent = upto;
@@ -650,32 +619,33 @@ impl World {
         }
     }
 
-    fn commit(&mut self, n: usize, batch: u64, changes: &[Outgoing]) -> Event {
-        let mut results = Vec::new();
-        for outgoing in changes {
-            if let Some((at, expected)) = &outgoing.attach {
-                match self.devices[n].disk.read(at) {
-                    Some((_, text)) if Some(content_of(&text)) == expected.content => {
-                        self.take_in(text);
-                    }
-                    _ => {
-                        results.push(Committed::Changed);
-                        continue;
-                    }
-                }
-            }
-            let change = &outgoing.change;
-            let result = self.server.commit(n, change);
-            let who = self.devices[n].disk.device.clone();
+    fn commit(&mut self, n: usize, wire: Wire) -> Event {
+        let Wire { batch, changes, texts, results } = wire;
+        for text in texts {
+            self.take_in(text);
+        }
+        let mut answers = Vec::new();
+        for (change, result) in changes.iter().zip(self.server.commit(n, &changes)) {
+            let who = self.devices[n].name();
             self.note(format!("{who} commits {change:?}: {result:?}"));
-            results.push(match result {
-                ChangeResult::Accepted { rev } => {
-                    self.devices[n].own.insert(rev);
-                    Committed::Accepted { rev }
-                }
+            answers.push(match result {
+                ChangeResult::Accepted { rev } => Committed::Accepted { rev },
                 ChangeResult::Refused(refusal) => Committed::Refused(refusal),
             });
         }
+        let mut answers = answers.into_iter();
+        let results = results
+            .into_iter()
+            .map(|result| result.unwrap_or_else(|| answers.next().unwrap()))
+            .collect();
+        let live = self.server.contents();
+        let mut ledger = self.ledger.borrow_mut();
+        ledger.acknowledged = self
+            .contents
+            .iter()
+            .filter(|(key, _)| live.contains(*key))
+            .map(|(_, text)| text.clone())
+            .collect();
         Event::Committed { batch, results, head: self.server.head() }
     }
 }

@@ -415,6 +415,7 @@ impl Core {
                 }
             }
             Action::Commit { batch, changes } => {
+                self.checkpoint()?;
                 let told = changes.iter().map(|outgoing| self.sent(outgoing)).collect();
                 self.committing.insert(batch, told);
                 let job = commit::Job { batch, changes };
@@ -476,11 +477,16 @@ impl Core {
     /// Makes the trees durable when it is time. Not more than a tenth of the time goes into that.
     fn save(&mut self, now: u64) -> Result<(), Ended> {
         if self.is_unsaved && now >= self.checkpoint_at_ms {
-            self.engine.trees_mut().checkpoint()?;
-            self.is_unsaved = false;
+            self.checkpoint()?;
             let after = clock::now().ms;
             self.checkpoint_at_ms = after + CHECKPOINT_MS.max((after - now) * 10);
         }
+        Ok(())
+    }
+
+    fn checkpoint(&mut self) -> Result<(), Ended> {
+        self.engine.trees_mut().checkpoint()?;
+        self.is_unsaved = false;
         Ok(())
     }
 

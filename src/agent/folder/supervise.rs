@@ -31,7 +31,7 @@ use crate::engine::apply::{Applier, Recovered};
 use crate::engine::seam::Event;
 use crate::engine::trees::Trees as _;
 use crate::engine::{self, Engine};
-use crate::model::IdSource;
+use crate::model::{IdSource, Timestamp};
 use crate::protocol::Connection;
 
 /// How long to wait before a folder that could not be opened is tried again.
@@ -331,8 +331,10 @@ impl Supervisor {
         self.tell_recovered(&cx, &opened.recovered, opened.set_aside.as_deref());
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(std::io::Error::other)?;
-        let engine_settings =
-            engine::Settings { unclean: opened.is_unclean, ..engine::Settings::default() };
+        let engine_settings = engine::Settings {
+            suspect_since: opened.is_unclean.then(Timestamp::default),
+            ..engine::Settings::default()
+        };
         let engine = Engine::new(opened.trees, engine_settings, IdSource::new(seed))
             .map_err(std::io::Error::other)?;
         let (hints, hinted) = mpsc::channel(HINTS_MAX);

@@ -350,21 +350,29 @@ impl<F: Folder> Applier<F> {
             None => (parked.clone(), &parked_name, parked_path.clone()),
         };
         let (to_dir, to_name, to_path) = match to {
-            Some(at) => (self.dir_to_fill(batch, at)?, &at.name, at.path()),
+            Some(at) => match self.dir_to_fill(batch, at) {
+                Ok(dir) => (dir, &at.name, at.path()),
+                // `Changed` tells of what is to be moved, and nothing else.
+                Err(Stop::Outcome(Outcome::Changed)) => return Err(Outcome::Taken.into()),
+                Err(stop) => return Err(stop),
+            },
             None => (parked.clone(), &parked_name, parked_path),
         };
         let stat =
             self.folder.stat(&from_dir, from_name).map_err(|fault| stop(fault, &from_path))?;
-        if !stat.unchanged(&expected.stat) {
+        // What is parked goes back to the folder whatever became of it: nobody can see it there.
+        if from.is_some() && !stat.unchanged(&expected.stat) {
             return Err(Outcome::Changed.into());
         }
         if to.is_none() {
             self.note_parked(&parked, node, &from_path)?;
         }
         self.folder.rename((&from_dir, from_name), (&to_dir, to_name), Rename::NoReplace).map_err(
-            |fault| match to {
-                Some(at) => self.stop_filling(fault, &to_dir, at),
-                None => stop(fault, &to_path),
+            |fault| match (to, fault) {
+                // It was there a moment ago, so it is the place that is gone.
+                (Some(_), Fault::NotFound) => Outcome::Taken.into(),
+                (Some(at), fault) => self.stop_filling(fault, &to_dir, at),
+                (None, fault) => stop(fault, &to_path),
             },
         )?;
         // Paths of open directories may now be other ones'.
@@ -379,7 +387,10 @@ impl<F: Folder> Applier<F> {
                 }
             }
         }
-        let came = self.came_out(&to_dir, to_name, expected);
+        let came = match from {
+            Some(_) => self.came_out(&to_dir, to_name, expected),
+            None => Ok((self.folder.stat(&to_dir, to_name).unwrap_or(stat), true)),
+        };
         match came {
             Ok((stat, true)) => {
                 if from.is_none() {

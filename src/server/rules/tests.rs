@@ -5,6 +5,8 @@
 //! delete N@BASE                          put CONTENT (the drive gets this chunk)
 //! ```
 //!
+//! Changes with ` & ` between them are joined.
+//!
 //! Nodes are small numbers, 0 is the root; contents are words.
 
 use super::memory::MemoryManifest;
@@ -72,7 +74,7 @@ fn parse(change: &str) -> Change {
         }
         _ => ChangeOp::Delete,
     };
-    Change { node: node_id(node), base, op }
+    Change::new(node_id(node), base, op)
 }
 
 fn show(result: &ChangeResult) -> String {
@@ -129,14 +131,14 @@ impl Stored {
         transact(&mut *self.metadata, |metadata| metadata.add_chunk(self.drive, &row)).unwrap();
     }
 
-    fn apply(&mut self, author: &str, change: Change) -> ChangeResult {
+    fn apply(&mut self, author: &str, changes: &[Change]) -> Vec<ChangeResult> {
         let author = *self.devices.iter().find(|one| one.id == device(author)).expect("A or B");
         let limits = GateLimits::default();
         let drive = self.drive;
         let applied = transact(&mut *self.metadata, |metadata| {
-            metadata.apply(drive, author, &[change], 0, &limits)
+            metadata.apply(drive, author, changes, 0, &limits)
         });
-        applied.unwrap().results.remove(0)
+        applied.unwrap().results
     }
 
     /// Compares the newest versions, head, digest and count with those in memory.
@@ -174,10 +176,14 @@ fn run(script: &str) -> MemoryManifest {
             continue;
         }
         let (asked, expected) = line.split_once(" => ").expect("a line has an outcome");
-        let (author, change) = asked.split_once(' ').expect("a line has an author");
-        let Ok(result) = apply(&mut manifest, device(author), &parse(change));
-        assert_eq!(show(&result), expected, "{line}");
-        assert_eq!(stored.apply(author, parse(change)), result, "in SQLite: {line}");
+        let (author, joined) = asked.split_once(' ').expect("a line has an author");
+        let mut changes: Vec<Change> = joined.split(" & ").map(parse).collect();
+        let last = changes.len() - 1;
+        changes[..last].iter_mut().for_each(|change| change.with_next = true);
+        let Ok(results) = apply(&mut manifest, device(author), &changes);
+        let shown: Vec<String> = results.iter().map(show).collect();
+        assert_eq!(shown.join(", "), expected, "{line}");
+        assert_eq!(stored.apply(author, &changes), results, "in SQLite: {line}");
     }
     stored.assert_same(&manifest);
     let mut digest = Digest::default();
@@ -216,6 +222,27 @@ fn every_refusal_has_its_reason() {
          B delete 0@0 => illegal
          B delete 2@1 => stale, now 2
          B delete 8@1 => stale, now 0");
+}
+
+#[test]
+fn joined_changes_are_one() {
+    run("A create 1 dir 0/a => rev 1
+         A create 2 dir 0/b => rev 2
+         A create 3 dir 1/c => rev 3
+         A create 4 dir 3/d => rev 4
+         A update 1@1 at 0/b & update 2@2 at 0/a => rev 5, rev 6
+         A update 1@1 at 0/b & update 2@2 at 0/a => rev 5, rev 6
+         B update 1@5 at 0/a & update 2@2 at 0/b => stale, now 6, stale, now 6
+         B update 1@5 at 0/x & update 2@6 at 0/x => taken by 2, taken by 2
+         B update 1@5 at 0/a & update 2@6 at 9/b => no parent, no parent
+         B update 1@5 at 2/a & update 2@6 at 1/b => cycle, cycle
+         B update 1@5 at 0/z & update 1@5 at 0/y => illegal, illegal
+         B update 3@3 at 0/b & delete 1@5 => rev 7, rev 8
+         B update 4@4 at 0/b & update 3@7 at 4/in => rev 9, rev 10
+         B update 3@10 at 0/e & delete 4@9 & create 5 dir 0/b => rev 11, rev 12, rev 13
+         A create 6 dir 0/top & update 5@13 at 6/b => rev 14, rev 15
+         A delete 6@14 & update 5@15 at 6/c => not empty, not empty
+         A delete 6@14 & delete 5@15 => rev 16, rev 17");
 }
 
 #[test]
@@ -283,8 +310,8 @@ fn a_content_must_have_the_length_it_claims() {
             mtime: Timestamp::default(),
         };
     }
-    let Ok(result) = apply(&mut manifest, device("A"), &change);
-    assert_eq!(show(&result), "illegal");
+    let Ok(results) = apply(&mut manifest, device("A"), &[change]);
+    assert_eq!(show(&results[0]), "illegal");
 }
 
 #[test]
@@ -294,8 +321,8 @@ fn held_deletions_pass_once_approved() {
     manifest.gate_limits =
         Some(crate::server::gate::GateLimits { count_min: 1, ..Default::default() });
     let ask = |manifest: &mut MemoryManifest, change| {
-        let Ok(result) = apply(manifest, device("A"), &parse(change));
-        show(&result)
+        let Ok(results) = apply(manifest, device("A"), &[parse(change)]);
+        show(&results[0])
     };
     assert_eq!(ask(&mut manifest, "delete 1@1"), "rev 3");
     assert_eq!(ask(&mut manifest, "delete 2@2"), "held");
@@ -305,29 +332,42 @@ fn held_deletions_pass_once_approved() {
 }
 
 proptest::proptest! {
-    /// Random changes of two devices, most of them wrong: whatever is accepted, the manifest stays a
-    /// tree with unique names, and asking for everything a second time changes nothing.
+    /// Random changes of two devices, many of them joined, most of them wrong: whatever is accepted,
+    /// the manifest stays a tree with unique names, of joined changes all are accepted or none, and
+    /// asking for everything a second time changes nothing.
     #[test]
     fn the_manifest_stays_a_tree(
-        asked in proptest::collection::vec((0..2_u8, 0..3_u8, 1..6_u8, 0..6_u8, 0..3_u8), 1..60)
+        asked in proptest::collection::vec(
+            (0..2_u8, proptest::collection::vec((0..3_u8, 1..6_u8, 0..6_u8, 0..3_u8), 1..4)),
+            1..60,
+        )
     ) {
         let mut manifest = MemoryManifest::default();
-        for (author, op, id, parent, name) in asked {
+        for (author, joined) in asked {
             let author = if author == 0 { "A" } else { "B" };
-            let Ok(current) = manifest.current(node_id(&id.to_string()));
-            let base = current.map_or(Rev::ZERO, |version| version.rev);
-            let text = match op {
-                0 => format!("create {id} dir {parent}/{name}"),
-                1 => format!("update {id}@{base} at {parent}/{name}"),
-                _ => format!("delete {id}@{base}"),
-            };
-            let change = parse(&text);
-            let Ok(first) = apply(&mut manifest, device(author), &change);
+            let mut changes = Vec::new();
+            for (op, id, parent, name) in joined {
+                let Ok(current) = manifest.current(node_id(&id.to_string()));
+                let base = current.map_or(Rev::ZERO, |version| version.rev);
+                changes.push(parse(&match op {
+                    0 => format!("create {id} dir {parent}/{name}"),
+                    1 => format!("update {id}@{base} at {parent}/{name}"),
+                    _ => format!("delete {id}@{base}"),
+                }));
+            }
+            let last = changes.len() - 1;
+            changes[..last].iter_mut().for_each(|change| change.with_next = true);
+            let Ok(first) = apply(&mut manifest, device(author), &changes);
             let head = manifest.head;
-            if matches!(first, ChangeResult::Accepted { .. }) {
-                let Ok(second) = apply(&mut manifest, device(author), &change);
-                proptest::prop_assert_eq!(&first, &second, "{}", text);
-                proptest::prop_assert_eq!(head, manifest.head);
+            let accepted = first.iter().filter(|r| matches!(r, ChangeResult::Accepted { .. }));
+            match accepted.count() {
+                0 => {}
+                count => {
+                    proptest::prop_assert_eq!(count, changes.len(), "{:?}", changes);
+                    let Ok(second) = apply(&mut manifest, device(author), &changes);
+                    proptest::prop_assert_eq!(&first, &second, "{:?}", changes);
+                    proptest::prop_assert_eq!(head, manifest.head);
+                }
             }
             let live: std::collections::BTreeMap<NodeId, Place> = manifest
                 .nodes()

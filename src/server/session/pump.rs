@@ -295,15 +295,13 @@ mod tests {
             Subscription::start(Arc::clone(&shared), memory, outbox, wanted, Rev::ZERO);
         assert_eq!(next_page(&mut device).await, Rev::ZERO, "the first one is empty");
 
-        let change = Change {
-            node: NodeId::from_bytes([2; 16]),
-            base: Rev::ZERO,
-            op: ChangeOp::Create(Node {
-                place: Place { parent: NodeId::ROOT, name: Name::try_from("d").unwrap() },
-                body: Body::Dir,
-                attrs: Attrs::from_mode(0o755),
-            }),
+        let node = Node {
+            place: Place { parent: NodeId::ROOT, name: Name::try_from("d").unwrap() },
+            body: Body::Dir,
+            attrs: Attrs::from_mode(0o755),
         };
+        let id = NodeId::from_bytes([2; 16]);
+        let change = Change::new(id, Rev::ZERO, ChangeOp::Create(node));
         let own = Arc::clone(&subscription.own);
         let gate = shared.config.limits.gate();
         let work = move |metadata: &mut dyn Metadata| {

@@ -624,10 +624,7 @@ impl Metadata for SqliteConnection {
             now_ms,
             gate_limits,
         };
-        let mut results = Vec::with_capacity(changes.len());
-        for change in changes {
-            results.push(rules::apply(&mut manifest, author.id, change)?);
-        }
+        let results = rules::apply(&mut manifest, author.id, changes)?;
         let SqliteManifest { gate, drive, .. } = manifest;
         if drive.head != before {
             self.exec(
@@ -876,13 +873,20 @@ impl Manifest for SqliteManifest<'_> {
         )
     }
 
-    fn has_children(&mut self, dir: NodeId) -> Result<bool> {
-        let found = self.connection.one(
-            "SELECT 1 FROM node WHERE drive = ?1 AND parent = ?2 LIMIT 1",
-            params![self.drive.num, dir.as_bytes()],
-            |_| Ok(()),
+    fn children(&mut self, dir: NodeId, limit: usize) -> Result<Vec<NodeId>> {
+        self.connection.all(
+            "SELECT id FROM node WHERE drive = ?1 AND parent = ?2 LIMIT ?3",
+            params![self.drive.num, dir.as_bytes(), i64::try_from(limit).unwrap_or(i64::MAX)],
+            |row| Ok(NodeId::from_bytes(blob(row, 0)?)),
+        )
+    }
+
+    fn vacate(&mut self, id: NodeId, _place: &Place) -> Result<()> {
+        self.connection.exec(
+            "UPDATE node SET parent = NULL, name = NULL WHERE drive = ?1 AND id = ?2",
+            params![self.drive.num, id.as_bytes()],
         )?;
-        Ok(found.is_some())
+        Ok(())
     }
 
     fn presence(&mut self, content: &Content) -> Result<Presence> {
