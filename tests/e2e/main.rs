@@ -13,6 +13,7 @@ mod config;
 mod crash;
 mod first_use;
 mod join;
+mod lost_state;
 mod put_get;
 mod status;
 mod systemd;

@@ -265,6 +265,9 @@ impl Core {
         if now >= self.check_at_ms {
             self.check_at_ms = now + CHECK_MS;
             self.hands.push(Task::Check);
+            if !self.engine.trees().is_in_place() {
+                return Err(Ended::State(self.engine.trees().gone()));
+            }
         }
         if now >= self.lists_at_ms && self.is_settled {
             self.lists_at_ms = now + LISTS_MS;
