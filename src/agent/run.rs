@@ -408,6 +408,8 @@ impl Shared {
 
     /// Reads the settings after an edit. Wrong ones change nothing, and show as a problem.
     pub(super) async fn reload(self: &Arc<Self>) {
+        // Read and taken over in one turn: else an older reading could be taken over last.
+        let _taking_over = self.taking_over.lock().await;
         let path = self.options.config.clone();
         let loaded = tokio::task::spawn_blocking(move || Config::load(&path)).await;
         match loaded {
@@ -431,9 +433,9 @@ impl Shared {
         }
     }
 
-    /// Brings everything in line with the settings.
+    /// Brings everything in line with the settings. Called under [`Shared::taking_over`], or before
+    /// anyone else can.
     async fn take_over(self: &Arc<Self>, config: &Config) {
-        let _taking_over = self.taking_over.lock().await;
         let old = {
             let mut current = lock(&self.config);
             let old = current.clone();
@@ -553,6 +555,7 @@ impl Shared {
     /// Waits until everything that is on disk and on the server now is on both, or until a folder
     /// stands still for the reason that its state tells.
     pub(super) async fn sync(self: &Arc<Self>) {
+        self.take_up_edit().await;
         let mut waits = tokio::task::JoinSet::new();
         let ids: Vec<FolderId> = lock(&self.config).folders.iter().map(|f| f.id).collect();
         for id in ids {
@@ -566,6 +569,20 @@ impl Shared {
         }
         waits.join_all().await;
         self.bump();
+    }
+
+    /// Reads the settings again if their folders are not the ones at work: one that was joined a
+    /// moment ago counts, whether the watch has told of it yet or not.
+    async fn take_up_edit(self: &Arc<Self>) {
+        let path = self.options.config.clone();
+        let loaded = tokio::task::spawn_blocking(move || Config::load(&path)).await;
+        let is_edited = match loaded {
+            Ok(Ok(config)) => config.folders != lock(&self.config).folders,
+            Ok(Err(_)) | Err(_) => true,
+        };
+        if is_edited {
+            self.reload().await;
+        }
     }
 
     async fn waiting(&self, id: FolderId) -> Option<Waiting> {

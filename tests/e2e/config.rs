@@ -182,3 +182,21 @@ fn a_folder_joined_while_the_agent_runs_is_taken_up() {
     let bob = world.device("bob", "bob 2");
     bob.wait_text("f", "of bob");
 }
+
+#[test]
+fn a_folder_joined_this_moment_is_synced_by_the_next_sync() {
+    let world = World::new();
+    let mut a = world.joined("ann", "a");
+    // Files that are on the server before the second folder is joined.
+    let bob = world.device("bob", "bob 2");
+    bob.write("f", "of bob");
+    bob.sync();
+    a.start();
+    a.sync();
+    let second = a.dir.join("Second");
+    let link = world.invite("bob");
+    a.picloud(&["join", &link, "--folder", second.to_str().unwrap()]).ok();
+    a.sync();
+    assert_eq!(fs::read_to_string(second.join("f")).unwrap(), "of bob");
+    assert_eq!(a.status()["folders"].as_array().unwrap().len(), 2);
+}
