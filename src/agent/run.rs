@@ -376,8 +376,9 @@ impl Shared {
         Status { version: 1, state, folders, problems }
     }
 
-    /// Pauses or resumes all folders, also over restarts.
-    pub(super) fn pause(&self, paused: bool) -> Result<(), String> {
+    /// Pauses or resumes all folders, also over restarts. Returns the folders that the settings
+    /// keep paused whatever is said here.
+    pub(super) fn pause(&self, paused: bool) -> Result<Vec<String>, String> {
         let config = lock(&self.config).clone();
         let marker = config.state_dir.join("paused");
         let written = if paused {
@@ -392,7 +393,8 @@ impl Shared {
         self.paused.store(paused, Ordering::Relaxed);
         self.set_folders(&config);
         self.bump();
-        Ok(())
+        let kept = config.folders.iter().filter(|folder| folder.paused);
+        Ok(kept.map(|folder| folder.path.to_string_lossy().into_owned()).collect())
     }
 
     /// Tells the folders what can change while they run.

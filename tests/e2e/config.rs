@@ -200,3 +200,22 @@ fn a_folder_joined_this_moment_is_synced_by_the_next_sync() {
     assert_eq!(fs::read_to_string(second.join("f")).unwrap(), "of bob");
     assert_eq!(a.status()["folders"].as_array().unwrap().len(), 2);
 }
+
+#[test]
+fn resume_tells_which_folders_the_settings_keep_paused() {
+    let world = World::new();
+    let mut a = world.joined("ann", "a");
+    edit(&a, |text| text.replace("\n[[folder]]", "\n[[folder]]\npaused = true"));
+    a.start();
+    a.write("f", "x");
+    let stderr = a.picloud(&["resume"]).fails(5);
+    assert!(stderr.contains(a.folder.to_str().unwrap()), "{stderr}");
+    assert!(stderr.contains("paused = true"), "{stderr}");
+    assert!(stderr.contains(a.config.to_str().unwrap()), "{stderr}");
+    let object = &a.picloud(&["resume", "--json"]).objects()[0];
+    assert_eq!(object["still_paused"][0], a.folder.to_str().unwrap());
+    assert_eq!(a.status()["state"], "paused");
+    edit(&a, |text| text.replace("paused = true", "paused = false"));
+    a.sync();
+    assert_eq!(a.picloud(&["resume"]).ok(), "Resumed\n");
+}
