@@ -87,10 +87,10 @@ pub enum Command {
     Register(LogIn),
     /// Log in to an account with its password
     Login(LogIn),
-    /// End this machine's access to the account
-    Logout,
+    /// End this machine's access to the account; the files stay
+    Logout(OfFolder),
     /// Show the account and device that this machine is
-    Whoami,
+    Whoami(OfFolder),
     /// The devices of the account
     Devices {
         /// List them, or revoke one
@@ -122,6 +122,14 @@ pub enum Command {
         /// The device's name or id
         device: String,
     },
+}
+
+/// Which of several folders is meant.
+#[derive(Debug, Args)]
+pub struct OfFolder {
+    /// The synced folder that is meant, when there are several
+    #[arg(long, value_name = "PATH", allow_hyphen_values = true)]
+    pub folder: Option<PathBuf>,
 }
 
 /// What can be done with devices.
@@ -263,6 +271,8 @@ mod tests {
             (&["up", "--device", "-d"], "-d"),
             (&["up", "--user", "-u"], "-u"),
             (&["passwd", "--password-file", "-p"], "-p"),
+            (&["logout", "--folder", "-f"], "-f"),
+            (&["whoami", "--folder", "-f"], "-f"),
             (&["totp", "enable", "--answer-file", "-a"], "-a"),
             (&["totp", "disable", "--password-file", "-p"], "-p"),
         ] {

@@ -8,7 +8,7 @@ use super::agent::told;
 use super::args;
 use super::dial::{Answers, Server, admit};
 use super::failure::{Exit, Failure};
-use super::machine::{Machine, new_token};
+use super::machine::{Machine, new_token, real_path};
 use super::output::{Output, Tone, printable};
 use super::prompt;
 use crate::agent::config::{Config, FolderConfig, add_folder, machine_name};
@@ -254,15 +254,4 @@ pub fn report(
         )))?;
     }
     Ok(Exit::Done)
-}
-
-/// The path with links resolved as far as it exists, so that folders can be compared.
-fn real_path(path: &Path) -> PathBuf {
-    if let Ok(real) = path.canonicalize() {
-        return real;
-    }
-    match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) => real_path(parent).join(name),
-        _ => path.to_owned(),
-    }
 }
