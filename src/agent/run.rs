@@ -155,6 +155,7 @@ pub async fn start(options: Options) -> Result<RunningAgent, StartError> {
         _lock: lock_file,
         options,
     });
+    shared.happenings.keep_in(&config.state_dir);
     shared.take_over(&config).await;
     let (stop, stopped) = watch::channel(false);
     let task = tokio::spawn(run(Arc::clone(&shared), control, stopped));

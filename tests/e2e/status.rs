@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Proxy, World, wait_same};
+use crate::support::{Device, Proxy, World, wait_same};
 
 #[test]
 fn every_state_has_its_word_and_exit_code() {
@@ -134,16 +134,26 @@ fn nothing_is_coloured_without_a_terminal() {
 #[test]
 fn the_log_tells_what_happened_to_which_file() {
     let world = World::new();
-    let a = world.device("ann", "a");
-    let b = world.device("ann", "b");
+    let mut a = world.device("ann", "a");
+    let mut b = world.device("ann", "b");
     a.write("dir/file", "1");
     b.wait_text("dir/file", "1");
     b.sync();
-    for device in [&a, &b] {
+    let told = |device: &Device| {
         let objects = device.picloud(&["log", "--json"]).objects();
-        let line = objects.iter().find(|line| line["path"] == "dir/file");
-        assert!(line.is_some(), "{}: {objects:?}", device.name);
+        let line = objects.iter().find(|line| line["path"] == "dir/file").cloned();
+        line.unwrap_or_else(|| panic!("{}: {objects:?}", device.name))
+    };
+    let before = [told(&a), told(&b)];
+    // Also after a restart, and after the next thing that happens.
+    for device in [&mut a, &mut b] {
+        device.stop();
+        device.start();
     }
+    a.write("later", "2");
+    b.wait_text("later", "2");
+    b.sync();
+    assert_eq!([told(&a), told(&b)], before);
 }
 
 #[test]
