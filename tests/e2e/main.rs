@@ -12,6 +12,7 @@ mod changes;
 mod config;
 mod crash;
 mod first_use;
+mod full_disk;
 mod join;
 mod lost_state;
 mod put_get;

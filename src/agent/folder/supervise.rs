@@ -437,7 +437,13 @@ fn open(settings: &Settings) -> Result<Opened, String> {
     let begun_anew = is_lost.then(|| begun_anew(state.set_aside.as_deref()));
     let lists = Lists::open(&dir.join("lists.sqlite"))
         .map_err(|error| format!("The cache of content lists cannot be used: {error}"))?;
-    let is_unclean = note_running(dir).map_err(|error| format!("Cannot write {dir:?}: {error}"))?;
+    let is_unclean = note_running(dir).map_err(|error| {
+        let reason = match error.kind() {
+            std::io::ErrorKind::StorageFull => "the disk is full; make room".to_owned(),
+            _ => error.to_string(),
+        };
+        format!("Cannot write in {dir:?}: {reason}")
+    })?;
     let trees = state.trees;
     let mut applier = Applier::new(folder.clone(), settings.device_name.clone());
     let recovered = applier
@@ -465,8 +471,10 @@ fn note_running(dir: &Path) -> std::io::Result<bool> {
     let marker = dir.join("running");
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let was_unclean = match std::fs::read_to_string(&marker) {
+        // Already there: nothing to write, which also a full disk lets pass.
+        Ok(found) if !boot.is_empty() && found == boot => return Ok(false),
         // A machine that does not tell its boots apart gets the benefit of the doubt.
-        Ok(found) => boot.is_empty() || found != boot,
+        Ok(_) => true,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
         Err(error) => return Err(error),
     };
