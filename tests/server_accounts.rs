@@ -78,6 +78,13 @@ async fn a_password_lets_in_and_guessing_has_to_wait() {
     ask(&server, login("bob", "battery staple")).await.unwrap();
     let join = Join { secret: link.secret.to_vec(), device_name: "two".into() };
     ask(&server, join).await.unwrap();
+    // A device that is not known any more and does not give up keeps nobody out.
+    for _ in 0..120 {
+        let token = vec![1; 32];
+        let resume = Resume { device: DeviceId::from_bytes([9; 16]), token };
+        assert_eq!(code(ask(&server, resume).await), FailureCode::Unauthenticated);
+    }
+    ask(&server, login("bob", "battery staple")).await.unwrap();
 }
 
 #[tokio::test]

@@ -83,7 +83,7 @@ impl<K: Hash + Eq + Clone> Throttle<K> {
 pub enum Try<'a> {
     /// Somebody at this address, as this account.
     Account(IpAddr, &'a str),
-    /// Somebody at this address with a secret that nobody guesses: a link's or a device's.
+    /// Somebody at this address with the secret of a link, which nobody guesses.
     Secret(IpAddr),
     /// Somebody at this address who wants an account on a server that is open to all. Each account
     /// counts as a failure, so that they are not made by the thousand.
