@@ -598,6 +598,7 @@ impl Shared {
             journal: folder.journal.clone(),
             drive: folder.settings.config.drive,
             inputs: folder.inputs.clone(),
+            wants_pause: Box::new(folder.wants_pause()),
         })
     }
 }
@@ -608,6 +609,7 @@ struct Waiting {
     journal: watch::Receiver<Option<Connection>>,
     drive: crate::model::DriveId,
     inputs: watch::Receiver<Option<mpsc::Sender<Input>>>,
+    wants_pause: Box<dyn Fn() -> bool + Send>,
 }
 
 /// Returns whether it came to an end, and not just the folder's task.
@@ -640,7 +642,8 @@ async fn sync_folder(mut sync: Waiting) -> bool {
                 && head.is_some_and(|head| engine.meta.cursor >= head)
                 && engine.is_settled;
             let stands_still = match view.state() {
-                State::Paused => true,
+                // One that was resumed a moment ago shows its pause until its engine was told.
+                State::Paused => (sync.wants_pause)(),
                 State::Stopped => view.is_refused() || view.failed_tries > tries,
                 State::Offline => view.failed_tries > tries,
                 State::Problem | State::Syncing | State::InSync => false,

@@ -131,6 +131,12 @@ impl FolderTask {
         });
     }
 
+    /// Returns whether the folder is to rest, which its view shows once its engine was told.
+    pub(in crate::agent) fn wants_pause(&self) -> impl Fn() -> bool + Send + use<> {
+        let wished = self.wish.subscribe();
+        move || wished.borrow().paused
+    }
+
     /// Stops it, and waits until everything is durable and closed.
     pub(in crate::agent) async fn stop(self) {
         self.wish.send_modify(|wish| wish.stop = true);
