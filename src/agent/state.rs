@@ -478,7 +478,7 @@ impl SqliteTrees {
     #[must_use]
     pub fn is_in_place(&self) -> bool {
         // What cannot be looked at now may still be there.
-        match std::fs::symlink_metadata(&self.path) {
+        match std::fs::metadata(&self.path) {
             Ok(metadata) => (metadata.dev(), metadata.ino()) == self.file,
             Err(error) => error.kind() != std::io::ErrorKind::NotFound,
         }

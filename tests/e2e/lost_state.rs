@@ -55,11 +55,14 @@ enum State {
     SetAside,
 }
 
+/// Something that is done to the database.
+type Act = fn(&Path);
+
 struct Case {
     what: &'static str,
     /// Whether the agent is killed before, so that there is a write-ahead log.
     killed: bool,
-    act: fn(&Path),
+    act: Act,
     then: State,
 }
 
@@ -252,7 +255,7 @@ fn a_state_that_is_removed_or_spoilt_under_a_running_agent_is_begun_anew() {
     let world = World::new();
     let a = world.device("ann", "a");
     let b = world.device("ann", "b");
-    let acts: [(&str, fn(&Path)); 3] = [
+    let acts: [(&str, Act); 3] = [
         ("removed", |database| {
             for suffix in ["", "-wal", "-shm"] {
                 fs::remove_file(beside(database, suffix)).ok();
@@ -313,7 +316,7 @@ fn a_state_of_a_newer_format_is_left_alone_and_said_so() {
     let ours = version(99);
     a.start();
     a.wait_status("word of it", |status| status["state"] == "stopped");
-    let stderr = a.picloud(&["sync", "--timeout", "30"]).fails(3);
+    let stderr = a.picloud(&["sync", "--timeout", "90"]).fails(3);
     assert!(stderr.contains("format 99") && stderr.contains("upgrade picloud"), "{stderr}");
     a.stop();
     assert_eq!(version(ours), 99);
