@@ -75,7 +75,7 @@ fn a_line_of_a_pattern_file_that_is_no_pattern_is_told_with_path_and_line() {
     // The other lines are in force.
     a.write("sub/x.tmp", "x");
     a.write("sub/x", "x");
-    assert_eq!(a.picloud(&["sync", "--timeout", "60"]).code, 3);
+    assert_eq!(a.picloud(&["sync", "--timeout", "90"]).code, 3);
     assert_eq!(a.picloud(&["ls", "sub"]).ok(), ".picloudignore\nx\n");
     a.write("sub/.picloudignore", "*.o\n");
     a.wait_status("no problem", |status| status["state"] == "in-sync");
@@ -102,7 +102,7 @@ fn an_edit_is_taken_over_and_a_bad_one_keeps_the_old_settings() {
             .any(|problem| problem["reason"].as_str().unwrap().contains("interval_secs"))
     });
     device.write("meanwhile", "x");
-    assert_eq!(device.picloud(&["sync", "--timeout", "60"]).code, 3);
+    assert_eq!(device.picloud(&["sync", "--timeout", "90"]).code, 3);
     let listed = fs::read_to_string(&device.config).unwrap();
     assert!(listed.contains("often"));
 

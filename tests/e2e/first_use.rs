@@ -62,7 +62,7 @@ fn one_command_starts_everything_and_its_link_joins_the_next_device() {
     // The other commands find what runs here.
     let status = world.picloud_at(&home, &["status", "--json"]);
     assert_eq!(status.objects()[0]["folders"][0]["device"], "desk");
-    world.picloud_at(&home, &["sync", "--timeout", "60"]).ok();
+    world.picloud_at(&home, &["sync", "--timeout", "90"]).ok();
 
     // A second `up` says that one runs already.
     let mut second = world.command(env!("CARGO_BIN_EXE_picloud"));

@@ -22,7 +22,7 @@ fn every_state_has_its_word_and_exit_code() {
     assert_eq!(device.status()["state"], "paused");
     assert_eq!(device.picloud(&["status"]).code, 5);
     device.write("while paused", "x");
-    assert_eq!(device.picloud(&["sync", "--timeout", "30"]).code, 5);
+    assert_eq!(device.picloud(&["sync", "--timeout", "90"]).code, 5);
     assert_eq!(device.picloud(&["ls"]).ok(), "");
     // A pause outlasts a restart: a person said so.
     device.stop();
@@ -35,7 +35,7 @@ fn every_state_has_its_word_and_exit_code() {
     world.stop_server();
     device.wait_status("offline", |status| status["state"] == "offline");
     assert_eq!(device.picloud(&["status"]).code, 4);
-    device.picloud(&["sync", "--timeout", "30"]).fails(4);
+    device.picloud(&["sync", "--timeout", "90"]).fails(4);
     world.start_server();
     device.wait_status("return", |status| status["state"] == "in-sync");
 
@@ -49,7 +49,7 @@ fn every_state_has_its_word_and_exit_code() {
     .unwrap();
     device.wait_problem("fifo");
     assert_eq!(device.picloud(&["status"]).code, 3);
-    device.picloud(&["sync", "--timeout", "30"]).fails(3);
+    device.picloud(&["sync", "--timeout", "90"]).fails(3);
     device.remove("fifo");
     device.wait_status("no problem", |status| status["state"] == "in-sync");
 }
@@ -86,12 +86,13 @@ fn a_sync_that_takes_longer_says_so_and_the_agent_goes_on() {
     let proxy = Proxy::to(&world.address());
     let device = world.device_via(&proxy, "ann", "slow");
     device.sync();
-    proxy.set_rate(100_000);
+    // Most of a minute for what is sent, so that a busy machine cannot be done with it too early.
+    proxy.set_rate(20_000);
     device.write("big", crate::support::Dice::new(5).bytes(1_000_000));
     let begun = Instant::now();
     let run = device.picloud(&["sync", "--timeout", "1"]);
     run.fails(7);
-    assert!(begun.elapsed() < Duration::from_secs(8));
+    assert!(begun.elapsed() < Duration::from_secs(30));
     let status = device.status();
     assert_eq!(status["state"], "syncing");
     assert!(status["upload_bytes"].as_u64().unwrap() > 0, "{status}");
