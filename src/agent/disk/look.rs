@@ -84,8 +84,19 @@ impl OpenDir {
         self.folder.check()?;
         Ok(match looked {
             Ok((dir, entries)) => Look::Entries { dir, entries },
+            Err(Errno::NOENT | Errno::STALE) if self.was_removed() => Look::Gone,
             Err(errno) => Look::Unreadable { reason: reason(errno) },
         })
+    }
+
+    /// Returns whether the directory was removed since it was opened: an open handle of one that was
+    /// cannot be listed any more. Nothing or another one is then at its path.
+    fn was_removed(&self) -> bool {
+        let ino = statx_fd(self.handle.as_fd()).map(|statx| statx.stx_ino);
+        match self.folder.open_dir(&self.path) {
+            Ok((_, stat)) => ino.is_ok_and(|ino| ino != stat.ino),
+            Err(fault) => matches!(fault, Fault::NotFound),
+        }
     }
 
     fn entries(&self, names: Option<&[Name]>, ignore: &Ignore) -> Result<(Stat, Vec<Seen>), Errno> {

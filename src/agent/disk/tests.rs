@@ -1005,6 +1005,22 @@ fn without_its_identity_the_folder_is_gone_not_empty() {
 }
 
 #[test]
+fn a_directory_that_goes_away_between_opening_and_listing_is_gone_not_unreadable() {
+    let world = world();
+    let ignore = Ignore::new(&[]).unwrap();
+    fs::create_dir(world.path("d")).unwrap();
+    let ino = fs::metadata(world.path("d")).unwrap().ino();
+    let path = Arc::new(RelPath::parse(b"d").unwrap());
+    let dir = DirRef { id: NODE, path, ino };
+    let open = world.folder.open_for_look(&dir).unwrap().unwrap();
+    fs::remove_dir(world.path("d")).unwrap();
+    assert_eq!(open.look(None, &ignore).unwrap(), Look::Gone);
+    fs::create_dir(world.path("other")).unwrap();
+    fs::rename(world.path("other"), world.path("d")).unwrap();
+    assert_eq!(open.look(None, &ignore).unwrap(), Look::Gone);
+}
+
+#[test]
 fn the_pool_keeps_the_order_and_reports_every_operation() {
     let world = world();
     let (sender, reports) = std::sync::mpsc::channel();
