@@ -66,13 +66,25 @@ async fn a_password_lets_in_and_guessing_has_to_wait() {
     admin.add_user("alice", Some("correct horse")).unwrap();
     let admitted = ask(&server, login("ALICE", "correct horse")).await.unwrap();
     assert_eq!(admitted.admitted.unwrap().user_name, "alice");
-    for attempt in 0..5 {
-        let user = if attempt % 2 == 0 { "alice" } else { "nobody" };
-        let refused = ask(&server, login(user, "wrong")).await;
+    admin.add_user("bob", Some("battery staple")).unwrap();
+    let link = admin.invite(Some("alice")).unwrap();
+    for _ in 0..5 {
+        let refused = ask(&server, login("alice", "wrong")).await;
         assert_eq!(code(refused), FailureCode::Unauthenticated);
     }
     let refused = ask(&server, login("alice", "correct horse")).await;
     assert_eq!(code(refused), FailureCode::Throttled, "even with the right one");
+    // Others behind the same address are let in, and so is alice with a link.
+    ask(&server, login("bob", "battery staple")).await.unwrap();
+    let join = Join { secret: link.secret.to_vec(), device_name: "two".into() };
+    ask(&server, join).await.unwrap();
+    // A device that is not known any more and does not give up keeps nobody out.
+    for _ in 0..120 {
+        let token = vec![1; 32];
+        let resume = Resume { device: DeviceId::from_bytes([9; 16]), token };
+        assert_eq!(code(ask(&server, resume).await), FailureCode::Unauthenticated);
+    }
+    ask(&server, login("bob", "battery staple")).await.unwrap();
 }
 
 #[tokio::test]

@@ -11,8 +11,8 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::durable;
-use super::ignore::Ignore;
-use crate::model::{DeviceId, DriveId, Fingerprint, FolderId};
+use super::ignore;
+use crate::model::{DeviceId, DriveId, Fingerprint, FolderId, check_log_filter};
 
 /// The documented defaults: what a new file begins as.
 pub const DOCUMENTED: &str = include_str!("../../config/agent.toml");
@@ -215,7 +215,8 @@ struct RawFolder {
     user: String,
     device: DeviceId,
     drive: DriveId,
-    ignore: Option<Spanned<Vec<String>>>,
+    #[serde(default)]
+    ignore: Vec<Spanned<String>>,
     #[serde(default)]
     paused: bool,
 }
@@ -284,11 +285,8 @@ impl Config {
             }
             None => machine_name(),
         };
-        if tracing_subscriber::EnvFilter::try_new(raw.log.level.get_ref()).is_err() {
-            let reason =
-                "must be error, warn, info, debug or trace, or a filter of these by module";
-            return Err((raw.log.level.span().start, reason.to_owned()));
-        }
+        check_log_filter(raw.log.level.get_ref())
+            .map_err(|reason| (raw.log.level.span().start, reason))?;
         let interval_secs = *raw.scan.interval_secs.get_ref();
         if !(60..=31_536_000).contains(&interval_secs) {
             let reason = "must be 60 to 31536000, a year";
@@ -344,14 +342,10 @@ impl Config {
                 return Err((raw.path.span().start, reason));
             }
         }
-        let ignore = match raw.ignore {
-            Some(patterns) => {
-                Ignore::new(patterns.get_ref())
-                    .map_err(|error| (patterns.span().start, error.to_string()))?;
-                patterns.into_inner()
-            }
-            None => Vec::new(),
-        };
+        for pattern in &raw.ignore {
+            ignore::check_pattern(pattern.get_ref())
+                .map_err(|error| (pattern.span().start, error.to_string()))?;
+        }
         Ok(FolderConfig {
             id: raw.id.into_inner(),
             path,
@@ -360,7 +354,7 @@ impl Config {
             user: raw.user,
             device: raw.device,
             drive: raw.drive,
-            ignore,
+            ignore: raw.ignore.into_iter().map(Spanned::into_inner).collect(),
             paused: raw.paused,
         })
     }
@@ -532,9 +526,12 @@ pub fn machine_name() -> String {
 fn line_error(text: &str, path: &Path, start: usize, reason: &str) -> ConfigError {
     let before = text.get(..start).unwrap_or_default();
     let line = before.matches('\n').count();
-    let key = text
-        .lines()
-        .nth(line)
+    let lines: Vec<&str> = text.lines().take(line + 1).collect();
+    // A string on a line of its own is a part of an array: its key stands above it.
+    let key = lines
+        .iter()
+        .rev()
+        .find(|line| !line.trim_start().starts_with(['"', '\'', '#']))
         .and_then(|line| line.split_once('='))
         .map(|(key, _)| key.trim().to_owned());
     ConfigError::Line {
@@ -626,6 +623,27 @@ mod tests {
         assert!(
             error(&all.replace("AAAAAAA", "A"))
                 .ends_with("The server fingerprint is missing or damaged: copy the whole link"),
+        );
+        assert_eq!(
+            error("[log]\nlevel = \"loud\""),
+            "\"/etc/agent.toml\", line 2, key \"level\": \"loud\" is none of error, warn, info, \
+             debug and trace, nor one of them by module, such as \"picloud=debug\""
+        );
+        let line = all.lines().position(|line| line.starts_with("ignore")).unwrap() + 1;
+        assert_eq!(
+            error(&all.replace("ignore = []", "ignore = [\"*.o\", \"[a-\"]")),
+            format!(
+                "\"/etc/agent.toml\", line {line}, key \"ignore\": The ignore pattern \"[a-\" is \
+                 not valid: `[` has no `]` (write `\\[` for the sign itself)"
+            )
+        );
+        assert_eq!(
+            error(&all.replace("ignore = []", "ignore = [\n  \"x=y\",\n  \"!/\",\n]")),
+            format!(
+                "\"/etc/agent.toml\", line {}, key \"ignore\": The ignore pattern \"!/\" is not \
+                 valid: it names nothing",
+                line + 2
+            )
         );
         let both = all.replace("user = ", "authority = \"public\"\nuser = ");
         assert!(

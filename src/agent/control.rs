@@ -191,8 +191,10 @@ async fn converse(stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
             told = sync(&mut client, shared) => told,
         },
         Request::Pause | Request::Resume => {
-            let reply = match shared.pause(request == Request::Pause) {
-                Ok(()) => Reply::Ok,
+            let paused = request == Request::Pause;
+            let reply = match shared.pause(paused) {
+                Ok(still) if paused || still.is_empty() => Reply::Ok,
+                Ok(folders) => Reply::StillPaused { folders },
                 Err(message) => Reply::Error { message },
             };
             client.tell(&reply).await

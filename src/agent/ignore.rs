@@ -61,6 +61,74 @@ pub struct PatternError {
     pub reason: String,
 }
 
+impl PatternError {
+    fn new(pattern: &str, reason: impl Into<String>) -> Self {
+        Self { pattern: pattern.chars().take(200).collect(), reason: reason.into() }
+    }
+}
+
+/// Checks one pattern of the config, which has to say something: an empty one or a comment is a
+/// mistake there.
+///
+/// # Errors
+/// When it is not gitignore syntax, or says nothing.
+pub fn check_pattern(pattern: &str) -> Result<(), PatternError> {
+    if pattern.contains('\n') {
+        return Err(PatternError::new(pattern, "it has several lines"));
+    }
+    let mut builder = GitignoreBuilder::new("");
+    add_line(&mut builder, pattern)?;
+    match builder.build() {
+        Ok(rules) if rules.is_empty() => Err(PatternError::new(pattern, "it names nothing")),
+        Ok(_) => Ok(()),
+        Err(error) => Err(PatternError::new(pattern, error.to_string())),
+    }
+}
+
+/// Adds a line of gitignore syntax. What git would never match, and the library underneath takes
+/// for something else, is an error too.
+fn add_line(builder: &mut GitignoreBuilder, line: &str) -> Result<(), PatternError> {
+    let pattern = line.trim_end();
+    if pattern.is_empty() || pattern.starts_with('#') {
+        return Ok(());
+    }
+    let named = pattern.strip_prefix('!').unwrap_or(pattern);
+    if named.bytes().all(|byte| byte == b'/') {
+        return Err(PatternError::new(line, "it names nothing"));
+    }
+    if has_open_class(named) {
+        let reason = "`[` has no `]` (write `\\[` for the sign itself)";
+        return Err(PatternError::new(line, reason));
+    }
+    match builder.add_line(None, line) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(PatternError::new(line, error.to_string())),
+    }
+}
+
+/// Returns whether a class of characters begins that does not end.
+fn has_open_class(pattern: &str) -> bool {
+    let mut chars = pattern.chars();
+    while let Some(next) = chars.next() {
+        match next {
+            '\\' => drop(chars.next()),
+            '[' => {
+                // A `]` that comes first belongs to the class.
+                let rest = chars.as_str();
+                let inside = rest.strip_prefix(['!', '^']).unwrap_or(rest);
+                let first = inside.chars().next().map_or(0, char::len_utf8);
+                let Some(end) = inside[first..].find(']') else { return true };
+                chars = inside[first + end + 1..].chars();
+            }
+            _ => {}
+        }
+    }
+    false
+}
+
+/// The bytes of a file with patterns, or why they cannot be had.
+pub type Loaded = Result<Vec<u8>, String>;
+
 /// The ignore rules of one folder.
 #[derive(Debug)]
 pub struct Ignore {
@@ -74,7 +142,8 @@ struct State {
     defaults: Arc<Gitignore>,
     /// By directory: its file, or that it has none.
     files: HashMap<RelPath, Option<PatternFile>>,
-    problems: HashMap<RelPath, PatternError>,
+    /// By directory: the first thing that is wrong with its file.
+    problems: HashMap<RelPath, String>,
 }
 
 #[derive(Debug, Clone)]
@@ -129,19 +198,19 @@ impl Ignore {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Returns which files have a line that is no pattern, and which line.
+    /// Returns the directories whose files have something wrong, and what.
     #[must_use]
-    pub fn problems(&self) -> Vec<(RelPath, PatternError)> {
+    pub fn problems(&self) -> Vec<(RelPath, String)> {
         let state = self.lock();
         let mut problems: Vec<_> =
-            state.problems.iter().map(|(dir, error)| (dir.clone(), error.clone())).collect();
+            state.problems.iter().map(|(dir, reason)| (dir.clone(), reason.clone())).collect();
         problems.sort_by(|a, b| a.0.cmp(&b.0));
         problems
     }
 
     /// Takes in what a look at a directory saw of its file with patterns: its stat, or that there
     /// is none. `load` reads the file.
-    pub fn note(&self, dir: &RelPath, stat: Option<Stat>, load: impl FnOnce() -> Option<Vec<u8>>) {
+    pub fn note(&self, dir: &RelPath, stat: Option<Stat>, load: impl FnOnce() -> Option<Loaded>) {
         {
             let state = self.lock();
             match (state.files.get(dir), stat) {
@@ -150,7 +219,7 @@ impl Ignore {
                 _ => {}
             }
         }
-        let file = stat.and_then(|stat| load().map(|bytes| (stat, bytes)));
+        let file = stat.and_then(|stat| load().map(|loaded| (stat, loaded)));
         let mut state = self.lock();
         let was_known = state.files.contains_key(dir);
         state.put(dir, file);
@@ -164,7 +233,7 @@ impl Ignore {
     pub fn rules(
         &self,
         dir: &RelPath,
-        mut load: impl FnMut(&RelPath) -> Option<(Stat, Vec<u8>)>,
+        mut load: impl FnMut(&RelPath) -> Option<(Stat, Loaded)>,
     ) -> DirRules {
         let mut path = dir.to_bytes();
         if !path.is_empty() {
@@ -207,26 +276,18 @@ impl Ignore {
 }
 
 impl State {
-    fn put(&mut self, dir: &RelPath, file: Option<(Stat, Vec<u8>)>) -> Option<PatternFile> {
+    fn put(&mut self, dir: &RelPath, file: Option<(Stat, Loaded)>) -> Option<PatternFile> {
         self.problems.remove(dir);
-        let file = file.map(|(stat, bytes)| {
-            let mut builder = GitignoreBuilder::new("");
-            let text = String::from_utf8_lossy(&bytes);
-            for line in text.lines() {
-                if let Err(error) = builder.add_line(None, line) {
-                    self.problems.insert(
-                        dir.clone(),
-                        PatternError {
-                            pattern: line.chars().take(200).collect(),
-                            reason: error.to_string(),
-                        },
-                    );
-                }
+        // One that cannot be read is remembered too: it is not looked at again until it changes.
+        let file = file.map(|(stat, loaded)| {
+            let (rules, wrong) = match loaded {
+                Ok(bytes) => compile_file(&bytes),
+                Err(reason) => (Gitignore::empty(), Some(format!("It is not in force: {reason}"))),
+            };
+            if let Some(wrong) = wrong {
+                self.problems.insert(dir.clone(), wrong);
             }
-            PatternFile {
-                stat,
-                rules: Arc::new(builder.build().unwrap_or_else(|_| Gitignore::empty())),
-            }
+            PatternFile { stat, rules: Arc::new(rules) }
         });
         if self.files.len() >= FILES_MAX {
             self.files.retain(|_, file| file.is_some());
@@ -265,19 +326,36 @@ fn may_be_default(name: &[u8]) -> bool {
     matches!(name, [b'.' | b'#' | b'~', ..] | [.., b'~'] | b"Thumbs.db" | b"lost+found")
 }
 
+/// Compiles what a file holds, and says what is wrong with the first line that is no pattern; the
+/// others are in force.
+fn compile_file(bytes: &[u8]) -> (Gitignore, Option<String>) {
+    let mut builder = GitignoreBuilder::new("");
+    let mut wrong = None;
+    let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
+    for (index, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
+        let added = match std::str::from_utf8(line.strip_suffix(b"\r").unwrap_or(line)) {
+            Ok(line) => add_line(&mut builder, line),
+            Err(_) => Err(PatternError::new(&String::from_utf8_lossy(line), "it is not UTF-8")),
+        };
+        if let Err(error) = added {
+            wrong.get_or_insert_with(|| {
+                format!("Line {}: {error}; its other lines are in force", index + 1)
+            });
+        }
+    }
+    match builder.build() {
+        Ok(rules) => (rules, wrong),
+        Err(error) => (Gitignore::empty(), Some(format!("It is not in force: {error}"))),
+    }
+}
+
 fn compile<S: AsRef<str>>(patterns: &[S]) -> Result<Arc<Gitignore>, PatternError> {
     let mut builder = GitignoreBuilder::new("");
     for pattern in patterns.iter().map(AsRef::as_ref) {
-        builder.add_line(None, pattern).map_err(|error| PatternError {
-            pattern: pattern.to_owned(),
-            reason: error.to_string(),
-        })?;
+        add_line(&mut builder, pattern)?;
     }
-    let all = || patterns.iter().map(AsRef::as_ref).collect::<Vec<_>>();
-    builder
-        .build()
-        .map(Arc::new)
-        .map_err(|error| PatternError { pattern: all().join(" "), reason: error.to_string() })
+    let all = || patterns.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(" ");
+    builder.build().map(Arc::new).map_err(|error| PatternError::new(&all(), error.to_string()))
 }
 
 #[cfg(test)]
@@ -306,7 +384,7 @@ mod tests {
             files
                 .iter()
                 .find(|(dir, _)| RelPath::parse(dir.as_bytes()).unwrap() == *at)
-                .map(|(_, text)| (stat(1), text.as_bytes().to_vec()))
+                .map(|(_, text)| (stat(1), Ok(text.as_bytes().to_vec())))
         });
         assert_eq!(rules.is_ignored(name.as_bytes(), is_dir), is_ignored, "{path}");
     }
@@ -363,15 +441,46 @@ mod tests {
         check(&ignore, &[("", "*.o")], "a.o", true);
         assert_eq!(ignore.generation(), 0);
         ignore.note(&RelPath::ROOT, Some(stat(1)), || panic!("it did not change"));
-        ignore.note(&RelPath::ROOT, Some(stat(2)), || Some(b"*.a\n{b".to_vec()));
+        ignore.note(&RelPath::ROOT, Some(stat(2)), || Some(Ok(b"*.a\n{b\n\xff\n".to_vec())));
         assert_eq!(ignore.generation(), 1);
         check(&ignore, &[], "a.o", false);
         check(&ignore, &[], "a.a", true);
-        assert_eq!(ignore.problems().len(), 1);
+        let [(dir, reason)] = &ignore.problems()[..] else { panic!("{:?}", ignore.problems()) };
+        assert!(dir.is_root());
+        assert!(
+            reason.starts_with("Line 2: The ignore pattern \"{b\" is not valid: ")
+                && reason.ends_with("; its other lines are in force"),
+            "{reason}"
+        );
         ignore.note(&RelPath::ROOT, None, || None);
         assert_eq!(ignore.generation(), 2);
         check(&ignore, &[], "a.a", false);
         assert!(ignore.problems().is_empty());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_told_once_and_not_looked_at_for_ever() {
+        let ignore = Ignore::new(&[]).unwrap();
+        ignore.note(&RelPath::ROOT, None, || None);
+        check(&ignore, &[], "a.o", false);
+        let too_long = || Some(Err("The file is longer than it can be".to_owned()));
+        ignore.note(&RelPath::ROOT, Some(stat(1)), too_long);
+        let generation = ignore.generation();
+        ignore.note(&RelPath::ROOT, Some(stat(1)), || panic!("it did not change"));
+        assert_eq!(ignore.generation(), generation);
+        let problem = "It is not in force: The file is longer than it can be".to_owned();
+        assert_eq!(ignore.problems(), [(RelPath::ROOT, problem)]);
+    }
+
+    #[test]
+    fn what_would_never_match_is_no_pattern() {
+        for bad in ["a{b", "[a", "a[!]", "a[^]b", "x\\", "!", "/", "!//", "", "# a", "a\nb", "  "] {
+            assert!(check_pattern(bad).is_err(), "{bad:?}");
+        }
+        for good in ["[a]", "[]a]", "[!]]", "\\[a", "*.o", "!/a/", "a\\ ", "été", "**/x", "{a,b}"]
+        {
+            assert_eq!(check_pattern(good), Ok(()), "{good:?}");
+        }
     }
 
     #[test]

@@ -1,13 +1,18 @@
 //! What happened to which file: the last thousand happenings in memory, each told to whoever
-//! follows, and a line each in `picloud.log` when the settings name one.
+//! follows, kept in the state directory over restarts, and a line each in `picloud.log` when the
+//! settings name one.
 //!
-//! A line is the time in UTC, the event, and the path in quotes with anything unprintable escaped,
+//! What is kept is a help for a person and nothing else: it is never waited for, and what cannot be
+//! read or written of it is left out.
+//!
+//! A line of `picloud.log` is the time in UTC, the event, and the path in quotes with anything unprintable escaped,
 //! so that one happening is one line whatever a file is called:
 //! `2026-11-23T02:05:29Z received "Photos/été.jpg"`.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Write as _};
+use std::io::{BufWriter, Read as _, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -25,6 +30,13 @@ const FOLLOW_LEN: usize = 1024;
 /// At this length the file is renamed and begun anew, in bytes.
 const FILE_LEN_MAX: u64 = 16 * 1024 * 1024;
 
+/// At this length what is kept is renamed and begun anew, in bytes: so at most twice as much is kept.
+const KEPT_LEN_MAX: u64 = 1024 * 1024;
+
+/// What waits to be written to what is kept, in bytes; what is told beyond that while the disk does
+/// not take it is not kept.
+const WAITING_LEN_MAX: usize = 256 * 1024;
+
 /// Happenings, as they are told. Shared by all folders of an agent.
 #[derive(Debug)]
 pub struct Happenings {
@@ -36,6 +48,97 @@ pub struct Happenings {
 struct Told {
     ring: VecDeque<LogLine>,
     file: Option<LogFile>,
+    kept: Option<Kept>,
+}
+
+/// The happenings of the last weeks or so: `activity.jsonl` and, before that, `activity.jsonl.1`,
+/// one JSON object per line.
+#[derive(Debug)]
+struct Kept {
+    path: PathBuf,
+    waiting: Vec<u8>,
+    /// Whether the disk did not take it last time, and so may hold a part of a line.
+    is_torn: bool,
+}
+
+impl Kept {
+    fn older(&self) -> PathBuf {
+        let mut older = self.path.as_os_str().to_owned();
+        older.push(".1");
+        older.into()
+    }
+
+    /// Returns the last lines, oldest first. What is no line of ours, a torn one say, is left out.
+    fn read(&self) -> VecDeque<LogLine> {
+        let mut ring = VecDeque::new();
+        for path in [self.older(), self.path.clone()] {
+            // A file that somebody made longer is not read to its end.
+            let mut bytes = Vec::new();
+            let read =
+                File::open(path).and_then(|f| f.take(2 * KEPT_LEN_MAX).read_to_end(&mut bytes));
+            if read.is_err() {
+                continue;
+            }
+            for line in bytes.split(|&byte| byte == b'\n') {
+                if let Ok(line) = serde_json::from_slice(line) {
+                    if ring.len() >= RING_LEN {
+                        ring.pop_front();
+                    }
+                    ring.push_back(line);
+                }
+            }
+        }
+        ring
+    }
+
+    fn add(&mut self, line: &LogLine) {
+        if let Ok(text) = serde_json::to_vec(line)
+            && self.waiting.len() + text.len() < WAITING_LEN_MAX
+        {
+            self.waiting.extend_from_slice(&text);
+            self.waiting.push(b'\n');
+        }
+    }
+
+    /// Brings what waits to the disk; what that does not take waits on.
+    fn flush(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        match self.write() {
+            Ok(()) => {
+                self.waiting.clear();
+                self.is_torn = false;
+            }
+            Err(error) => {
+                if !self.is_torn {
+                    tracing::warn!(%error, path = ?self.path, "cannot keep what happened");
+                }
+                self.is_torn = true;
+            }
+        }
+    }
+
+    fn write(&self) -> std::io::Result<()> {
+        let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(&self.path)?;
+        if self.is_torn || !ends_with_a_line(&self.path)? {
+            file.write_all(b"\n")?;
+        }
+        file.write_all(&self.waiting)?;
+        if file.metadata()?.len() >= KEPT_LEN_MAX {
+            std::fs::rename(&self.path, self.older())?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns whether nothing is in the file, or its last byte ends a line.
+fn ends_with_a_line(path: &Path) -> std::io::Result<bool> {
+    let file = File::open(path)?;
+    let Some(last) = file.metadata()?.len().checked_sub(1) else { return Ok(true) };
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, last)?;
+    Ok(byte == *b"\n")
 }
 
 #[derive(Debug)]
@@ -77,6 +180,15 @@ impl Happenings {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Keeps what happens in this directory from now on, and takes in what earlier runs kept there.
+    pub fn keep_in(&self, dir: &Path) {
+        let path = dir.join("activity.jsonl");
+        let kept = Kept { path, waiting: Vec::new(), is_torn: false };
+        let mut told = self.told();
+        told.ring = kept.read();
+        told.kept = Some(kept);
+    }
+
     /// Writes to this file from now on, or to none.
     ///
     /// # Errors
@@ -107,6 +219,9 @@ impl Happenings {
             tracing::warn!(%error, path = ?file.path, "cannot write the log of files; it is closed");
             told.file = None;
         }
+        if let Some(kept) = &mut told.kept {
+            kept.add(&line);
+        }
         if told.ring.len() >= RING_LEN {
             told.ring.pop_front();
         }
@@ -124,9 +239,12 @@ impl Happenings {
         (lines, self.follow.subscribe())
     }
 
-    /// Brings what was told to the file. Called every second, and at the end.
+    /// Brings what was told to the files. Called every second, and at the end.
     pub fn flush(&self) {
         let mut told = self.told();
+        if let Some(kept) = &mut told.kept {
+            kept.flush();
+        }
         if let Some(file) = &mut told.file
             && let Err(error) = file.writer.flush()
         {
@@ -189,5 +307,66 @@ mod tests {
         happenings.flush();
         assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1);
         assert_eq!(std::fs::read_to_string(dir.path().join("picloud.log.1")).unwrap(), text);
+    }
+
+    #[test]
+    fn what_happened_before_a_restart_is_still_told_and_a_torn_line_costs_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = || {
+            let happenings = Happenings::default();
+            happenings.keep_in(dir.path());
+            happenings
+        };
+        let paths = |happenings: &Happenings| -> Vec<String> {
+            happenings.last(usize::MAX).0.into_iter().map(|line| line.path).collect()
+        };
+        let first = run();
+        first.tell("/f", "sent", "one\n\"".into(), String::new());
+        first.flush();
+        first.tell("/f", "sent", "lost".into(), String::new());
+        // Killed before its next flush, in the middle of a line.
+        let path = dir.path().join("activity.jsonl");
+        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(b"{\"time\":5,\"fol").unwrap();
+        let second = run();
+        assert_eq!(paths(&second), ["one\n\""]);
+        second.tell("/f", "received", "two".into(), "more".into());
+        second.flush();
+        let third = run();
+        assert_eq!(paths(&third), ["one\n\"", "two"]);
+        assert_eq!(third.last(1).0[0].detail, "more");
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_and_waits_for_a_disk_that_takes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        let happenings = Happenings::default();
+        happenings.keep_in(&state);
+        // There is no directory: as good as a full disk, and it goes by.
+        for number in 0..10_000 {
+            happenings.tell("/f", "sent", format!("early {number}"), "x".repeat(100));
+            happenings.flush();
+        }
+        assert!(happenings.told().kept.as_ref().unwrap().waiting.len() < WAITING_LEN_MAX);
+        std::fs::create_dir(&state).unwrap();
+        happenings.flush();
+        for number in 0..20_000 {
+            happenings.tell("/f", "sent", number.to_string(), "x".repeat(200));
+            if number % 100 == 0 {
+                happenings.flush();
+            }
+        }
+        happenings.flush();
+        let mut total = 0;
+        for entry in std::fs::read_dir(&state).unwrap() {
+            total += entry.unwrap().metadata().unwrap().len();
+        }
+        assert!(total <= 2 * (KEPT_LEN_MAX + WAITING_LEN_MAX as u64), "{total}");
+        let again = Happenings::default();
+        again.keep_in(&state);
+        let (lines, _) = again.last(usize::MAX);
+        assert_eq!(lines.len(), RING_LEN);
+        assert_eq!(lines.last().unwrap().path, "19999");
     }
 }

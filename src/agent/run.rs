@@ -155,6 +155,7 @@ pub async fn start(options: Options) -> Result<RunningAgent, StartError> {
         _lock: lock_file,
         options,
     });
+    shared.happenings.keep_in(&config.state_dir);
     shared.take_over(&config).await;
     let (stop, stopped) = watch::channel(false);
     let task = tokio::spawn(run(Arc::clone(&shared), control, stopped));
@@ -376,8 +377,9 @@ impl Shared {
         Status { version: 1, state, folders, problems }
     }
 
-    /// Pauses or resumes all folders, also over restarts.
-    pub(super) fn pause(&self, paused: bool) -> Result<(), String> {
+    /// Pauses or resumes all folders, also over restarts. Returns the folders that the settings
+    /// keep paused whatever is said here.
+    pub(super) fn pause(&self, paused: bool) -> Result<Vec<String>, String> {
         let config = lock(&self.config).clone();
         let marker = config.state_dir.join("paused");
         let written = if paused {
@@ -392,7 +394,8 @@ impl Shared {
         self.paused.store(paused, Ordering::Relaxed);
         self.set_folders(&config);
         self.bump();
-        Ok(())
+        let kept = config.folders.iter().filter(|folder| folder.paused);
+        Ok(kept.map(|folder| folder.path.to_string_lossy().into_owned()).collect())
     }
 
     /// Tells the folders what can change while they run.
@@ -408,6 +411,8 @@ impl Shared {
 
     /// Reads the settings after an edit. Wrong ones change nothing, and show as a problem.
     pub(super) async fn reload(self: &Arc<Self>) {
+        // Read and taken over in one turn: else an older reading could be taken over last.
+        let _taking_over = self.taking_over.lock().await;
         let path = self.options.config.clone();
         let loaded = tokio::task::spawn_blocking(move || Config::load(&path)).await;
         match loaded {
@@ -431,9 +436,9 @@ impl Shared {
         }
     }
 
-    /// Brings everything in line with the settings.
+    /// Brings everything in line with the settings. Called under [`Shared::taking_over`], or before
+    /// anyone else can.
     async fn take_over(self: &Arc<Self>, config: &Config) {
-        let _taking_over = self.taking_over.lock().await;
         let old = {
             let mut current = lock(&self.config);
             let old = current.clone();
@@ -553,6 +558,7 @@ impl Shared {
     /// Waits until everything that is on disk and on the server now is on both, or until a folder
     /// stands still for the reason that its state tells.
     pub(super) async fn sync(self: &Arc<Self>) {
+        self.take_up_edit().await;
         let mut waits = tokio::task::JoinSet::new();
         let ids: Vec<FolderId> = lock(&self.config).folders.iter().map(|f| f.id).collect();
         for id in ids {
@@ -568,6 +574,20 @@ impl Shared {
         self.bump();
     }
 
+    /// Reads the settings again if their folders are not the ones at work: one that was joined a
+    /// moment ago counts, whether the watch has told of it yet or not.
+    async fn take_up_edit(self: &Arc<Self>) {
+        let path = self.options.config.clone();
+        let loaded = tokio::task::spawn_blocking(move || Config::load(&path)).await;
+        let is_edited = match loaded {
+            Ok(Ok(config)) => config.folders != lock(&self.config).folders,
+            Ok(Err(_)) | Err(_) => true,
+        };
+        if is_edited {
+            self.reload().await;
+        }
+    }
+
     async fn waiting(&self, id: FolderId) -> Option<Waiting> {
         let _taking_over = self.taking_over.lock().await;
         let folders = lock(&self.folders);
@@ -578,6 +598,7 @@ impl Shared {
             journal: folder.journal.clone(),
             drive: folder.settings.config.drive,
             inputs: folder.inputs.clone(),
+            wants_pause: Box::new(folder.wants_pause()),
         })
     }
 }
@@ -588,6 +609,7 @@ struct Waiting {
     journal: watch::Receiver<Option<Connection>>,
     drive: crate::model::DriveId,
     inputs: watch::Receiver<Option<mpsc::Sender<Input>>>,
+    wants_pause: Box<dyn Fn() -> bool + Send>,
 }
 
 /// Returns whether it came to an end, and not just the folder's task.
@@ -620,7 +642,8 @@ async fn sync_folder(mut sync: Waiting) -> bool {
                 && head.is_some_and(|head| engine.meta.cursor >= head)
                 && engine.is_settled;
             let stands_still = match view.state() {
-                State::Paused => true,
+                // One that was resumed a moment ago shows its pause until its engine was told.
+                State::Paused => (sync.wants_pause)(),
                 State::Stopped => view.is_refused() || view.failed_tries > tries,
                 State::Offline => view.failed_tries > tries,
                 State::Problem | State::Syncing | State::InSync => false,

@@ -3,13 +3,17 @@
 //! One row per node, keyed by the order in which the nodes were first written, with the columns the
 //! indexes of [`Trees`] need and the encoded [`Entry`]. Everything since the last checkpoint is one
 //! open transaction, so a crash leaves the trees of some checkpoint, which is all the engine asks
-//! for: what it did since is found again by looking. A database that cannot be read is set aside
-//! under another name, never deleted; the first pass after that is a union, because a new database
-//! says so (`Meta::linked` is false). The format is described in `docs/formats.md`.
+//! for: what it did since is found again by looking. A database that is damaged is set aside under
+//! another name; the first pass after that is a union, because a new database says so
+//! (`Meta::linked` is false). Damage is looked for when the database is opened (its structure) and
+//! whenever an entry is read (each carries a check of its own). The format is described in
+//! `docs/formats.md`.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
@@ -26,8 +30,16 @@ const FORMAT: i32 = 1;
 /// generations full are about 16 MiB.
 const CACHED_MAX: usize = 16 * 1024;
 
+/// Commits that were sent and not answered yet. Younger than the rest of the schema; a version that
+/// does not know it is not disturbed by it.
 const SENT_SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS sent (number INTEGER PRIMARY KEY, changes BLOB NOT NULL);";
+
+/// How many damaged databases are kept beside the one in use: the newest ones.
+const SET_ASIDE_MAX: usize = 3;
+
+/// The bytes after an entry that tell whether it is as it was written.
+const CHECK_LEN: usize = 8;
 
 const SCHEMA: &str = "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -110,15 +122,35 @@ pub enum StateError {
 }
 
 impl StateError {
+    /// A statement that makes no sense to a database when it is opened found another content there
+    /// than ours: tables that are missing, or there already.
+    fn at_open(self) -> Self {
+        match self {
+            Self::Database { path, source }
+                if source.sqlite_error_code() == Some(rusqlite::ErrorCode::Unknown)
+                    || matches!(source, rusqlite::Error::SqlInputError { .. }) =>
+            {
+                Self::Damaged { path, reason: source.to_string() }
+            }
+            other => other,
+        }
+    }
+
     /// Returns whether the database is beyond use, so that a new one is the way on.
     #[must_use]
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Damaged { .. } => true,
-            Self::Database { source, .. } => matches!(
-                source.sqlite_error_code(),
-                Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase)
-            ),
+            Self::Database { source, .. } => match source {
+                // Nothing of the kind is ever written to these columns.
+                rusqlite::Error::FromSqlConversionFailure(..)
+                | rusqlite::Error::InvalidColumnType(..)
+                | rusqlite::Error::IntegralValueOutOfRange(..) => true,
+                other => matches!(
+                    other.sqlite_error_code(),
+                    Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase)
+                ),
+            },
             Self::TooNew { .. } | Self::Foreign { .. } | Self::Disk { .. } => false,
         }
     }
@@ -176,11 +208,25 @@ fn encode(entry: &Entry) -> Result<Vec<u8>, String> {
             Some(synced) => StoredSynced::Own(Borrowed(synced)),
         },
     };
-    rmp_serde::to_vec(&stored).map_err(|error| error.to_string())
+    let mut data = rmp_serde::to_vec(&stored).map_err(|error| error.to_string())?;
+    data.extend_from_slice(&check_of(&data));
+    Ok(data)
+}
+
+fn check_of(data: &[u8]) -> [u8; CHECK_LEN] {
+    let mut check = [0; CHECK_LEN];
+    check.copy_from_slice(&blake3::hash(data).as_bytes()[..CHECK_LEN]);
+    check
 }
 
 fn decode(data: &[u8]) -> Result<Entry, String> {
-    let stored: Stored<'_> = rmp_serde::from_slice(data).map_err(|error| error.to_string())?;
+    let mut rest = data;
+    let stored: Stored<'static> =
+        rmp_serde::from_read(&mut rest).map_err(|error| error.to_string())?;
+    // Entries of earlier versions end without a check.
+    if !rest.is_empty() && rest != check_of(&data[..data.len() - rest.len()]) {
+        return Err("it is not what was written".to_owned());
+    }
     let remote = stored.remote.map(std::borrow::Cow::into_owned);
     let same = || {
         remote
@@ -356,6 +402,8 @@ pub struct SqliteTrees {
     /// The position of the next new entry; never used twice while the database is open.
     next_seq: i64,
     in_transaction: bool,
+    /// Which file is open: device and inode.
+    file: (u64, u64),
 }
 
 impl std::fmt::Debug for SqliteTrees {
@@ -373,6 +421,8 @@ impl std::fmt::Debug for SqliteTrees {
 pub struct Opened {
     /// The trees.
     pub trees: SqliteTrees,
+    /// Whether nothing was there yet.
+    pub is_new: bool,
     /// Where the damaged database lies that this one replaces.
     pub set_aside: Option<PathBuf>,
 }
@@ -388,43 +438,69 @@ impl SqliteTrees {
             std::fs::create_dir_all(dir)
                 .map_err(|source| StateError::Disk { path: dir.to_owned(), source })?;
         }
-        match Self::open_as_is(path, folder, drive) {
-            Ok(trees) => Ok(Opened { trees, set_aside: None }),
+        match Self::open_as_is(path, folder, drive).map_err(StateError::at_open) {
+            Ok((trees, is_new)) => Ok(Opened { trees, is_new, set_aside: None }),
             Err(error) if error.is_damage() => {
                 tracing::error!(%error, "the state database is set aside and begun anew");
                 let set_aside = Self::set_aside(path)?;
-                let trees = Self::open_as_is(path, folder, drive)?;
-                Ok(Opened { trees, set_aside: Some(set_aside) })
+                let (trees, is_new) = Self::open_as_is(path, folder, drive)?;
+                Ok(Opened { trees, is_new, set_aside })
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Renames a database that is beyond use, with its journal, to the first free name beside it.
+    /// Renames a database that is beyond use, with its journal, to a new name beside it, and returns
+    /// that; nothing when there is none any more. Of those set aside before only the newest stay.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn set_aside(path: &Path) -> Result<PathBuf, StateError> {
-        let suffixed = |suffix: &str| {
-            let mut name = path.as_os_str().to_owned();
-            name.push(suffix);
-            PathBuf::from(name)
-        };
-        let aside = (1_u32..)
-            .map(|number| format!(".damaged-{number}"))
-            .find(|suffix| !suffixed(suffix).exists())
-            .unwrap_or_else(|| ".damaged".to_owned());
-        for part in ["", "-wal", "-shm"] {
-            let from = suffixed(part);
-            if from.exists() {
-                std::fs::rename(&from, suffixed(&format!("{aside}{part}")))
-                    .map_err(|source| StateError::Disk { path: from, source })?;
+    pub fn set_aside(path: &Path) -> Result<Option<PathBuf>, StateError> {
+        let mut numbers = damaged_numbers(path)?;
+        let number = numbers.last().map_or(1, |last| last.saturating_add(1));
+        let mut is_there = false;
+        for part in PARTS {
+            let from = suffixed(path, part);
+            let to = suffixed(path, &format!(".damaged-{number}{part}"));
+            match std::fs::rename(&from, to) {
+                Ok(()) => is_there |= part.is_empty(),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(source) => return Err(StateError::Disk { path: from, source }),
             }
         }
-        Ok(suffixed(&aside))
+        numbers.push(number);
+        for number in numbers.iter().rev().skip(SET_ASIDE_MAX) {
+            for part in PARTS {
+                // One that stays is tried again the next time.
+                drop(std::fs::remove_file(suffixed(path, &format!(".damaged-{number}{part}"))));
+            }
+        }
+        Ok(is_there.then(|| suffixed(path, &format!(".damaged-{number}"))))
     }
 
-    fn open_as_is(path: &Path, folder: FolderId, drive: DriveId) -> Result<Self, StateError> {
+    /// Returns whether the database is still where it was opened. One that was removed while it is
+    /// open would be lost without a word at the next start.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        // What cannot be looked at now may still be there.
+        match std::fs::metadata(&self.path) {
+            Ok(metadata) => (metadata.dev(), metadata.ino()) == self.file,
+            Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+        }
+    }
+
+    /// Returns the damage of being gone.
+    #[must_use]
+    pub fn gone(&self) -> StateError {
+        self.damaged("it was removed or replaced while it was in use".to_owned())
+    }
+
+    /// Returns the database, and whether it is new.
+    fn open_as_is(
+        path: &Path,
+        folder: FolderId,
+        drive: DriveId,
+    ) -> Result<(Self, bool), StateError> {
         let fail = |source| StateError::Database { path: path.to_owned(), source };
         let damaged = |reason: String| StateError::Damaged { path: path.to_owned(), reason };
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
@@ -441,6 +517,8 @@ impl SqliteTrees {
             )
             .map_err(fail)?;
         connection.set_prepared_statement_cache_capacity(64);
+        let metadata = std::fs::metadata(path)
+            .map_err(|source| StateError::Disk { path: path.to_owned(), source })?;
         let format: i32 =
             connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(fail)?;
         let binding = format!("folder {folder} of drive {drive}");
@@ -458,6 +536,12 @@ impl SqliteTrees {
                 connection.execute_batch("COMMIT").map_err(fail)?;
             }
             FORMAT => {
+                let wrong: String = connection
+                    .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+                    .map_err(fail)?;
+                if wrong != "ok" {
+                    return Err(damaged(wrong.lines().collect::<Vec<_>>().join(" ")));
+                }
                 let found = Self::read_meta(&connection, "binding")
                     .map_err(fail)?
                     .ok_or_else(|| damaged("it does not say what it belongs to".to_owned()))?;
@@ -469,11 +553,11 @@ impl SqliteTrees {
                     });
                 }
             }
-            found => {
+            found if found > FORMAT => {
                 return Err(StateError::TooNew { path: path.to_owned(), found });
             }
+            found => return Err(damaged(format!("its format is {found}"))),
         }
-        // Later than the others, and nothing to an older version.
         connection.execute_batch(SENT_SCHEMA).map_err(fail)?;
         let meta = match Self::read_meta(&connection, "meta").map_err(fail)? {
             Some(bytes) => rmp_serde::from_slice(&bytes)
@@ -488,7 +572,7 @@ impl SqliteTrees {
         let last: Option<i64> = connection
             .query_row("SELECT max(seq) FROM entry", [], |row| row.get(0))
             .map_err(fail)?;
-        Ok(Self {
+        let trees = Self {
             path: path.to_owned(),
             connection,
             cache: RefCell::default(),
@@ -496,7 +580,9 @@ impl SqliteTrees {
             meta,
             next_seq: last.unwrap_or(0) + 1,
             in_transaction: false,
-        })
+            file: (metadata.dev(), metadata.ino()),
+        };
+        Ok((trees, format == 0))
     }
 
     fn read_meta(connection: &Connection, key: &str) -> rusqlite::Result<Option<Vec<u8>>> {
@@ -708,6 +794,43 @@ impl SqliteTrees {
         names.reverse();
         RelPath::from_names(names)
     }
+}
+
+/// The files of a database, by what is after its name.
+const PARTS: [&str; 3] = ["", "-wal", "-shm"];
+
+fn suffixed(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Returns the numbers of the databases that were set aside, in order.
+fn damaged_numbers(path: &Path) -> Result<Vec<u32>, StateError> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Ok(Vec::new());
+    };
+    let fail = |source| StateError::Disk { path: dir.to_owned(), source };
+    let mut numbers = Vec::new();
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        // Gone with all that was in it.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(numbers),
+        Err(error) => return Err(fail(error)),
+    };
+    for entry in entries {
+        let found = entry.map_err(fail)?.file_name();
+        let number = found
+            .as_bytes()
+            .strip_prefix(name.as_bytes())
+            .and_then(|rest| std::str::from_utf8(rest.strip_prefix(b".damaged-")?).ok())
+            .map(|rest| rest.split('-').next().unwrap_or(rest))
+            .and_then(|number| number.parse::<u32>().ok());
+        numbers.extend(number);
+    }
+    numbers.sort_unstable();
+    numbers.dedup();
+    Ok(numbers)
 }
 
 /// Returns what sorts before every id after `after`: nothing, or the id itself.

@@ -21,7 +21,7 @@ use tracing_subscriber::{EnvFilter, Layer, fmt, reload};
 #[command(name = "picloud-agent", version)]
 struct Args {
     /// The settings; by default $XDG_CONFIG_HOME/picloud/agent.toml or ~/.config/picloud/agent.toml
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
     config: Option<PathBuf>,
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::agent::told;
-use super::args::{DevicesCommand, LogIn, TotpCommand};
+use super::args::{DevicesCommand, LogIn, OfFolder, TotpCommand};
 use super::dial::{Answers, Server, admit, get_to_know};
 use super::failure::{Exit, Failure};
 use super::join::{self, Plan, parse_link};
@@ -135,8 +135,8 @@ fn answers_of(file: Option<&Path>) -> Result<Answers, Failure> {
 ///
 /// # Errors
 /// When the server cannot be reached: the device would stay in the account.
-pub async fn log_out(machine: &Machine, output: Output) -> Result<Exit, Failure> {
-    let account = machine.account()?;
+pub async fn log_out(machine: &Machine, output: Output, of: &OfFolder) -> Result<Exit, Failure> {
+    let account = machine.account_of(of.folder.as_deref())?;
     account.end_access().await?;
     match &account.folder {
         Some(folder) => {
@@ -172,8 +172,8 @@ pub async fn log_out(machine: &Machine, output: Output) -> Result<Exit, Failure>
 ///
 /// # Errors
 /// When nobody is logged in, or the server cannot be reached or refuses.
-pub async fn who_am_i(machine: &Machine, output: Output) -> Result<Exit, Failure> {
-    let account = machine.account()?;
+pub async fn who_am_i(machine: &Machine, output: Output, of: &OfFolder) -> Result<Exit, Failure> {
+    let account = machine.account_of(of.folder.as_deref())?;
     let session = account.connect().await?;
     let admitted = session.admitted();
     let folder = account.folder.as_ref().map(|folder| &folder.path);

@@ -148,19 +148,30 @@ impl Agent {
     /// When the agent does not run or answers wrongly.
     pub fn set_paused(&self, output: Output, paused: bool) -> Result<Exit, Failure> {
         let request = if paused { Request::Pause } else { Request::Resume };
-        match self.ask(&request)?.only()? {
-            Reply::Ok | Reply::Status(_) => {}
+        let still = match self.ask(&request)?.only()? {
+            Reply::Ok => Vec::new(),
+            Reply::StillPaused { folders } => folders,
             _ => return Err(unexpected()),
-        }
+        };
         if output.json() {
-            let kind = if paused { "paused" } else { "resumed" };
-            told(output.object(&json!({"type": kind, "version": 1})))?;
+            let object = match paused {
+                true => json!({"type": "paused", "version": 1}),
+                false => json!({"type": "resumed", "version": 1, "still_paused": still}),
+            };
+            told(output.object(&object))?;
         } else if paused {
             told(output.line("Paused: nothing is transferred until `picloud resume`"))?;
-        } else {
+        } else if still.is_empty() {
             told(output.line("Resumed"))?;
         }
-        Ok(Exit::Done)
+        if still.is_empty() {
+            return Ok(Exit::Done);
+        }
+        let mut failure = Failure::new(Exit::Paused, "The settings keep folders paused");
+        for folder in &still {
+            failure = failure.caused_by(format!("{} has `paused = true`", printable(folder)));
+        }
+        Err(failure.hint(format!("edit {}; all other folders go on", self.config.display())))
     }
 
     /// `picloud log`.
@@ -382,9 +393,8 @@ fn finish_sync(output: Output, status: &Status) -> Result<Exit, Failure> {
     let failure = match exit {
         Exit::Offline => Failure::new(exit, "The server cannot be reached")
             .hint("the agent keeps trying; changes here are kept until then"),
-        Exit::Paused => {
-            Failure::new(exit, "Syncing is paused").hint("`picloud resume` lets it go on")
-        }
+        Exit::Paused => Failure::new(exit, "Syncing is paused")
+            .hint("`picloud resume` lets it go on, or says what keeps a folder paused"),
         Exit::Person => {
             let mut failure = Failure::new(exit, "Some paths could not be synced");
             let all =

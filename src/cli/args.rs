@@ -9,7 +9,13 @@ use clap::{Args, Parser, Subcommand};
 #[command(name = "picloud", version, max_term_width = 100, arg_required_else_help = true)]
 pub struct Cli {
     /// The agent's configuration [default: ~/.config/picloud/agent.toml]
-    #[arg(long, global = true, value_name = "FILE", env = "PICLOUD_CONFIG")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        allow_hyphen_values = true,
+        env = "PICLOUD_CONFIG"
+    )]
     pub config: Option<PathBuf>,
 
     /// Answer with one JSON object per line
@@ -81,10 +87,10 @@ pub enum Command {
     Register(LogIn),
     /// Log in to an account with its password
     Login(LogIn),
-    /// End this machine's access to the account
-    Logout,
+    /// End this machine's access to the account; the files stay
+    Logout(OfFolder),
     /// Show the account and device that this machine is
-    Whoami,
+    Whoami(OfFolder),
     /// The devices of the account
     Devices {
         /// List them, or revoke one
@@ -100,7 +106,7 @@ pub enum Command {
     /// Set a new password
     Passwd {
         /// Read the present and the new password, one per line, from this file; - for standard input
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
         password_file: Option<PathBuf>,
     },
     /// Codes of an authenticator app as a second question at log-in
@@ -116,6 +122,14 @@ pub enum Command {
         /// The device's name or id
         device: String,
     },
+}
+
+/// Which of several folders is meant.
+#[derive(Debug, Args)]
+pub struct OfFolder {
+    /// The synced folder that is meant, when there are several
+    #[arg(long, value_name = "PATH", allow_hyphen_values = true)]
+    pub folder: Option<PathBuf>,
 }
 
 /// What can be done with devices.
@@ -136,13 +150,13 @@ pub enum TotpCommand {
     /// Ask for a code at each log-in from now on
     Enable {
         /// Read the first code from this file; - for standard input
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
         answer_file: Option<PathBuf>,
     },
     /// Ask for the password alone again
     Disable {
         /// Read the password from this file; - for standard input
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
         password_file: Option<PathBuf>,
     },
 }
@@ -154,10 +168,10 @@ pub struct Join {
     /// from standard input
     pub link: String,
     /// The folder to sync [default: ~/PiCloud]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", allow_hyphen_values = true)]
     pub folder: Option<PathBuf>,
     /// What to call this device [default: the host name]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     pub device: Option<String>,
 }
 
@@ -168,25 +182,30 @@ pub struct LogIn {
     #[arg(long, value_name = "HOST:PORT")]
     pub server: String,
     /// The fingerprint of the server's certificate, the part of a join link between `#` and `.`
-    #[arg(long, value_name = "FINGERPRINT")]
+    #[arg(long, value_name = "FINGERPRINT", allow_hyphen_values = true)]
     pub fingerprint: Option<String>,
     /// The account
-    #[arg(long, value_name = "NAME", required_unless_present = "id_file")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        allow_hyphen_values = true,
+        required_unless_present = "id_file"
+    )]
     pub user: Option<String>,
     /// Read the password from this file; - for standard input
-    #[arg(long, value_name = "FILE", conflicts_with = "id_file")]
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true, conflicts_with = "id_file")]
     pub password_file: Option<PathBuf>,
     /// A file whose name without its extension is the account and whose content is the password
-    #[arg(long, value_name = "FILE", conflicts_with = "user")]
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true, conflicts_with = "user")]
     pub id_file: Option<PathBuf>,
     /// Read answers to the server's questions from this file, one per line; - for standard input
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
     pub answer_file: Option<PathBuf>,
     /// Sync this folder too, as `join` does
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", allow_hyphen_values = true)]
     pub folder: Option<PathBuf>,
     /// What to call this device [default: the host name]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     pub device: Option<String>,
 }
 
@@ -194,10 +213,10 @@ pub struct LogIn {
 #[derive(Debug, Args)]
 pub struct Up {
     /// The folder to sync [default: ~/PiCloud]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", allow_hyphen_values = true)]
     pub folder: Option<PathBuf>,
     /// Where the server keeps its data [default: ~/.local/share/picloud/server]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", allow_hyphen_values = true)]
     pub data_dir: Option<PathBuf>,
     /// Where the server listens [default: 0.0.0.0:46000]
     #[arg(long, value_name = "ADDRESS:PORT")]
@@ -206,9 +225,84 @@ pub struct Up {
     #[arg(long, value_name = "HOST:PORT")]
     pub public: Option<String>,
     /// What to call this device [default: the host name]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     pub device: Option<String>,
     /// The account [default: your login name]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     pub user: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parses a command line, and returns what came of it as text.
+    #[track_caller]
+    fn parsed(words: &[&str]) -> String {
+        let words = std::iter::once("picloud").chain(words.iter().copied());
+        format!("{:?}", Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{error}")))
+    }
+
+    #[test]
+    fn a_value_may_begin_with_a_dash() {
+        // A fingerprint is base64url: one in 64 begins so. Names and paths may as well.
+        let log_in = ["--server", "box:46000", "--fingerprint", "-J6P", "--device", "-d"];
+        for command in ["login", "register"] {
+            for more in [
+                &["--user", "-u", "--password-file", "-p", "--answer-file", "-a"][..],
+                &["--user", "-u", "--folder", "-f"],
+                &["--id-file", "-i"],
+            ] {
+                let words: Vec<_> = [&[command], &log_in[..], more].concat();
+                let found = parsed(&words);
+                for value in words.iter().filter(|word| word.len() < 5 && word.starts_with('-')) {
+                    assert!(found.contains(&format!("{value:?}")), "{words:?}: {found}");
+                }
+            }
+        }
+        for (words, value) in [
+            (&["--config", "-c", "status"][..], "-c"),
+            (&["status", "--config", "-c"], "-c"),
+            (&["join", "picloud://x", "--folder", "-f"], "-f"),
+            (&["join", "picloud://x", "--device", "--d"], "--d"),
+            (&["join", "-"], "-"),
+            (&["up", "--folder", "-f"], "-f"),
+            (&["up", "--data-dir", "-d"], "-d"),
+            (&["up", "--device", "-d"], "-d"),
+            (&["up", "--user", "-u"], "-u"),
+            (&["passwd", "--password-file", "-p"], "-p"),
+            (&["logout", "--folder", "-f"], "-f"),
+            (&["whoami", "--folder", "-f"], "-f"),
+            (&["totp", "enable", "--answer-file", "-a"], "-a"),
+            (&["totp", "disable", "--password-file", "-p"], "-p"),
+        ] {
+            let found = parsed(words);
+            assert!(found.contains(&format!("{value:?}")), "{words:?}: {found}");
+        }
+    }
+
+    #[test]
+    fn after_two_dashes_everything_is_a_name() {
+        for words in [
+            &["put", "--", "-n", "--json"][..],
+            &["put", "--", "--help"],
+            &["get", "--", "-n", "-h"],
+            &["ls", "--", "-l"],
+            &["devices", "revoke", "--", "-d"],
+            &["approve", "--", "-d"],
+            &["join", "--", "-l"],
+        ] {
+            let found = parsed(words);
+            let names = words.iter().skip_while(|word| **word != "--").skip(1);
+            for name in names {
+                assert!(found.contains(&format!("{name:?}")), "{words:?}: {found}");
+            }
+            assert!(!found.contains("json: true") && !found.contains("long: true"), "{found}");
+        }
+        // Without them a mistyped option is told, not taken for a file.
+        assert!(Cli::try_parse_from(["picloud", "put", "--jsno"]).is_err());
+        // `-` alone is standard input or output.
+        assert!(parsed(&["put", "-", "there"]).contains("\"-\""));
+        assert!(parsed(&["get", "there", "-"]).contains("\"-\""));
+    }
 }

@@ -1,6 +1,7 @@
 //! Making a folder of this machine a copy of a drive: by a link, or after a log-in.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -8,14 +9,17 @@ use super::agent::told;
 use super::args;
 use super::dial::{Answers, Server, admit};
 use super::failure::{Exit, Failure};
-use super::machine::{Machine, new_token};
+use super::machine::{Machine, new_token, real_path};
 use super::output::{Output, Tone, printable};
 use super::prompt;
 use crate::agent::config::{Config, FolderConfig, add_folder, machine_name};
 use crate::agent::credentials;
-use crate::agent::disk::{DiskFolder, Identity};
+use crate::agent::disk::{DiskFolder, FolderError, Identity};
 use crate::client::Session;
 use crate::model::{FolderId, JoinLink};
+
+/// How long an agent that was told of a log-out may take to let go of the folder.
+const LETTING_GO: Duration = Duration::from_secs(3);
 
 /// What is to be joined.
 #[derive(Debug)]
@@ -71,6 +75,7 @@ impl Plan {
             }
             _ => {}
         }
+        check_not_linked(machine, &folder)?;
         let device = match (device, &machine.config) {
             (Some(device), _) => device.to_owned(),
             (None, Some(config)) => config.device_name.clone(),
@@ -111,12 +116,8 @@ impl Plan {
         let admitted = session.admitted();
         let drive = session.drive().id;
         let token = new_token(session)?;
-        let found = if self.folder.exists() {
-            DiskFolder::identity_at(&self.folder).map_err(|error| failed(&error))?
-        } else {
-            None
-        };
-        let id = match found {
+        // Again, and for good: others may have been here since the plan was checked.
+        let id = match check_not_linked(machine, &self.folder)? {
             // It was joined before: what is in it is known to belong to this drive.
             Some(identity) if identity.drive == drive => identity.folder,
             Some(_) => {
@@ -150,7 +151,8 @@ impl Plan {
         };
         std::fs::create_dir_all(&self.folder)
             .map_err(|error| Failure::file("Cannot create the folder", &self.folder, &error))?;
-        DiskFolder::link(&self.folder, Identity { folder: id, drive })
+        let identity = Identity { folder: id, drive };
+        DiskFolder::link(&self.folder, identity, Some(&machine.config_path))
             .map_err(|error| failed(&error))?;
         if let Some(dir) = machine.config_path.parent() {
             std::fs::create_dir_all(dir)
@@ -162,6 +164,52 @@ impl Plan {
         add_folder(&machine.config_path, &folder, Some(&self.device))
             .map_err(|error| failed(&error))?;
         Ok(folder)
+    }
+}
+
+/// Passes when no agent syncs the folder, here or with other settings. Returns the identity that it
+/// has from an earlier join.
+fn check_not_linked(machine: &Machine, folder: &Path) -> Result<Option<Identity>, Failure> {
+    let deadline = Instant::now() + LETTING_GO;
+    let mut found = DiskFolder::linked_at(folder);
+    while matches!(found, Err(FolderError::Busy { .. })) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(50));
+        found = DiskFolder::linked_at(folder);
+    }
+    let linked = match found {
+        Ok(Some(linked)) => linked,
+        Ok(None) => return Ok(None),
+        Err(error) => {
+            return Err(Failure::from_error(Exit::Failed, &error)
+                .hint("choose another folder with --folder PATH"));
+        }
+    };
+    let identity = linked.identity;
+    // Settings that are gone, or name no such folder any more, have let go of it.
+    let config = linked.config.unwrap_or_else(|| machine.config_path.clone());
+    if matches!(config.try_exists(), Ok(false)) {
+        return Ok(Some(identity));
+    }
+    let listed = Config::load(&config).map_err(|error| {
+        Failure::failed(format!("{folder:?} was joined with the settings {config:?}"))
+            .because(&error)
+            .hint("repair them, or choose another folder with --folder PATH")
+    })?;
+    match listed.folders.iter().find(|listed| listed.id == identity.folder) {
+        None => Ok(Some(identity)),
+        Some(listed) if real_path(&listed.path) == real_path(folder) => Err(Failure::failed(
+            format!("{folder:?} is synced already, with the settings {config:?}"),
+        )
+        .hint(format!(
+            "`picloud --config {} logout --folder {}` ends that",
+            config.display(),
+            folder.display()
+        ))),
+        Some(listed) => Err(Failure::failed(format!(
+            "{folder:?} is a copy of {:?}, which is synced already with the settings {config:?}",
+            listed.path
+        ))
+        .hint("remove its .picloud directory to sync it as a folder of its own")),
     }
 }
 
@@ -254,15 +302,4 @@ pub fn report(
         )))?;
     }
     Ok(Exit::Done)
-}
-
-/// The path with links resolved as far as it exists, so that folders can be compared.
-fn real_path(path: &Path) -> PathBuf {
-    if let Ok(real) = path.canonicalize() {
-        return real;
-    }
-    match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) => real_path(parent).join(name),
-        _ => path.to_owned(),
-    }
 }

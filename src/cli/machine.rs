@@ -142,24 +142,64 @@ impl Machine {
         self.config_path.with_file_name("session.toml")
     }
 
+    fn folders(&self) -> &[FolderConfig] {
+        self.config.as_ref().map_or(&[], |config| &config.folders)
+    }
+
+    /// Returns the device of this folder; without one, of the only folder there is, or of the
+    /// log-in.
+    ///
+    /// # Errors
+    /// When it is not synced, several could be meant, or its credentials cannot be read.
+    pub fn account_of(&self, folder: Option<&Path>) -> Result<Account, Failure> {
+        self.check_config()?;
+        let named = |folders: &[FolderConfig]| {
+            let paths = folders.iter().map(|folder| folder.path.display().to_string());
+            paths.collect::<Vec<_>>().join(", ")
+        };
+        match (folder, self.folders()) {
+            (None, [] | [_]) => self.account(),
+            (None, folders) => Err(Failure::usage("Several folders are synced here")
+                .caused_by(named(folders))
+                .hint("say which is meant with --folder PATH")),
+            (Some(path), folders) => {
+                let absolute = std::path::absolute(path)
+                    .map_err(|error| Failure::file("Cannot use", path, &error))?;
+                let wanted = real_path(&absolute);
+                match folders.iter().find(|folder| real_path(&folder.path) == wanted) {
+                    Some(folder) => self.account_with(folder),
+                    None if folders.is_empty() => {
+                        Err(Failure::failed(format!("{path:?} is not synced; no folder is")))
+                    }
+                    None => Err(Failure::failed(format!("{path:?} is not a synced folder"))
+                        .hint(format!("these are: {}", named(folders)))),
+                }
+            }
+        }
+    }
+
+    fn account_with(&self, folder: &FolderConfig) -> Result<Account, Failure> {
+        let path = credentials::path_beside(&self.config_path);
+        let token = credentials::token(&path, folder.id)
+            .map_err(|error| Failure::from_error(Exit::Failed, &error))?;
+        Ok(Account {
+            server: Server { address: folder.server.clone(), authority: folder.authority },
+            user: folder.user.clone(),
+            device: folder.device,
+            drive: folder.drive,
+            folder: Some(folder.clone()),
+            token,
+        })
+    }
+
     /// Returns the device that commands speak as.
     ///
     /// # Errors
     /// When there is none, or its credentials cannot be read.
     pub fn account(&self) -> Result<Account, Failure> {
         self.check_config()?;
-        if let Some(folder) = self.config.as_ref().and_then(|config| config.folders.first()) {
-            let path = credentials::path_beside(&self.config_path);
-            let token = credentials::token(&path, folder.id)
-                .map_err(|error| Failure::from_error(Exit::Failed, &error))?;
-            return Ok(Account {
-                server: Server { address: folder.server.clone(), authority: folder.authority },
-                user: folder.user.clone(),
-                device: folder.device,
-                drive: folder.drive,
-                folder: Some(folder.clone()),
-                token,
-            });
+        if let Some(folder) = self.folders().first() {
+            return self.account_with(folder);
         }
         self.session()?.ok_or_else(|| {
             Failure::failed("This machine is not joined to an account").hint(
@@ -214,7 +254,7 @@ impl Machine {
     /// Says which.
     pub fn check_no_account(&self) -> Result<(), Failure> {
         self.check_config()?;
-        if let Some(folder) = self.config.as_ref().and_then(|config| config.folders.first()) {
+        if let Some(folder) = self.folders().first() {
             return Err(Failure::failed(format!(
                 "This machine speaks as {:?} already, through its folder {:?}",
                 folder.user, folder.path
@@ -320,4 +360,16 @@ pub fn new_token(session: &Session) -> Result<credentials::Token, Failure> {
         .credentials()
         .map(|kept| credentials::Token::new(kept.token))
         .ok_or_else(|| Failure::failed("The server gave this device no token"))
+}
+
+/// The path with links resolved as far as it exists, so that folders can be compared.
+#[must_use]
+pub fn real_path(path: &Path) -> PathBuf {
+    if let Ok(real) = path.canonicalize() {
+        return real;
+    }
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => real_path(parent).join(name),
+        _ => path.to_owned(),
+    }
 }

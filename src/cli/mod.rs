@@ -65,8 +65,8 @@ fn execute(cli: &Cli, output: Output) -> Result<Exit, Failure> {
         Command::Ls { long, path } => wait(files::list(machine, output, *long, path.as_deref())),
         Command::Register(args) => wait(account::log_in(machine, output, args, true)),
         Command::Login(args) => wait(account::log_in(machine, output, args, false)),
-        Command::Logout => wait(account::log_out(machine, output)),
-        Command::Whoami => wait(account::who_am_i(machine, output)),
+        Command::Logout(of) => wait(account::log_out(machine, output, of)),
+        Command::Whoami(of) => wait(account::who_am_i(machine, output, of)),
         Command::Devices { command } => wait(account::devices(machine, output, command.as_ref())),
         Command::Link { plain } => wait(account::link(machine, output, *plain)),
         Command::Passwd { password_file } => {

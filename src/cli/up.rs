@@ -262,7 +262,10 @@ async fn join_here(
         .hint("`picloud --config FILE up` with another FILE sets a second one up beside it"));
     }
     let plan = Plan::check(machine, args.folder.as_deref(), args.device.as_deref())?;
-    let user = args.user.clone().unwrap_or_else(login_name);
+    let user = match &args.user {
+        Some(user) => user.clone(),
+        None => login_name()?,
+    };
     let mut link =
         server.invite(&user).await.map_err(|error| Failure::from_error(Exit::Failed, &error))?;
     // This device reaches the server wherever the machine is carried.
@@ -276,18 +279,31 @@ async fn join_here(
     Ok(user)
 }
 
-/// The login name, as far as it can be an account's.
-fn login_name() -> String {
-    let named = |name| std::env::var(name).ok();
-    let name: String = named("USER")
-        .or_else(|| named("LOGNAME"))
-        .unwrap_or_default()
-        .chars()
-        .filter(|c| c.is_ascii_alphanumeric() || "._@-".contains(*c))
-        .take(64)
-        .collect();
-    let name = name.trim_start_matches(['-', '.']);
-    if name.is_empty() { "me" } else { name }.to_owned()
+/// The login name, as the environment or else the system tells it.
+fn login_name() -> Result<String, Failure> {
+    let named = |name| std::env::var(name).ok().filter(|name: &String| !name.is_empty());
+    let name = named("USER").or_else(|| named("LOGNAME")).or_else(ask_system);
+    let unknown = || Failure::failed("Your login name cannot be found out");
+    let name = name.ok_or_else(unknown).and_then(|name| match can_be_account(&name) {
+        true => Ok(name),
+        false => Err(Failure::failed(format!("Your login name {name:?} cannot be an account's"))),
+    });
+    name.map_err(|failure| failure.hint("name the account with --user NAME"))
+}
+
+/// Asks whatever knows the users of this machine, be it files, LDAP or something else. The one
+/// portable way there is a program.
+fn ask_system() -> Option<String> {
+    let answer = std::process::Command::new("id").arg("-un").output().ok()?;
+    let name = String::from_utf8(answer.stdout).ok()?;
+    answer.status.success().then(|| name.trim().to_owned())
+}
+
+/// Returns whether a server would take the name.
+fn can_be_account(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._@-".contains(&byte))
+        && !name.starts_with(['-', '.'])
 }
 
 /// Shows what runs and how to join the next device.

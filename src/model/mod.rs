@@ -11,6 +11,7 @@ mod content;
 mod digest;
 mod id;
 mod join_link;
+mod log_filter;
 mod name;
 mod node;
 mod time;
@@ -24,6 +25,7 @@ pub use id::{
     ChunkId, DeviceId, DriveId, FolderId, IdError, IdSource, Lineage, ListId, NodeId, Rev, UserId,
 };
 pub use join_link::{Fingerprint, JoinLink, JoinLinkError};
+pub use log_filter::check_log_filter;
 pub use name::{Name, NameError, RelPath};
 pub use node::{Attrs, Body, Kind, Node, Place, Versioned};
 pub use time::Timestamp;

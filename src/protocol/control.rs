@@ -19,7 +19,7 @@ pub enum Request {
     Sync,
     /// Stop transferring, keep watching.
     Pause,
-    /// Go on.
+    /// Go on: [`Reply::Ok`], or [`Reply::StillPaused`].
     Resume,
     /// The conflict copies in the folders: one [`Reply::Conflicts`].
     Conflicts,
@@ -39,6 +39,11 @@ pub enum Request {
 pub enum Reply {
     /// Done, nothing to tell.
     Ok,
+    /// Going on, but for folders that the settings keep paused.
+    StillPaused {
+        /// Where these folders are.
+        folders: Vec<String>,
+    },
     /// How things stand.
     Status(Status),
     /// How far a sync is.

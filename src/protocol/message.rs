@@ -662,10 +662,13 @@ pub enum FailureCode {
     TooLarge,
     /// Too many tries: wait before the next.
     Throttled,
-    /// The server cannot do it now (disk full, shutting down); asking again later may help.
+    /// The server cannot do it now (busy, shutting down); asking again later may help.
     Unavailable,
     /// A fault of the server's.
     Internal,
+    /// There is no room on the server's disk. Only what brings contents or changes is refused so;
+    /// asking again later may help.
+    DiskFull,
     /// A code of a newer protocol.
     Unknown(u16),
 }
@@ -684,6 +687,7 @@ impl From<FailureCode> for u16 {
             FailureCode::Throttled => 9,
             FailureCode::Unavailable => 10,
             FailureCode::Internal => 11,
+            FailureCode::DiskFull => 12,
             FailureCode::Unknown(number) => number,
         }
     }
@@ -703,6 +707,7 @@ impl From<u16> for FailureCode {
             9 => Self::Throttled,
             10 => Self::Unavailable,
             11 => Self::Internal,
+            12 => Self::DiskFull,
             unknown => Self::Unknown(unknown),
         }
     }

@@ -31,7 +31,13 @@ const CONFIG_PATH: &str = "/etc/picloud/server.toml";
 #[command(name = "picloud-server", version)]
 struct Cli {
     /// The settings [default: /etc/picloud/server.toml, if there is one]
-    #[arg(long, global = true, value_name = "FILE", env = "PICLOUD_SERVER_CONFIG")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        allow_hyphen_values = true,
+        env = "PICLOUD_SERVER_CONFIG"
+    )]
     config: Option<PathBuf>,
     /// Print one JSON object per line
     #[arg(long, global = true)]
@@ -125,7 +131,12 @@ struct PasswordSource {
     #[arg(long)]
     password_stdin: bool,
     /// Read the password from a file
-    #[arg(long, value_name = "FILE", conflicts_with = "password_stdin")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        allow_hyphen_values = true,
+        conflicts_with = "password_stdin"
+    )]
     password_file: Option<PathBuf>,
 }
 
@@ -382,5 +393,28 @@ impl Lines {
                 "last_seen": seen,
             }),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_may_begin_with_a_dash() {
+        for words in [
+            &["--config", "-c", "user", "list"][..],
+            &["user", "add", "ann", "--password-file", "-p"],
+            &["user", "passwd", "ann", "--password-file", "-p"],
+            &["user", "add", "--no-password", "--", "-ann"],
+            &["revoke", "ann", "--", "-d"],
+            &["approve", "ann", "--", "-d"],
+        ] {
+            let all = std::iter::once("picloud-server").chain(words.iter().copied());
+            let found = format!("{:?}", Cli::try_parse_from(all).unwrap());
+            let value = words.iter().rfind(|word| word.starts_with('-') && word.len() < 6).unwrap();
+            let value = if *value == "--" { "-d" } else { value };
+            assert!(found.contains(&format!("{value:?}")), "{words:?}: {found}");
+        }
     }
 }

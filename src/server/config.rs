@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::gate::GateLimits;
+use crate::model::check_log_filter;
 
 /// Why the settings could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -216,16 +217,17 @@ impl Config {
                 .match_indices(key)
                 .map(|(at, _)| at)
                 .find(|at| {
-                    text[..*at].rsplit('\n').next().is_none_or(|head| head.trim().is_empty())
+                    let head = text[..*at].rsplit('\n').next().unwrap_or_default().trim();
+                    head.is_empty() || head.ends_with('.')
                 })
                 .unwrap_or(0);
-            line_error(text, path, start, reason)
+            line_error(text, path, start, &reason)
         })?;
         Ok(config)
     }
 
     /// What the types alone do not say. Returns the key and what is wrong with its value.
-    fn check(&self) -> Result<(), (&'static str, &'static str)> {
+    fn check(&self) -> Result<(), (&'static str, String)> {
         let limits = &self.limits;
         let positive = [
             ("connections_max", limits.connections_max),
@@ -234,36 +236,31 @@ impl Config {
         ];
         for (key, value) in positive {
             if value == 0 {
-                return Err((key, "must be at least 1"));
+                return Err((key, "must be at least 1".to_owned()));
             }
         }
         if !(16..=1 << 20).contains(&limits.memory_max_mib) {
-            return Err(("memory_max_mib", "must be 16 to 1048576"));
+            return Err(("memory_max_mib", "must be 16 to 1048576".to_owned()));
         }
         if limits.disk_free_min_mib > 1 << 30 {
-            return Err(("disk_free_min_mib", "must be at most 1073741824"));
+            return Err(("disk_free_min_mib", "must be at most 1073741824".to_owned()));
         }
         if !(0.0..=1.0).contains(&limits.mass_delete_share) {
-            return Err(("mass_delete_share", "must be 0 to 1"));
+            return Err(("mass_delete_share", "must be 0 to 1".to_owned()));
         }
         if limits.mass_delete_window_secs > 31_536_000 {
-            return Err(("mass_delete_window_secs", "must be at most 31536000, a year"));
+            return Err(("mass_delete_window_secs", "must be at most 31536000, a year".to_owned()));
         }
         if !(1..=31_536_000).contains(&self.accounts.link_expires_secs) {
-            return Err(("link_expires_secs", "must be 1 to 31536000, a year"));
+            return Err(("link_expires_secs", "must be 1 to 31536000, a year".to_owned()));
         }
         if self.tls.certificate.is_some() != self.tls.key.is_some() {
             let key = if self.tls.key.is_some() { "key" } else { "certificate" };
-            return Err((key, "certificate and key must be set both or neither"));
+            return Err((key, "certificate and key must be set both or neither".to_owned()));
         }
-        if tracing_subscriber::EnvFilter::try_new(&self.log.level).is_err() {
-            return Err((
-                "level",
-                "must be error, warn, info, debug or trace, or a filter of these by module",
-            ));
-        }
+        check_log_filter(&self.log.level).map_err(|reason| ("level", reason))?;
         if self.server.public.as_deref().is_some_and(|public| !is_host_and_port(public)) {
-            return Err(("public", "must be HOST:PORT, an IPv6 address in brackets"));
+            return Err(("public", "must be HOST:PORT, an IPv6 address in brackets".to_owned()));
         }
         Ok(())
     }

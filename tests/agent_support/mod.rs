@@ -45,7 +45,7 @@ impl Machine {
         let id = FolderId::from_bytes(id);
         let folder = dir.path().join("PiCloud");
         let identity = Identity { folder: id, drive: device.drive };
-        DiskFolder::link(&folder, identity).unwrap();
+        DiskFolder::link(&folder, identity, None).unwrap();
         let config = dir.path().join("agent.toml");
         let folder = FolderConfig {
             id,

@@ -107,6 +107,35 @@ fn a_revoked_device_is_out_at_once() {
 }
 
 #[test]
+fn of_several_folders_the_one_that_is_meant_is_named() {
+    let world = World::new();
+    let a = world.joined("ann", "a");
+    let second = a.dir.join("Second");
+    let (first, second) = (a.folder.to_str().unwrap(), second.to_str().unwrap());
+    a.picloud(&["join", &world.invite("bob"), "--folder", second]).ok();
+    for command in ["whoami", "logout"] {
+        let stderr = a.picloud(&[command]).fails(2);
+        for told in [first, second, "--folder"] {
+            assert!(stderr.contains(told), "{stderr}");
+        }
+        let stderr = a.picloud(&[command, "--folder", "Third"]).fails(1);
+        assert!(stderr.contains("Third") && stderr.contains(first), "{stderr}");
+    }
+    let who = |folder: &str| {
+        let run = a.picloud(&["whoami", "--folder", folder, "--json"]);
+        run.objects()[0]["user"].as_str().unwrap().to_owned()
+    };
+    assert_eq!((who(first).as_str(), who("Second/").as_str()), ("ann", "bob"));
+    a.picloud(&["logout", "--folder", second]).ok();
+    // The other one is still there, and is the only one now.
+    assert!(a.picloud(&["whoami"]).ok().contains("ann"));
+    assert!(!world.picloud_server(&["devices", "bob"]).ok().contains("  a\n"));
+    assert!(world.picloud_server(&["devices", "ann"]).ok().contains("  a\n"));
+    a.picloud(&["logout"]).ok();
+    a.picloud(&["whoami"]).fails(1);
+}
+
+#[test]
 fn a_device_can_invite_the_next_one() {
     let world = World::new();
     let a = world.device("ann", "a");

@@ -300,7 +300,7 @@ fn a_mass_deletion_waits_for_a_person() {
     settle(&[&a, &b]);
     a.remove("precious");
     a.wait_status("held deletion", |status| status["state"] == "problem");
-    let stderr = a.picloud(&["sync", "--timeout", "60"]).fails(3);
+    let stderr = a.picloud(&["sync", "--timeout", "90"]).fails(3);
     assert!(stderr.contains("picloud approve"), "{stderr}");
     b.sync();
     // The directory, and all files but those that pass before it counts as a mass deletion.

@@ -38,6 +38,58 @@ fn a_bad_file_is_refused_with_line_and_key() {
 }
 
 #[test]
+fn a_mistyped_level_and_a_pattern_that_is_none_are_errors() {
+    let world = World::without_server("[log]\nlevel = \"loud\"\n");
+    let stderr = world.picloud_server(&["run"]).fails(1);
+    assert!(stderr.contains("line 6, key \"level\"") && stderr.contains("loud"), "{stderr}");
+
+    let world = World::new();
+    let mut device = world.joined("ann", "a");
+    let good = fs::read_to_string(&device.config).unwrap();
+    for (from, to, told) in [
+        ("level = \"info\"", "level = \"loud\"", "key \"level\""),
+        ("\n[[folder]]", "\n[[folder]]\nignore = [\"*.o\",\n\"[a\"]", "key \"ignore\""),
+    ] {
+        edit(&device, |text| text.replace(from, to));
+        let stderr = device.picloud(&["status"]).fails(1);
+        assert!(stderr.contains(", line ") && stderr.contains(told), "{stderr}");
+        edit(&device, |_| good.clone());
+    }
+    device.start();
+    device.sync();
+    edit(&device, |text| text.replace("level = \"info\"", "level = \"loud\""));
+    let reason = device.wait_problem("");
+    assert!(reason.contains("key \"level\""), "{reason}");
+    edit(&device, |_| good.clone());
+    device.wait_status("no problem", |status| status["state"] == "in-sync");
+}
+
+#[test]
+fn a_line_of_a_pattern_file_that_is_no_pattern_is_told_with_path_and_line() {
+    let world = World::new();
+    let a = world.device("ann", "a");
+    a.write("sub/.picloudignore", "# what is made\n*.o\n\n[a-\n*.tmp\n");
+    let reason = a.wait_problem("sub/.picloudignore");
+    assert!(reason.starts_with("Line 4: ") && reason.contains("\"[a-\""), "{reason}");
+    assert_eq!(a.picloud(&["status"]).code, 3);
+    // The other lines are in force.
+    a.write("sub/x.tmp", "x");
+    a.write("sub/x", "x");
+    assert_eq!(a.picloud(&["sync", "--timeout", "90"]).code, 3);
+    assert_eq!(a.picloud(&["ls", "sub"]).ok(), ".picloudignore\nx\n");
+    a.write("sub/.picloudignore", "*.o\n");
+    a.wait_status("no problem", |status| status["state"] == "in-sync");
+    // One that is too long to be read is told too, and not looked at without an end.
+    a.write("sub/.picloudignore", "x\n".repeat(200_000));
+    let reason = a.wait_problem("sub/.picloudignore");
+    assert!(reason.contains("not in force"), "{reason}");
+    a.wait_status("rest", |status| status["state"] == "problem");
+    // With the directory the problem goes.
+    a.remove("sub");
+    a.wait_status("no problem", |status| status["state"] == "in-sync");
+}
+
+#[test]
 fn an_edit_is_taken_over_and_a_bad_one_keeps_the_old_settings() {
     let world = World::new();
     let device = world.device("ann", "a");
@@ -50,7 +102,7 @@ fn an_edit_is_taken_over_and_a_bad_one_keeps_the_old_settings() {
             .any(|problem| problem["reason"].as_str().unwrap().contains("interval_secs"))
     });
     device.write("meanwhile", "x");
-    assert_eq!(device.picloud(&["sync", "--timeout", "60"]).code, 3);
+    assert_eq!(device.picloud(&["sync", "--timeout", "90"]).code, 3);
     let listed = fs::read_to_string(&device.config).unwrap();
     assert!(listed.contains("often"));
 
@@ -181,4 +233,41 @@ fn a_folder_joined_while_the_agent_runs_is_taken_up() {
     fs::write(second.join("f"), "of bob").unwrap();
     let bob = world.device("bob", "bob 2");
     bob.wait_text("f", "of bob");
+}
+
+#[test]
+fn a_folder_joined_this_moment_is_synced_by_the_next_sync() {
+    let world = World::new();
+    let mut a = world.joined("ann", "a");
+    // Files that are on the server before the second folder is joined.
+    let bob = world.device("bob", "bob 2");
+    bob.write("f", "of bob");
+    bob.sync();
+    a.start();
+    a.sync();
+    let second = a.dir.join("Second");
+    let link = world.invite("bob");
+    a.picloud(&["join", &link, "--folder", second.to_str().unwrap()]).ok();
+    a.sync();
+    assert_eq!(fs::read_to_string(second.join("f")).unwrap(), "of bob");
+    assert_eq!(a.status()["folders"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn resume_tells_which_folders_the_settings_keep_paused() {
+    let world = World::new();
+    let mut a = world.joined("ann", "a");
+    edit(&a, |text| text.replace("\n[[folder]]", "\n[[folder]]\npaused = true"));
+    a.start();
+    a.write("f", "x");
+    let stderr = a.picloud(&["resume"]).fails(5);
+    assert!(stderr.contains(a.folder.to_str().unwrap()), "{stderr}");
+    assert!(stderr.contains("paused = true"), "{stderr}");
+    assert!(stderr.contains(a.config.to_str().unwrap()), "{stderr}");
+    let object = &a.picloud(&["resume", "--json"]).objects()[0];
+    assert_eq!(object["still_paused"][0], a.folder.to_str().unwrap());
+    assert_eq!(a.status()["state"], "paused");
+    edit(&a, |text| text.replace("paused = true", "paused = false"));
+    a.sync();
+    assert_eq!(a.picloud(&["resume"]).ok(), "Resumed\n");
 }

@@ -62,7 +62,7 @@ fn one_command_starts_everything_and_its_link_joins_the_next_device() {
     // The other commands find what runs here.
     let status = world.picloud_at(&home, &["status", "--json"]);
     assert_eq!(status.objects()[0]["folders"][0]["device"], "desk");
-    world.picloud_at(&home, &["sync", "--timeout", "60"]).ok();
+    world.picloud_at(&home, &["sync", "--timeout", "90"]).ok();
 
     // A second `up` says that one runs already.
     let mut second = world.command(env!("CARGO_BIN_EXE_picloud"));
@@ -82,6 +82,58 @@ fn one_command_starts_everything_and_its_link_joins_the_next_device() {
     let devices = world.picloud_at(&home, &["devices", "--json"]).objects();
     assert_eq!(devices.len(), 2, "{devices:?}");
     up.process.terminate();
+}
+
+#[test]
+fn the_account_is_named_after_the_login_even_without_an_environment() {
+    // `World::command` clears the environment: there is neither USER nor LOGNAME.
+    let world = World::without_server("");
+    let asked = std::process::Command::new("id").arg("-un").output().unwrap();
+    let login = String::from_utf8(asked.stdout).unwrap();
+    let up = |home: &Path, more: &[&str]| {
+        let mut command = world.command(env!("CARGO_BIN_EXE_picloud"));
+        let listen = format!("127.0.0.1:{}", free_port());
+        command
+            .env("HOME", home)
+            .env("RUST_LOG", "error")
+            .args(["up", "--listen", &listen, "--public", &listen]);
+        command.args(more);
+        command
+    };
+    let home = world.path().join("home");
+    let log = world.path().join("up.log");
+    let mut running = Process::spawn("up", up(&home, &[]), &log);
+    let who = eventually("the account is there", || {
+        running.assert_running();
+        world
+            .picloud_at(&home, &["whoami", "--json"])
+            .objects()
+            .into_iter()
+            .next()
+            .filter(|object| object["type"] == "whoami")
+    });
+    assert_eq!(who["user"], login.trim());
+    running.terminate();
+
+    // What the system cannot tell, and what cannot be an account's name, is asked for.
+    let nobody = world.path().join("nobody");
+    for (variable, value, told) in
+        [("PATH", "/nonexistent", "cannot be found out"), ("USER", "été", "\"été\"")]
+    {
+        let mut command = up(&world.path().join(variable), &[]);
+        command.env(variable, value);
+        let stderr = crate::support::Run::of(&command.output().unwrap()).fails(1);
+        assert!(stderr.contains(told) && stderr.contains("--user"), "{stderr}");
+    }
+    let mut command = up(&nobody, &["--user", "someone"]);
+    command.env("PATH", "/nonexistent");
+    let mut running = Process::spawn("up", command, &log);
+    eventually("the account is there", || {
+        running.assert_running();
+        let run = world.picloud_at(&nobody, &["whoami", "--json"]);
+        (run.code == 0).then(|| assert_eq!(run.objects()[0]["user"], "someone"))
+    });
+    running.terminate();
 }
 
 #[test]

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
-use crate::support::{World, free_port};
+use crate::support::{Device, Run, World, free_port};
 
 #[test]
 fn a_joined_device_syncs_and_its_credentials_are_its_users_alone() {
@@ -124,4 +125,60 @@ fn a_folder_with_files_in_it_can_be_joined_and_loses_nothing() {
     let copies = first.conflict_copies("");
     assert_eq!(copies.len(), 1, "{copies:?}");
     assert_eq!(first.read(&copies[0]).unwrap(), "of the second");
+}
+
+/// A second config beside the first one of a device.
+fn second_config(device: &Device, link: &str, folder: &Path) -> Run {
+    let config = device.dir.join("second/agent.toml");
+    let (config, folder) = (config.to_str().unwrap(), folder.to_str().unwrap());
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_picloud"));
+    command.args(["--config", config, "join", link, "--folder", folder, "--device", "second"]);
+    Run::of(&command.env_clear().env("HOME", &device.dir).output().unwrap())
+}
+
+#[test]
+fn a_folder_is_joined_by_one_agent_only() {
+    let world = World::new();
+    let mut a = world.joined("ann", "a");
+    let link = world.invite("ann");
+    // Its agent does not run: the folder itself tells.
+    let stderr = second_config(&a, &link, &a.folder).fails(1);
+    assert!(stderr.contains("synced already"), "{stderr}");
+    assert!(stderr.contains(a.config.to_str().unwrap()), "{stderr}");
+    let stderr = a.join(&link).fails(1);
+    assert!(stderr.contains("synced already"), "{stderr}");
+    // By another way there.
+    let way = a.dir.join("way");
+    std::os::unix::fs::symlink(&a.folder, &way).unwrap();
+    second_config(&a, &link, &way).fails(1);
+    // It runs: the lock tells as well, whatever the settings say.
+    a.start();
+    a.sync();
+    let moved = a.dir.join("moved.toml");
+    fs::rename(&a.config, &moved).unwrap();
+    let stderr = second_config(&a, &link, &a.folder).fails(1);
+    assert!(stderr.contains("Another agent"), "{stderr}");
+    fs::rename(&moved, &a.config).unwrap();
+    // A copy of the folder is not that folder.
+    let copy = a.dir.join("Copy");
+    fs::create_dir_all(copy.join(".picloud")).unwrap();
+    fs::copy(a.folder.join(".picloud/identity"), copy.join(".picloud/identity")).unwrap();
+    for run in [
+        second_config(&a, &link, &copy),
+        a.picloud(&["join", &link, "--folder", copy.to_str().unwrap()]),
+    ] {
+        let stderr = run.fails(1);
+        assert!(stderr.contains("is a copy of"), "{stderr}");
+    }
+    fs::remove_dir_all(copy.join(".picloud")).unwrap();
+    fs::write(copy.join("f"), "of the copy").unwrap();
+    a.stop();
+
+    // Nothing was sent so far. Whoever let go of a folder gives it to the next.
+    a.picloud(&["logout"]).ok();
+    second_config(&a, &link, &a.folder).ok();
+    a.join(&world.invite("ann")).fails(1);
+    fs::remove_dir_all(a.dir.join("second")).unwrap();
+    a.join(&world.invite("ann")).ok();
+    second_config(&a, &world.invite("ann"), &copy).ok();
 }

@@ -18,6 +18,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
@@ -42,17 +43,23 @@ pub fn eventually<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
 }
 
 /// A port that nothing listens on, outside the range from which the kernel picks ports of its own,
-/// so that it is still free when a server is started again.
+/// so that it is still free when a server is started again. Each is this process's until it ends: a
+/// lock keeps those of other test runs away, also while no server listens.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let base = 20_000 + u16::try_from(std::process::id() % 100).unwrap() * 100;
-    for _ in 0..2_000 {
-        let port = base + NEXT.fetch_add(1, Ordering::Relaxed) % 2_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+    static LOCKS: Mutex<Vec<fs::File>> = Mutex::new(Vec::new());
+    let first = u16::try_from(std::process::id() % 10_000).unwrap();
+    for _ in 0..10_000 {
+        let port = 20_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed) % 10_000) % 10_000;
+        let lock = std::env::temp_dir().join(format!("picloud-test-port-{port}.lock"));
+        // Another user's lock cannot be opened, and is as good as held.
+        let Ok(lock) = fs::File::options().create(true).append(true).open(lock) else { continue };
+        if lock.try_lock().is_ok() && TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            LOCKS.lock().unwrap().push(lock);
             return port;
         }
     }
-    panic!("no free port from {base} on");
+    panic!("no free port");
 }
 
 /// What a command did.

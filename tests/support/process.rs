@@ -33,11 +33,11 @@ impl Process {
         }
     }
 
-    /// SIGTERM; it must end cleanly within half a minute.
+    /// SIGTERM; it must end cleanly within a minute, also on a busy machine.
     #[track_caller]
     pub fn terminate(mut self) {
         self.signal(Signal::TERM);
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 self.ended = true;

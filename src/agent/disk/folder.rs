@@ -13,7 +13,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::identity::{self, FolderError, Identity};
+use super::identity::{self, FolderError, Identity, Linked};
 use super::{STATX, fault, look, reason, stat_of};
 use crate::engine::apply::OWN_DIR;
 use crate::engine::folder::{Fault, Folder, FolderGone, Own, Rename};
@@ -57,11 +57,11 @@ struct Inner {
 
 impl DiskFolder {
     /// Gives a folder its identity, and creates it if it is not there. A folder that has the very
-    /// same identity already is left as it is.
+    /// same identity already keeps it, and says from then on that it is of these settings.
     ///
     /// # Errors
-    /// When it has another identity, or cannot be written.
-    pub fn link(path: &Path, identity: Identity) -> Result<(), FolderError> {
+    /// When it has another identity, an agent has it open, or it cannot be written.
+    pub fn link(path: &Path, identity: Identity, config: Option<&Path>) -> Result<(), FolderError> {
         let io = |error: std::io::Error| FolderError::Io {
             path: path.to_owned(),
             reason: error.to_string(),
@@ -72,6 +72,17 @@ impl DiskFolder {
             rustix::fs::open(path, DIR_FLAGS & !OFlags::NOFOLLOW, Mode::empty()).map_err(errno)?;
         make_private_dir(&root, OWN_DIR).map_err(errno)?;
         let own = open_one(root.as_fd(), OWN_DIR, DIR_FLAGS).map_err(errno)?;
+        let linked = Linked::new(identity, config);
+        // Held until the new file is in the old one's place: no agent may open the folder meanwhile.
+        let (has_identity, _locked) = match read_identity(path, own.as_fd()) {
+            Ok((_, found)) if found.identity != identity => {
+                return Err(FolderError::OtherIdentity { path: path.to_owned() });
+            }
+            Ok((_, found)) if found == linked => return Ok(()),
+            Ok((file, _)) => (true, Some(lock(path, file)?)),
+            Err(FolderError::NotLinked { .. }) => (false, None),
+            Err(error) => return Err(error),
+        };
         let temporary = "identity.new";
         match rustix::fs::unlinkat(&own, temporary, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
@@ -81,18 +92,15 @@ impl DiskFolder {
         let file = rustix::fs::openat(&own, temporary, flags, Mode::from_raw_mode(0o600))
             .map_err(errno)?;
         let mut file = File::from(file);
-        file.write_all(identity.to_text().as_bytes()).map_err(io)?;
+        file.write_all(linked.to_text().as_bytes()).map_err(io)?;
         file.sync_all().map_err(io)?;
-        let renamed =
-            rustix::fs::renameat_with(&own, temporary, &own, "identity", RenameFlags::NOREPLACE);
-        match renamed {
+        let how = if has_identity { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+        match rustix::fs::renameat_with(&own, temporary, &own, "identity", how) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
+                // Another links it at this very moment.
                 rustix::fs::unlinkat(&own, temporary, AtFlags::empty()).map_err(errno)?;
-                let (_, found) = read_identity(path, own.as_fd())?;
-                if found != identity {
-                    return Err(FolderError::OtherIdentity { path: path.to_owned() });
-                }
+                return Err(FolderError::Busy { path: path.to_owned() });
             }
             Err(Errno::INVAL) => {
                 return Err(FolderError::Unsupported { path: path.to_owned() });
@@ -103,17 +111,18 @@ impl DiskFolder {
         rustix::fs::fsync(&root).map_err(errno)
     }
 
-    /// Returns the identity of the folder at a path, if it has one.
+    /// Returns what the folder at a path says of itself, if it is linked.
     ///
     /// # Errors
-    /// When it is there and cannot be read.
-    pub fn identity_at(path: &Path) -> Result<Option<Identity>, FolderError> {
+    /// When it cannot be read, or an agent has the folder open.
+    pub fn linked_at(path: &Path) -> Result<Option<Linked>, FolderError> {
         let Ok(root) = rustix::fs::open(path, DIR_FLAGS & !OFlags::NOFOLLOW, Mode::empty()) else {
             return Ok(None);
         };
         match open_one(root.as_fd(), OWN_DIR, DIR_FLAGS) {
             Ok(own) => match read_identity(path, own.as_fd()) {
-                Ok((_, identity)) => Ok(Some(identity)),
+                // The lock goes with the file, at the end of this.
+                Ok((file, linked)) => lock(path, file).map(|_| Some(linked)),
                 Err(FolderError::NotLinked { .. }) => Ok(None),
                 Err(error) => Err(error),
             },
@@ -142,16 +151,10 @@ impl DiskFolder {
             Err(error) => return Err(errno(error)),
         };
         let (identity_file, found) = read_identity(path, own.as_fd())?;
-        if found != identity {
+        if found.identity != identity {
             return Err(FolderError::OtherIdentity { path: path.to_owned() });
         }
-        match rustix::fs::flock(&identity_file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => {
-                return Err(FolderError::Busy { path: path.to_owned() });
-            }
-            Err(error) => return Err(errno(error)),
-        }
+        let identity_file = lock(path, identity_file)?;
         let own_dir = |name: &str| {
             make_private_dir(&own, name.as_bytes())?;
             open_one(own.as_fd(), name.as_bytes(), DIR_FLAGS).map(Arc::new)
@@ -159,6 +162,11 @@ impl DiskFolder {
         let staging = own_dir("staging").map_err(errno)?;
         let statx = statx_fd(root.as_fd()).map_err(errno)?;
         let identity_stat = stat_of(&statx_fd(identity_file.as_fd()).map_err(errno)?);
+        let named = rustix::fs::statx(&own, "identity", AtFlags::SYMLINK_NOFOLLOW, STATX);
+        if stat_of(&named.map_err(errno)?).ino != identity_stat.ino {
+            // It was linked anew since it was opened, and the lock is on the old file.
+            return Err(FolderError::Busy { path: path.to_owned() });
+        }
         let Some(folds_case) = probe(staging.as_fd()).map_err(errno)? else {
             return Err(FolderError::Unsupported { path: path.to_owned() });
         };
@@ -283,7 +291,7 @@ impl Folder for DiskFolder {
         let own = open_one(self.0.root.as_fd(), OWN_DIR, DIR_FLAGS)
             .map_err(|_| gone("its .picloud is missing"))?;
         match read_identity(&self.0.path, own.as_fd()) {
-            Ok((_, identity)) if identity == self.0.identity => Ok(()),
+            Ok((_, found)) if found.identity == self.0.identity => Ok(()),
             Ok(_) => Err(gone("its .picloud/identity is another folder's")),
             Err(error) => Err(gone(&error.to_string())),
         }
@@ -526,7 +534,7 @@ fn make_private_dir(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
     }
 }
 
-fn read_identity(path: &Path, own: BorrowedFd<'_>) -> Result<(OwnedFd, Identity), FolderError> {
+fn read_identity(path: &Path, own: BorrowedFd<'_>) -> Result<(OwnedFd, Linked), FolderError> {
     let bad = |reason: String| FolderError::BadIdentity { path: path.to_owned(), reason };
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::openat(own, "identity", flags, Mode::empty()) {
@@ -545,7 +553,16 @@ fn read_identity(path: &Path, own: BorrowedFd<'_>) -> Result<(OwnedFd, Identity)
     if bytes.len() > identity::LEN_MAX {
         return Err(bad("It is too long".into()));
     }
-    Ok((file.into(), Identity::parse(&bytes).map_err(bad)?))
+    Ok((file.into(), Linked::parse(&bytes).map_err(bad)?))
+}
+
+/// Locks an identity file against other agents, for as long as it stays open.
+fn lock(path: &Path, file: OwnedFd) -> Result<OwnedFd, FolderError> {
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => Err(FolderError::Busy { path: path.to_owned() }),
+        Err(errno) => Err(FolderError::Io { path: path.to_owned(), reason: reason(errno) }),
+    }
 }
 
 /// Tries out whether the disk can exchange two files; tells whether it folds case, or nothing when

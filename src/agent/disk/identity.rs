@@ -1,6 +1,6 @@
 //! A folder's identity: `.picloud/identity`, which tells a folder from a missing one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +11,9 @@ const VERSION: u32 = 1;
 
 /// The longest identity file that is read.
 pub(super) const LEN_MAX: usize = 4096;
+
+/// The longest path of settings that is noted: half of what is read, whatever has to be escaped.
+const CONFIG_LEN_MAX: usize = 1024;
 
 const HEADER: &str = "\
 # PiCloud made this when the folder was linked. It tells the folder from a missing one (an unmounted
@@ -26,11 +29,23 @@ pub struct Identity {
     pub drive: DriveId,
 }
 
+/// What a folder says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Linked {
+    /// Which folder it is.
+    pub identity: Identity,
+    /// The settings it was linked for, as far as it tells: those of another agent keep it from being
+    /// linked a second time.
+    pub config: Option<PathBuf>,
+}
+
 #[derive(Serialize, Deserialize)]
 struct File {
     version: u32,
     folder: FolderId,
     drive: DriveId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    config: Option<String>,
 }
 
 /// Why a folder could not be linked or opened.
@@ -94,10 +109,23 @@ pub enum FolderError {
     },
 }
 
-impl Identity {
-    pub(super) fn to_text(self) -> String {
-        let file = File { version: VERSION, folder: self.folder, drive: self.drive };
-        // Two ids and a number always have a text; the header alone would be refused when read.
+impl Linked {
+    /// Binds a folder to its settings. A path that is not text, or very long, is not noted: then
+    /// only a running agent keeps others away.
+    pub(super) fn new(identity: Identity, config: Option<&Path>) -> Self {
+        let is_noted =
+            |path: &&Path| path.to_str().is_some_and(|text| text.len() <= CONFIG_LEN_MAX);
+        Self { identity, config: config.filter(is_noted).map(Path::to_owned) }
+    }
+
+    pub(super) fn to_text(&self) -> String {
+        let file = File {
+            version: VERSION,
+            folder: self.identity.folder,
+            drive: self.identity.drive,
+            config: self.config.as_ref().and_then(|path| path.to_str()).map(str::to_owned),
+        };
+        // Two ids, a number and a text always have one; the header alone would be refused when read.
         let body = toml::to_string(&file).unwrap_or_default();
         format!("{HEADER}{body}")
     }
@@ -111,6 +139,9 @@ impl Identity {
                 file.version
             ));
         }
-        Ok(Self { folder: file.folder, drive: file.drive })
+        Ok(Self {
+            identity: Identity { folder: file.folder, drive: file.drive },
+            config: file.config.map(PathBuf::from),
+        })
     }
 }

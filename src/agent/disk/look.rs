@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::folder::{DiskFolder, statx_at, statx_fd};
 use super::{reason, stat_of};
-use crate::agent::ignore::{DirRules, FILE_LEN_MAX, FILE_NAME, Ignore};
+use crate::agent::ignore::{DirRules, FILE_LEN_MAX, FILE_NAME, Ignore, Loaded};
 use crate::engine::apply::OWN_DIR;
 use crate::engine::folder::{Fault, Folder, FolderGone};
 use crate::engine::seam::{DirRef, Found, Look, Seen, Stat};
@@ -84,8 +84,19 @@ impl OpenDir {
         self.folder.check()?;
         Ok(match looked {
             Ok((dir, entries)) => Look::Entries { dir, entries },
+            Err(Errno::NOENT | Errno::STALE) if self.was_removed() => Look::Gone,
             Err(errno) => Look::Unreadable { reason: reason(errno) },
         })
+    }
+
+    /// Returns whether the directory was removed since it was opened: an open handle of one that was
+    /// cannot be listed any more. Nothing or another one is then at its path.
+    fn was_removed(&self) -> bool {
+        let ino = statx_fd(self.handle.as_fd()).map(|statx| statx.stx_ino);
+        match self.folder.open_dir(&self.path) {
+            Ok((_, stat)) => ino.is_ok_and(|ino| ino != stat.ino),
+            Err(fault) => matches!(fault, Fault::NotFound),
+        }
     }
 
     fn entries(&self, names: Option<&[Name]>, ignore: &Ignore) -> Result<(Stat, Vec<Seen>), Errno> {
@@ -103,7 +114,7 @@ impl OpenDir {
         if patterns.is_some() || names.is_none() {
             let before = ignore.generation();
             let stat = patterns.flatten().filter(|stat| stat.kind == Some(Kind::File));
-            let load = || self.read_rules(&self.handle).map(|(_, bytes)| bytes);
+            let load = || self.read_rules(&self.handle).map(|(_, loaded)| loaded);
             ignore.note(&self.path, stat, load);
             if ignore.generation() != before {
                 let mut rules = ignore.rules(&self.path, |at| self.load_rules(at));
@@ -195,7 +206,7 @@ impl OpenDir {
         Err(Errno::BUSY)
     }
 
-    fn load_rules(&self, dir: &RelPath) -> Option<(Stat, Vec<u8>)> {
+    fn load_rules(&self, dir: &RelPath) -> Option<(Stat, Loaded)> {
         if *dir == *self.path {
             return self.read_rules(&self.handle);
         }
@@ -203,14 +214,14 @@ impl OpenDir {
         self.read_rules(&handle)
     }
 
-    fn read_rules(&self, handle: &Arc<OwnedFd>) -> Option<(Stat, Vec<u8>)> {
+    fn read_rules(&self, handle: &Arc<OwnedFd>) -> Option<(Stat, Loaded)> {
         let name = Name::new(FILE_NAME).ok()?;
         let stat = self.folder.stat(handle, &name).ok()?;
         if stat.kind != Some(Kind::File) {
             return None;
         }
-        let bytes = self.folder.read_file(handle, &name, FILE_LEN_MAX).ok()?;
-        Some((stat, bytes))
+        let read = self.folder.read_file(handle, &name, FILE_LEN_MAX);
+        Some((stat, read.map_err(|fault| fault.to_string())))
     }
 }
 

@@ -17,7 +17,7 @@ mod tests;
 
 pub use folder::DiskFolder;
 pub use hash::{FileContent, OpenFile};
-pub use identity::{FolderError, Identity};
+pub use identity::{FolderError, Identity, Linked};
 pub use look::OpenDir;
 pub use pool::{ApplyPool, PoolClosed, Report};
 pub use stage::StagedFile;

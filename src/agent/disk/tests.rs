@@ -35,7 +35,7 @@ struct World {
 
 fn world() -> World {
     let dir = TempDir::new().unwrap();
-    DiskFolder::link(dir.path(), IDENTITY).unwrap();
+    DiskFolder::link(dir.path(), IDENTITY, None).unwrap();
     let folder = DiskFolder::open(dir.path(), IDENTITY).unwrap();
     World { dir, folder }
 }
@@ -990,7 +990,7 @@ fn without_its_identity_the_folder_is_gone_not_empty() {
     // Another directory in the folder's place, as an unmounted disk leaves it.
     let parent = TempDir::new().unwrap();
     let path = parent.path().join("folder");
-    DiskFolder::link(&path, IDENTITY).unwrap();
+    DiskFolder::link(&path, IDENTITY, None).unwrap();
     let folder = DiskFolder::open(&path, IDENTITY).unwrap();
     assert!(matches!(DiskFolder::open(&path, IDENTITY), Err(FolderError::Busy { .. })));
     fs::rename(&path, parent.path().join("moved")).unwrap();
@@ -998,10 +998,26 @@ fn without_its_identity_the_folder_is_gone_not_empty() {
     fs::create_dir(&path).unwrap();
     assert!(folder.check().is_err());
     assert!(matches!(DiskFolder::open(&path, IDENTITY), Err(FolderError::NotLinked { .. })));
-    DiskFolder::link(&path, IDENTITY).unwrap();
+    DiskFolder::link(&path, IDENTITY, None).unwrap();
     assert!(folder.check().is_err(), "the same identity elsewhere");
     let other = Identity { folder: FolderId::from_bytes([9; 16]), ..IDENTITY };
-    assert!(matches!(DiskFolder::link(&path, other), Err(FolderError::OtherIdentity { .. })));
+    assert!(matches!(DiskFolder::link(&path, other, None), Err(FolderError::OtherIdentity { .. })));
+}
+
+#[test]
+fn a_directory_that_goes_away_between_opening_and_listing_is_gone_not_unreadable() {
+    let world = world();
+    let ignore = Ignore::new(&[]).unwrap();
+    fs::create_dir(world.path("d")).unwrap();
+    let ino = fs::metadata(world.path("d")).unwrap().ino();
+    let path = Arc::new(RelPath::parse(b"d").unwrap());
+    let dir = DirRef { id: NODE, path, ino };
+    let open = world.folder.open_for_look(&dir).unwrap().unwrap();
+    fs::remove_dir(world.path("d")).unwrap();
+    assert_eq!(open.look(None, &ignore).unwrap(), Look::Gone);
+    fs::create_dir(world.path("other")).unwrap();
+    fs::rename(world.path("other"), world.path("d")).unwrap();
+    assert_eq!(open.look(None, &ignore).unwrap(), Look::Gone);
 }
 
 #[test]

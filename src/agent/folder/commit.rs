@@ -19,7 +19,7 @@ use crate::content::pack;
 use crate::engine::folder::Fault;
 use crate::engine::seam::{Committed, Expected, Outgoing, Spot};
 use crate::model::{ChunkData, Content, Rev};
-use crate::protocol::message::{self, ChangeResult, Commit};
+use crate::protocol::message::{self, ChangeResult, Commit, FailureCode};
 use crate::protocol::{CallError, Pending};
 
 /// Commits that wait to be built: more than the engine has under way.
@@ -42,6 +42,8 @@ struct Built {
     commit: Commit,
     /// Which change of the job each change of the frame is.
     indexes: Vec<usize>,
+    /// Which of these bring contents along.
+    bring: Vec<bool>,
     /// One per change of the job; nothing yet for those in the frame.
     results: Vec<Option<Committed>>,
 }
@@ -50,6 +52,7 @@ struct Built {
 struct Sent {
     batch: u64,
     indexes: Vec<usize>,
+    bring: Vec<bool>,
     results: Vec<Option<Committed>>,
     /// None when nothing was left to send.
     reply: Option<ReplyFuture>,
@@ -97,7 +100,7 @@ async fn send(
     built: Built,
     sent: &SentWay,
 ) -> Result<(), CallError> {
-    let Built { batch, commit, indexes, results } = built;
+    let Built { batch, commit, indexes, bring, results } = built;
     let len: usize = commit.chunks.iter().map(|chunk| chunk.data.len() + 64).sum();
     cx.rates.up.pass(len as u64).await;
     let _sending = sent.sending.lock().await;
@@ -107,7 +110,7 @@ async fn send(
         reply = Some(Box::pin(pending.reply()));
     }
     // There is always room: the engine has fewer commits under way.
-    if sent.way.try_send(Sent { batch, indexes, results, reply }).is_err() {
+    if sent.way.try_send(Sent { batch, indexes, bring, results, reply }).is_err() {
         session.journal.close();
     }
     Ok(())
@@ -148,15 +151,25 @@ impl Answers {
             }
             let Some(first) = self.waiting.front_mut() else { return Poll::Pending };
             let reply = match &mut first.reply {
-                None => None,
+                None => Ok(None),
                 Some(reply) => match reply.as_mut().poll(context) {
-                    Poll::Ready(Ok(reply)) => Some(reply),
+                    Poll::Ready(Ok(reply)) => Ok(Some(reply)),
+                    Poll::Ready(Err(CallError::Failed(failure)))
+                        if failure.code == FailureCode::DiskFull =>
+                    {
+                        Err(failure.message)
+                    }
                     Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error))),
                     Poll::Pending => return Poll::Pending,
                 },
             };
-            let answered = self.waiting.pop_front().map(|first| Ok(first.answered(session, reply)));
-            Poll::Ready(answered)
+            let first = self.waiting.pop_front();
+            Poll::Ready(first.map(|first| {
+                Ok(match reply {
+                    Ok(reply) => first.answered(session, reply),
+                    Err(reason) => first.found_no_room(session, &reason),
+                })
+            }))
         })
         .await
     }
@@ -177,13 +190,29 @@ impl Sent {
         let mut head = Rev::ZERO;
         if let Some(reply) = reply {
             head = reply.head;
-            for (index, result) in self.indexes.into_iter().zip(reply.results) {
-                self.results[index] = Some(match result {
+            for (index, result) in self.indexes.iter().zip(reply.results) {
+                self.results[*index] = Some(match result {
                     ChangeResult::Accepted { rev } => Committed::Accepted { rev },
                     ChangeResult::Refused(refusal) => Committed::Refused(refusal),
                 });
             }
         }
+        self.told(session, head)
+    }
+
+    /// The server's disk is full. What brings contents waits until a person has made room; the rest
+    /// of the commit was refused with it, and is tried again alone.
+    fn found_no_room(mut self, session: u64, reason: &str) -> Input {
+        let is_alone = !self.bring.contains(&true);
+        for (index, brings) in self.indexes.iter().zip(&self.bring) {
+            if *brings || is_alone {
+                self.results[*index] = Some(Committed::Unreadable { reason: reason.to_owned() });
+            }
+        }
+        self.told(session, Rev::ZERO)
+    }
+
+    fn told(self, session: u64, head: Rev) -> Input {
         // A server that answers too little has its changes looked at again.
         let results =
             self.results.into_iter().map(|result| result.unwrap_or(Committed::Changed)).collect();
@@ -194,7 +223,13 @@ impl Sent {
 /// Reads and packs what the changes need. Blocks on the disk.
 fn build(cx: &Context, job: Job) -> Built {
     let commit = Commit { drive: cx.drive, changes: Vec::new(), chunks: Vec::new() };
-    let mut built = Built { batch: job.batch, commit, indexes: Vec::new(), results: Vec::new() };
+    let mut built = Built {
+        batch: job.batch,
+        commit,
+        indexes: Vec::new(),
+        bring: Vec::new(),
+        results: Vec::new(),
+    };
     let mut inside = HashSet::new();
     for (index, outgoing) in job.changes.into_iter().enumerate() {
         let chunk = match &outgoing.attach {
@@ -208,6 +243,7 @@ fn build(cx: &Context, job: Job) -> Built {
             },
         };
         built.results.push(None);
+        built.bring.push(chunk.is_some());
         if let Some(chunk) = chunk
             && inside.insert(chunk.id)
         {

@@ -16,7 +16,7 @@ use super::view::EngineView;
 use super::{Context, Fetched, Input, Live, View, commit, fetch, upload};
 use crate::agent::conflicts;
 use crate::agent::disk::ApplyPool;
-use crate::agent::ignore::Ignore;
+use crate::agent::ignore::{self, Ignore};
 use crate::agent::log::Happenings;
 use crate::agent::state::{SqliteTrees, StateError};
 use crate::agent::{clock, watch::Watcher};
@@ -25,7 +25,7 @@ use crate::engine::apply::{Job, Payload};
 use crate::engine::folder::{Folder as _, Own};
 use crate::engine::seam::{Action, Committed, DiskOp, Event, Outcome, Outgoing, Spot, Uploaded};
 use crate::engine::trees::Trees as _;
-use crate::model::{Change, ChangeOp, Content, NodeId, RelPath};
+use crate::model::{Change, ChangeOp, Content, Name, NodeId, RelPath};
 use crate::protocol::control::{Conflict, Problem};
 
 /// How many inputs are taken before the engine plans.
@@ -265,6 +265,9 @@ impl Core {
         if now >= self.check_at_ms {
             self.check_at_ms = now + CHECK_MS;
             self.hands.push(Task::Check);
+            if !self.engine.trees().is_in_place() {
+                return Err(Ended::State(self.engine.trees().gone()));
+            }
         }
         if now >= self.lists_at_ms && self.is_settled {
             self.lists_at_ms = now + LISTS_MS;
@@ -525,7 +528,7 @@ impl Core {
         };
         if turns || now >= self.problems_at_ms {
             self.problems_at_ms = now + SHOW_PROBLEMS_MS;
-            shown.problems = self.problems();
+            shown.problems = self.problems()?;
             shown.problem_count = shown.problems.len() as u64;
         } else {
             shown.problems.clone_from(&self.shown.problems);
@@ -538,12 +541,14 @@ impl Core {
     }
 
     /// Returns what a person should know, and tells of what is new.
-    fn problems(&mut self) -> Vec<Problem> {
+    fn problems(&mut self) -> Result<Vec<Problem>, Ended> {
         let mut found = self.engine.problems();
         found.extend(self.cx.troubles());
-        found.extend(
-            self.ignore.problems().into_iter().map(|(path, error)| (path, error.to_string())),
-        );
+        for (dir, reason) in self.ignore.problems() {
+            if let Some(path) = self.pattern_file(&dir)? {
+                found.push((path, reason));
+            }
+        }
         found.extend(self.watcher.problem().map(|reason| (RelPath::ROOT, reason)));
         found.truncate(TOLD_MAX);
         let problems: Vec<Problem> = found
@@ -558,7 +563,21 @@ impl Core {
             }
         }
         self.told_problems = pairs;
-        problems
+        Ok(problems)
+    }
+
+    /// Returns the path of the file with patterns of a directory; nothing when there is no such
+    /// directory any more.
+    fn pattern_file(&self, dir: &RelPath) -> Result<Option<RelPath>, Ended> {
+        let mut at = NodeId::ROOT;
+        for name in dir.names() {
+            match self.engine.trees().local_at(at, name)?.first() {
+                Some(id) => at = *id,
+                None => return Ok(None),
+            }
+        }
+        // Always a legal name.
+        Ok(Name::new(ignore::FILE_NAME).ok().map(|name| dir.join(&name)))
     }
 
     fn conflicts(&self) -> Result<Vec<Conflict>, Ended> {

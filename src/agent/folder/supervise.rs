@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -36,6 +36,9 @@ use crate::protocol::Connection;
 
 /// How long to wait before a folder that could not be opened is tried again.
 const REOPEN: Duration = Duration::from_secs(3);
+
+/// A state database that is damaged again so soon is begun anew only after a rest.
+const SET_ASIDE_EVERY: Duration = Duration::from_secs(60);
 
 /// Hints that wait to be handed on; more stay with the kernel.
 const HINTS_MAX: usize = 1024;
@@ -102,6 +105,7 @@ impl FolderTask {
             inputs: inputs_sender,
             wished,
             last_session: 0,
+            begun_anew: None,
         };
         Self {
             settings,
@@ -127,6 +131,12 @@ impl FolderTask {
         });
     }
 
+    /// Returns whether the folder is to rest, which its view shows once its engine was told.
+    pub(in crate::agent) fn wants_pause(&self) -> impl Fn() -> bool + Send + use<> {
+        let wished = self.wish.subscribe();
+        move || wished.borrow().paused
+    }
+
     /// Stops it, and waits until everything is durable and closed.
     pub(in crate::agent) async fn stop(self) {
         self.wish.send_modify(|wish| wish.stop = true);
@@ -145,6 +155,8 @@ struct Supervisor {
     inputs: watch::Sender<Option<mpsc::Sender<Input>>>,
     wished: watch::Receiver<Wish>,
     last_session: u64,
+    /// What became of a state database that was found damaged at work, until that is told.
+    begun_anew: Option<String>,
 }
 
 /// What is opened before the threads begin.
@@ -157,11 +169,13 @@ struct Opened {
     ignore: Ignore,
     token: Token,
     is_unclean: bool,
-    set_aside: Option<PathBuf>,
+    /// What became of the state database before this one, for a person.
+    begun_anew: Option<String>,
 }
 
 impl Supervisor {
     async fn run(mut self) {
+        let mut set_aside_at = None;
         while !self.wished.borrow().stop {
             let mut settings = self.settings.clone();
             settings.config.ignore = self.wished.borrow().ignore.to_vec();
@@ -176,12 +190,19 @@ impl Supervisor {
                 Ok(Ended::Stopped) => return,
                 Ok(Ended::Gone(reason)) => self.rest(reason).await,
                 Ok(Ended::State(error)) if error.is_damage() => {
+                    if set_aside_at.is_some_and(|at: Instant| at.elapsed() < SET_ASIDE_EVERY) {
+                        // A disk that damages whatever is written to it.
+                        self.rest(with_cause(&error)).await;
+                    }
+                    set_aside_at = Some(Instant::now());
                     tracing::error!(%error, "the state database is set aside and begun anew");
                     let path = self.settings.state_dir.join("state.sqlite");
                     let aside =
                         tokio::task::spawn_blocking(move || SqliteTrees::set_aside(&path)).await;
-                    if !matches!(aside, Ok(Ok(_))) {
-                        self.rest(error.to_string()).await;
+                    match aside {
+                        Ok(Ok(aside)) => self.begun_anew = Some(begun_anew(aside.as_deref())),
+                        Ok(Err(error)) => self.rest(with_cause(&error)).await,
+                        Err(_) => self.rest(with_cause(&error)).await,
                     }
                 }
                 Ok(Ended::State(error)) => self.rest(with_cause(&error)).await,
@@ -216,7 +237,9 @@ impl Supervisor {
     }
 
     /// Works on the open folder until that ends.
-    async fn work(&mut self, opened: Opened) -> Result<Ended, String> {
+    async fn work(&mut self, mut opened: Opened) -> Result<Ended, String> {
+        let begun_anew = self.begun_anew.take();
+        opened.begun_anew = opened.begun_anew.or(begun_anew);
         let (inputs, receiver) = mpsc::channel(INPUTS_MAX);
         let wish = self.wished.borrow_and_update().clone();
         let token = opened.token.clone();
@@ -328,7 +351,7 @@ impl Supervisor {
             journal: self.journal.clone(),
             troubles: Mutex::new(BTreeMap::new()),
         });
-        self.tell_recovered(&cx, &opened.recovered, opened.set_aside.as_deref());
+        self.tell_recovered(&cx, &opened.recovered, opened.begun_anew);
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(std::io::Error::other)?;
         let engine_settings = engine::Settings {
@@ -371,14 +394,10 @@ impl Supervisor {
         Ok((core, cx))
     }
 
-    fn tell_recovered(&self, cx: &Context, recovered: &Recovered, set_aside: Option<&Path>) {
+    fn tell_recovered(&self, cx: &Context, recovered: &Recovered, begun_anew: Option<String>) {
         let folder = self.settings.config.path.to_string_lossy();
         let happenings = &self.settings.happenings;
-        if let Some(path) = set_aside {
-            let detail = format!(
-                "the state database was damaged and lies in {} now; both sides are compared anew",
-                path.to_string_lossy()
-            );
+        if let Some(detail) = begun_anew {
             happenings.tell(&folder, "problem", String::new(), detail);
         }
         for path in &recovered.brought_back {
@@ -418,11 +437,21 @@ fn open(settings: &Settings) -> Result<Opened, String> {
     let ignore = Ignore::new(&settings.config.ignore).map_err(|error| with_cause(&error))?;
     let folder = DiskFolder::open(&config.path, identity).map_err(|error| with_cause(&error))?;
     let dir = &settings.state_dir;
+    // A folder that was at work before has this cache; the state must then be there too.
+    let was_here = dir.join("lists.sqlite").exists();
     let state = SqliteTrees::open(&dir.join("state.sqlite"), config.id, config.drive)
         .map_err(|error| with_cause(&error))?;
+    let is_lost = state.set_aside.is_some() || (was_here && state.is_new);
+    let begun_anew = is_lost.then(|| begun_anew(state.set_aside.as_deref()));
     let lists = Lists::open(&dir.join("lists.sqlite"))
         .map_err(|error| format!("The cache of content lists cannot be used: {error}"))?;
-    let is_unclean = note_running(dir).map_err(|error| format!("Cannot write {dir:?}: {error}"))?;
+    let is_unclean = note_running(dir).map_err(|error| {
+        let reason = match error.kind() {
+            std::io::ErrorKind::StorageFull => "the disk is full; make room".to_owned(),
+            _ => error.to_string(),
+        };
+        format!("Cannot write in {dir:?}: {reason}")
+    })?;
     let trees = state.trees;
     let mut applier = Applier::new(folder.clone(), settings.device_name.clone());
     let recovered = applier
@@ -431,17 +460,17 @@ fn open(settings: &Settings) -> Result<Opened, String> {
             trees.get(node).map_or(true, |entry| entry.local.is_some_and(|local| local.parked))
         })
         .map_err(|fault| format!("What the last run left cannot be gone through: {fault}"))?;
-    Ok(Opened {
-        folder,
-        trees,
-        lists,
-        applier,
-        recovered,
-        ignore,
-        token,
-        is_unclean,
-        set_aside: state.set_aside,
-    })
+    Ok(Opened { folder, trees, lists, applier, recovered, ignore, token, is_unclean, begun_anew })
+}
+
+/// Says what became of the state database, for a person.
+fn begun_anew(set_aside: Option<&Path>) -> String {
+    let what = match set_aside {
+        Some(path) => format!("was damaged and lies in {} now", path.to_string_lossy()),
+        None => "was lost".to_owned(),
+    };
+    tracing::error!("the state database {what}; both sides are compared anew");
+    format!("the state database {what}; both sides are compared anew, and nothing is deleted")
 }
 
 /// Leaves a note that the folder is being worked on, and returns whether the machine stopped while
@@ -450,8 +479,10 @@ fn note_running(dir: &Path) -> std::io::Result<bool> {
     let marker = dir.join("running");
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let was_unclean = match std::fs::read_to_string(&marker) {
+        // Already there: nothing to write, which also a full disk lets pass.
+        Ok(found) if !boot.is_empty() && found == boot => return Ok(false),
         // A machine that does not tell its boots apart gets the benefit of the doubt.
-        Ok(found) => boot.is_empty() || found != boot,
+        Ok(_) => true,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
         Err(error) => return Err(error),
     };

@@ -14,6 +14,7 @@ use crate::server::admin;
 use crate::server::clock::{now_ms, timestamp};
 use crate::server::store::StoreError;
 use crate::server::store::metadata::{Result, User};
+use crate::server::throttle::Try;
 
 fn not_found(message: &str) -> StoreError {
     StoreError::request(FailureCode::NotFound, message)
@@ -135,11 +136,10 @@ impl Answering {
             // The account was made by an invitation: its devices are all that proves it.
             return Ok(());
         };
-        // Under its own key: wrong tries of a device must not lock out the log-in, nor the reverse.
-        let key = format!("{} (signed in)", user.name);
-        self.shared.check_tries(None, Some(&key))?;
+        let who = Try::SignedIn(&user.name);
+        self.shared.check_tries(who)?;
         let right = self.shared.verify_password(password, Some(hash)).await?;
-        self.shared.count_try(None, Some(&key), right);
+        self.shared.count_try(who, right);
         if right {
             return Ok(());
         }

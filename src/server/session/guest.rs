@@ -16,6 +16,7 @@ use crate::server::clock::now_ms;
 use crate::server::config::Registration;
 use crate::server::store::StoreError;
 use crate::server::store::metadata::{Device, Drive, Metadata, Result, User};
+use crate::server::throttle::Try;
 
 /// Wrong answers to one question before the log-in has to begin anew.
 const ANSWERS_MAX: u32 = 3;
@@ -73,25 +74,18 @@ impl Guest {
     }
 
     /// Counts what came of a try.
-    fn count<T>(&self, user: Option<&str>, outcome: Result<T>) -> Result<T> {
+    fn count<T>(&self, who: Try<'_>, outcome: Result<T>) -> Result<T> {
         match &outcome {
-            Ok(_) => self.shared.count_try(Some(self.address), user, true),
-            Err(error) if is_wrong(error) => self.shared.count_try(Some(self.address), user, false),
+            Ok(_) => self.shared.count_try(who, true),
+            Err(error) if is_wrong(error) => self.shared.count_try(who, false),
             Err(_) => {}
         }
         outcome
     }
 
-    /// Continues as a known device. A right token is never made to wait.
+    /// Continues as a known device. Failures are not counted: nobody guesses 32 random bytes, and a
+    /// device that was forgotten in a drawer tries again for months.
     pub async fn resume(&mut self, request: Resume) -> Result<Outcome> {
-        let outcome = self.try_resume(request).await;
-        if outcome.as_ref().is_err_and(is_wrong) {
-            self.shared.count_try(Some(self.address), None, false);
-        }
-        outcome
-    }
-
-    async fn try_resume(&self, request: Resume) -> Result<Outcome> {
         let token = hash_secret(&request.token);
         let id = request.device;
         let found = self
@@ -125,7 +119,8 @@ impl Guest {
 
     /// Joins with the secret of a link.
     pub async fn join(&mut self, request: Join) -> Result<Outcome> {
-        self.shared.check_tries(Some(self.address), None)?;
+        let who = Try::Secret(self.address);
+        self.shared.check_tries(who)?;
         check_device_name(&request.device_name)?;
         let secret = hash_secret(&request.secret);
         let outcome = self
@@ -137,13 +132,14 @@ impl Guest {
                 metadata.user(user)?.ok_or_else(no_link)
             })
             .await;
-        self.count(None, outcome)
+        self.count(who, outcome)
     }
 
     /// Adds a device by password, after a question where TOTP is in force.
     pub async fn login(&mut self, request: Login) -> Result<Outcome> {
         let name = request.user;
-        self.shared.check_tries(Some(self.address), Some(&name))?;
+        let who = Try::Account(self.address, &name);
+        self.shared.check_tries(who)?;
         check_device_name(&request.device_name)?;
         self.waiting = None;
         let wanted = name.clone();
@@ -155,7 +151,7 @@ impl Guest {
             Some(user) if right => user,
             _ => {
                 let refused = Err(wrong("The user or the password is wrong"));
-                return self.count(Some(&name), refused);
+                return self.count(who, refused);
             }
         };
         if user.totp.is_some() {
@@ -169,14 +165,15 @@ impl Guest {
             }));
         }
         let outcome = self.admit_user(request.device_name, user).await;
-        self.count(Some(&name), outcome)
+        self.count(who, outcome)
     }
 
     /// Takes the answer to the last question.
     pub async fn answer(&mut self, answer: String) -> Result<Outcome> {
         let no_question = || wrong("No question was asked");
         let name = self.waiting.as_ref().ok_or_else(no_question)?.user.name.clone();
-        self.shared.check_tries(Some(self.address), Some(&name))?;
+        let who = Try::Account(self.address, &name);
+        self.shared.check_tries(who)?;
         let mut waiting = self.waiting.take().ok_or_else(no_question)?;
         let secret = waiting.user.totp.clone().unwrap_or_default();
         let step = accounts::totp_step(&secret, &answer, now_ms().div_euclid(1000));
@@ -193,15 +190,19 @@ impl Guest {
                 self.waiting = Some(waiting);
             }
             let refused = Err(wrong("The code is wrong or was used already"));
-            return self.count(Some(&name), refused);
+            return self.count(who, refused);
         }
         let outcome = self.admit_user(waiting.device_name, waiting.user).await;
-        self.count(Some(&name), outcome)
+        self.count(who, outcome)
     }
 
     /// Makes an account where the settings allow it.
     pub async fn register(&mut self, request: Register) -> Result<Outcome> {
-        self.shared.check_tries(Some(self.address), None)?;
+        let who = match request.secret {
+            Some(_) => Try::Secret(self.address),
+            None => Try::Registration(self.address),
+        };
+        self.shared.check_tries(who)?;
         check_user_name(&request.user)?;
         check_device_name(&request.device_name)?;
         let secret = match (self.shared.config.accounts.registration, request.secret) {
@@ -228,11 +229,11 @@ impl Guest {
                 .read(move |metadata, _| metadata.invitation(&secret, now_ms()))
                 .await?;
             if known.is_none() {
-                return self.count(None, Err(no_invitation()));
+                return self.count(who, Err(no_invitation()));
             }
         } else {
             // Open registration makes accounts as fast as this lets it: each counts as a try.
-            self.shared.count_try(Some(self.address), None, false);
+            self.shared.count_try(who, false);
         }
         let hash = self.shared.hash_password(request.password).await?;
         let name = request.user;
@@ -265,7 +266,7 @@ impl Guest {
                 Ok(user)
             })
             .await;
-        if secret.is_some() { self.count(None, outcome) } else { outcome }
+        if secret.is_some() { self.count(who, outcome) } else { outcome }
     }
 
     async fn admit_user(&self, device_name: String, user: User) -> Result<Outcome> {

@@ -1,7 +1,6 @@
 //! What all sessions of one server have in common.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -13,20 +12,13 @@ use crate::server::accounts;
 use crate::server::config::Config;
 use crate::server::hub::Hub;
 use crate::server::store::{Layout, Store, StoreError};
-use crate::server::throttle::Throttle;
+use crate::server::throttle::{Tries, Try};
 
 /// Password hashes at once: each takes 19 MiB and a core.
 const HASHING_MAX: usize = 2;
 
 /// Chunks are verified by so many threads at once.
 const VERIFYING_MAX: usize = 4;
-
-/// The tries of who wants in, by where they come from and whom they claim to be.
-#[derive(Debug, Default)]
-struct Tries {
-    addresses: Throttle<IpAddr>,
-    users: Throttle<String>,
-}
 
 /// The server, as its sessions see it.
 #[derive(Debug)]
@@ -126,40 +118,22 @@ impl Shared {
         Ok(Memory(own, all))
     }
 
-    /// Refuses when this address, or this user, has failed too often lately.
-    pub fn check_tries(
-        &self,
-        address: Option<IpAddr>,
-        user: Option<&str>,
-    ) -> Result<(), StoreError> {
+    /// Refuses when this one has failed too often lately.
+    pub fn check_tries(&self, who: Try<'_>) -> Result<(), StoreError> {
         let tries = self.tries.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let of_user = user.and_then(|user| tries.users.wait(&user.to_lowercase(), now));
-        let of_address = address.and_then(|address| tries.addresses.wait(&address, now));
-        match of_address.max(of_user) {
+        match tries.wait(who, Instant::now()) {
             None => Ok(()),
             Some(wait) => Err(throttled(wait)),
         }
     }
 
     /// Counts a failure or a success.
-    pub fn count_try(&self, address: Option<IpAddr>, user: Option<&str>, admitted: bool) {
+    pub fn count_try(&self, who: Try<'_>, admitted: bool) {
         let mut tries = self.tries.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        if let Some(address) = address {
-            if admitted {
-                tries.addresses.succeeded(&address);
-            } else {
-                tries.addresses.failed(&address, now);
-            }
-        }
-        if let Some(user) = user {
-            let user = user.to_lowercase();
-            if admitted {
-                tries.users.succeeded(&user);
-            } else {
-                tries.users.failed(&user, now);
-            }
+        if admitted {
+            tries.succeeded(who);
+        } else {
+            tries.failed(who, Instant::now());
         }
     }
 

@@ -78,7 +78,8 @@ impl StoreError {
     pub fn to_failure(&self) -> Failure {
         let (code, message) = match self {
             Self::Request(failure) => return failure.clone(),
-            Self::DiskFull | Self::Closed => (FailureCode::Unavailable, self.to_string()),
+            Self::DiskFull => (FailureCode::DiskFull, self.to_string()),
+            Self::Closed => (FailureCode::Unavailable, self.to_string()),
             Self::Database(error) if is_busy(error) => {
                 (FailureCode::Unavailable, "The server's database is busy".to_owned())
             }
@@ -100,8 +101,13 @@ fn is_busy(error: &rusqlite::Error) -> bool {
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
+        // The memory that connections share is a file too, and has to grow.
+        let is_unshared = error
+            .sqlite_error()
+            .is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE);
         match error.sqlite_error_code() {
             Some(rusqlite::ErrorCode::DiskFull) => Self::DiskFull,
+            _ if is_unshared => Self::DiskFull,
             _ => Self::Database(Arc::new(error)),
         }
     }

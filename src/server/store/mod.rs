@@ -513,7 +513,7 @@ mod tests {
         let full = Store::open(&layout, u64::MAX / 2).unwrap();
         let refused = full.submit(contents("one"), |_| Ok(()), |_| ()).await.unwrap();
         let error = refused.await.unwrap().unwrap_err();
-        assert_eq!(error.to_failure().code, FailureCode::Unavailable);
+        assert_eq!(error.to_failure().code, FailureCode::DiskFull);
         assert_eq!(
             error.to_failure().message,
             "The server's disk is full: free some space there, then it goes on by itself"
