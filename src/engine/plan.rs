@@ -5,11 +5,12 @@
 //! are small, are made from the newest state, and need no undoing.
 
 use super::decide::{Aspects, Need, decide};
+use super::deletions::Course;
 use super::seam::{Action, DirRef, DiskOp, Expected, Outgoing, Spot};
 use super::trees::{Entry, Local, LocalBody, Remote, Trees};
 use super::{
-    APPLIES_MAX, ApplyKind, Applying, COMMIT_BYTES_MAX, COMMIT_CHANGES_MAX, COMMITS_MAX, Engine,
-    Flight, HASHES_MAX, Pushed, Subject, UPLOADS_MAX,
+    APPLIES_MAX, ApplyKind, Applying, Batch, COMMIT_BYTES_MAX, COMMIT_CHANGES_MAX, COMMITS_MAX,
+    Engine, Flight, HASHES_MAX, Pushed, Subject, UPLOADS_MAX,
 };
 use crate::model::{Body, Change, ChangeOp, Content, Name, Node, NodeId, Place, Rev};
 
@@ -83,6 +84,17 @@ impl<T: Trees> Engine<T> {
                 self.give_local(id, fresh)
             }
             Need::PushCreate | Need::PushUpdate(_) | Need::PushDelete => {
+                if need == Need::PushDelete {
+                    match self.deletion_course() {
+                        Course::Tell => {}
+                        Course::PutOff => return Ok(()),
+                        Course::TakeBack => {
+                            let mut entry = entry;
+                            entry.synced = None;
+                            return self.put(id, &entry);
+                        }
+                    }
+                }
                 if self.batches.len() + usize::from(!self.outbox.is_empty()) > COMMITS_MAX {
                     self.agenda.crowd_out(id);
                     return Ok(());
@@ -286,7 +298,7 @@ impl<T: Trees> Engine<T> {
         self.outbox_bytes = 0;
         let batch = self.next_batch;
         self.next_batch += 1;
-        self.batches.insert(batch, changes.iter().map(|outgoing| outgoing.change.node).collect());
+        self.batches.insert(batch, Batch::of(&changes));
         actions.push(Action::Commit { batch, changes });
     }
 

@@ -1,10 +1,12 @@
 //! The engines of several devices in one thread, on model disks, with a model server and network.
 //!
-//! [`table`] plays the rows of the conflict table; [`histories`] plays seeded random ones.
+//! [`table`] plays the rows of the conflict table; [`histories`] plays seeded random ones;
+//! [`gate`] the mass deletions that wait for a person.
 
 #![expect(clippy::unwrap_used, reason = "what cannot be in the model is a failing test")]
 
 mod disk;
+mod gate;
 mod histories;
 mod rng;
 mod server;

@@ -28,8 +28,12 @@ impl Server {
         }
     }
 
+    pub fn device(number: usize) -> DeviceId {
+        DeviceId::from_bytes([u8::try_from(number).unwrap(); 16])
+    }
+
     pub fn commit(&mut self, author: usize, change: &Change) -> ChangeResult {
-        let author = DeviceId::from_bytes([u8::try_from(author).unwrap(); 16]);
+        let author = Self::device(author);
         let Ok(result) = rules::apply(&mut self.manifest, author, change);
         result
     }

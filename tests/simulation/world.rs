@@ -300,6 +300,16 @@ impl World {
         self.restored = true;
     }
 
+    /// A device hears something from the server that is neither an answer nor a page.
+    pub fn hear(&mut self, device: usize, event: Event) {
+        self.devices[device].down.push_back(event);
+    }
+
+    /// Whether the deletions of a device are held, as far as it knows.
+    pub fn is_held(&self, device: usize) -> bool {
+        self.devices[device].engine.are_deletions_held()
+    }
+
     /// As [`World::settle`], for one device, while the others hear and say nothing.
     pub fn settle_one(&mut self, device: usize) -> Result<(), String> {
         self.settle_some(&[device])
@@ -651,6 +661,9 @@ impl World {
     }
 
     fn commit(&mut self, n: usize, batch: u64, changes: &[Outgoing]) -> Event {
+        let pending = self.devices[n].engine.deletions_pending(batch);
+        let alone = changes.is_empty();
+        self.server.manifest.announce(Server::device(n), Some(pending), alone);
         let mut results = Vec::new();
         for outgoing in changes {
             if let Some((at, expected)) = &outgoing.attach {
