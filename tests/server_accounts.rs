@@ -295,6 +295,7 @@ async fn an_announced_mass_deletion_is_told_to_all_devices_at_once_and_so_is_the
     two.connection.call(&RejectHeld { drive, device }).await.unwrap();
     assert!(one.held().await[0].rejected && two.held().await[0].rejected);
     assert_eq!(held_in(&one.announce(1, deletions[..1].to_vec()).await), 1);
+    one.announce(1, vec![]).await;
     assert_eq!(one.held().await[0].deletions, 1);
     one.announce(0, vec![]).await;
     assert_eq!(one.held().await, []);
