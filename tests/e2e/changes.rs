@@ -313,8 +313,15 @@ fn wait_held(a: &Device, b: &Device, whole: &Tree) {
     assert!(whole.difference(&b.tree()).is_empty(), "{}", whole.difference(&b.tree()));
     let text = b.picloud(&["status"]).ok();
     assert!(text.contains("a wants to delete 1,501 files and directories everywhere"), "{text}");
-    let held = b.picloud(&["held", "--json"]);
+    let held = b.picloud(&["held"]);
     assert_eq!(held.code, 3, "{held:?}");
+    let lines: Vec<&str> = held.stdout.lines().collect();
+    assert!(
+        lines[0].starts_with("a wants to delete 1,501 files and directories, since "),
+        "{held:?}"
+    );
+    assert!(lines[1].starts_with("  precious/") && lines[6] == "  and 1,496 more", "{held:?}");
+    let held = b.picloud(&["held", "--json"]);
     let held = &held.objects()[0];
     assert_eq!((held["device"].as_str(), held["deletions"].as_u64()), (Some("a"), Some(1501)));
     assert!(held["examples"][0].as_str().unwrap().starts_with("precious/"), "{held}");
