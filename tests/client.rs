@@ -314,7 +314,8 @@ async fn a_watch_tells_paths_of_what_others_do() {
     let change = async |op| {
         let base = other.stat(&path("in/new")).await.unwrap().unwrap().rev;
         let change = Change::new(new.id, base, op);
-        let commit = Commit { drive: other.drive().id, changes: vec![change], chunks: vec![] };
+        let drive = other.drive().id;
+        let commit = Commit { drive, changes: vec![change], chunks: vec![], deletions: None };
         let results = other.connection().call(&commit).await.unwrap().results;
         assert!(matches!(results[0], ChangeResult::Accepted { .. }), "{results:?}");
     };

@@ -9,6 +9,7 @@ use picloud::protocol::CallError;
 use picloud::protocol::message::*;
 use picloud::server::admin::Admin;
 use picloud::server::config::Registration;
+use picloud::server::gate::Decision;
 use server_support::*;
 
 fn login(user: &str, password: &str) -> Login {
@@ -239,22 +240,34 @@ async fn what_another_process_revokes_or_removes_ends_open_connections_too() {
     assert_ne!(new.drive, one.drive);
 }
 
-#[tokio::test]
-async fn a_mass_deletion_waits_until_another_device_approves_it() {
+/// A server that holds more than 4 deletions of more than half of a drive, and two devices on it,
+/// with ten files.
+async fn gated() -> (Server, Device, Device, Vec<Change>) {
     let server = Server::start_with(|config| {
         config.limits.mass_delete_min = 4;
+        config.limits.mass_delete_share = 0.5;
     })
     .await;
     let mut one = server.join("alice", "one").await;
     let two = server.join("alice", "two").await;
-    let mut nodes = Vec::new();
+    let mut deletions = Vec::new();
     for index in 0..10 {
-        nodes.push(one.create(&format!("{index}"), b"x").await);
+        let (id, rev) = one.create(&format!("{index}"), b"x").await;
+        deletions.push(delete(id, rev));
     }
-    let deletions: Vec<Change> = nodes.iter().map(|(id, rev)| delete(*id, *rev)).collect();
-    let outcome = one.commit(deletions.clone(), vec![]).await;
+    (server, one, two, deletions)
+}
+
+fn held_in(outcome: &Committed) -> usize {
     let held = ChangeResult::Refused(Refusal::NeedsApproval);
-    assert_eq!(outcome.results.iter().filter(|result| **result == held).count(), 5);
+    outcome.results.iter().filter(|result| **result == held).count()
+}
+
+#[tokio::test]
+async fn a_mass_deletion_waits_until_another_device_approves_it() {
+    let (_server, one, two, deletions) = gated().await;
+    // Not announced: what is within the limits passes.
+    assert_eq!(held_in(&one.commit(deletions.clone(), vec![]).await), 5);
     // Asking again (a device is patient) does not make it more.
     one.commit(deletions.clone(), vec![]).await;
     let drive = two.drive;
@@ -266,6 +279,46 @@ async fn a_mass_deletion_waits_until_another_device_approves_it() {
     assert_eq!(revs(&one.commit(deletions, vec![]).await).len(), 10);
     assert!(two.connection.call(&ListHeld { drive }).await.unwrap().held.is_empty());
     assert_eq!(code(two.connection.call(&approve).await), FailureCode::NotFound);
+}
+
+#[tokio::test]
+async fn an_announced_mass_deletion_is_told_to_all_devices_at_once_and_so_is_the_decision() {
+    let (server, mut one, mut two, deletions) = gated().await;
+    let (drive, device) = (two.drive, one.admitted.device);
+    for subscriber in [&mut one, &mut two] {
+        subscriber.subscribe(Rev::ZERO, None).await;
+        subscriber.pages_upto(Rev(10)).await;
+    }
+    // None passes, and each device hears of the whole.
+    assert_eq!(held_in(&one.announce(10, deletions[..3].to_vec()).await), 3);
+    for subscriber in [&mut one, &mut two] {
+        let held = subscriber.held().await;
+        let [only] = held.as_slice() else { panic!("{held:?}") };
+        assert_eq!((only.device, only.device_name.as_str()), (device, "one"));
+        assert_eq!((only.deletions, only.rejected), (10, false));
+        let paths: Vec<String> = only.examples.iter().map(ToString::to_string).collect();
+        assert_eq!(paths, ["0", "1", "2"]);
+    }
+    // Whoever subscribes later hears of it too.
+    let mut late = two.resume(&server).await.unwrap();
+    late.subscribe(Rev(10), None).await;
+    assert_eq!(late.held().await.len(), 1);
+    // A rejection lasts until the device has nothing pending.
+    two.connection.call(&RejectHeld { drive, device }).await.unwrap();
+    assert!(one.held().await[0].rejected && two.held().await[0].rejected);
+    assert_eq!(held_in(&one.announce(1, deletions[..1].to_vec()).await), 1);
+    one.announce(1, vec![]).await;
+    assert_eq!(one.held().await[0].deletions, 1);
+    one.announce(0, vec![]).await;
+    assert_eq!(one.held().await, []);
+    assert_eq!(revs(&one.announce(1, deletions[..1].to_vec()).await).len(), 1);
+    // Approved by the command line, which is another process.
+    assert_eq!(held_in(&one.announce(9, deletions[1..].to_vec()).await), 9);
+    assert_eq!(one.held().await[0].deletions, 9);
+    let admin = Admin::open(server.config.clone()).unwrap();
+    admin.decide_held("alice", "one", Decision::Approve).unwrap();
+    assert_eq!(one.held().await, []);
+    assert_eq!(revs(&one.announce(9, deletions[1..].to_vec()).await).len(), 9);
 }
 
 #[tokio::test]

@@ -262,6 +262,7 @@ fn commit_with_name(device: &Device, bad: &str) -> Vec<u8> {
         drive: device.drive,
         changes: vec![create(NodeId::from_bytes(bytes), dir(NodeId::ROOT, placeholder))],
         chunks: vec![],
+        deletions: None,
     };
     let wire = rmp_serde::to_vec_named(&commit).unwrap();
     let name = [&b"\xc4\x04"[..], placeholder.as_bytes()].concat();
@@ -289,7 +290,7 @@ async fn a_drive_of_another_user_is_not_there_whatever_is_asked() {
     }
     refused!(
         Subscribe { drive, cursor: Rev(0), lineage: None, inline_len_max: 0 },
-        Commit { drive, changes: vec![node], chunks: vec![] },
+        Commit { drive, changes: vec![node], chunks: vec![], deletions: None },
         FindMissing { drive, chunks: vec![known] },
         PutChunks { drive, chunks: vec![] },
         PutList { drive, list, offset: 0, last: true, data: vec![] },
@@ -300,6 +301,7 @@ async fn a_drive_of_another_user_is_not_there_whatever_is_asked() {
         ListDir { drive, dir: NodeId::ROOT, after: None },
         ListHeld { drive },
         ApproveHeld { drive, device: bystander.0.admitted.device },
+        RejectHeld { drive, device: bystander.0.admitted.device },
     );
     bystander.works().await;
 }

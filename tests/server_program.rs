@@ -187,6 +187,7 @@ async fn what_was_acknowledged_survives_a_kill_at_any_moment() {
                 drive,
                 changes: vec![create(NodeId::from_bytes(id), file(NodeId::ROOT, &at, &bytes))],
                 chunks: vec![chunk(&bytes)],
+                deletions: None,
             };
             match connection.call(&commit).await {
                 Ok(committed) => acknowledged.push((number, revs(&committed)[0])),

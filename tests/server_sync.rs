@@ -54,6 +54,7 @@ async fn a_connection_is_not_told_its_own_changes_but_hears_that_it_is_up_to_dat
                 drive: one.drive,
                 changes: vec![create(one.id(), file(NodeId::ROOT, &at, b"x"))],
                 chunks: vec![chunk(b"x")],
+                deletions: None,
             };
             pending.push(one.connection.send(&commit).await.unwrap());
         }

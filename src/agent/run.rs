@@ -632,7 +632,12 @@ async fn sync_folder(mut sync: Waiting) -> bool {
             && let Some(connection) = connection
         {
             // A commit of nothing: its answer tells the newest rev.
-            let question = Commit { drive: sync.drive, changes: Vec::new(), chunks: Vec::new() };
+            let question = Commit {
+                drive: sync.drive,
+                changes: Vec::new(),
+                chunks: Vec::new(),
+                deletions: None,
+            };
             head = connection.call(&question).await.ok().map(|reply| reply.head);
         }
         {

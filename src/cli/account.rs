@@ -11,13 +11,13 @@ use super::dial::{Answers, Server, admit, get_to_know};
 use super::failure::{Exit, Failure};
 use super::join::{self, Plan, parse_link};
 use super::machine::{Account, Machine};
-use super::output::{Output, Tone, counted, moment, printable};
+use super::output::{Output, Tone, count, counted, moment, printable};
 use super::{prompt, qr};
 use crate::agent::config::{Authority, machine_name, remove_folder};
 use crate::agent::credentials;
 use crate::client::ClientError;
 use crate::model::{DeviceId, Fingerprint};
-use crate::protocol::message::DeviceInfo;
+use crate::protocol::message::{DeviceInfo, Held};
 
 /// For the many calls whose refusal is the command's.
 fn refused(error: ClientError) -> Failure {
@@ -408,6 +408,7 @@ pub async fn held(machine: &Machine, output: Output) -> Result<Exit, Failure> {
     let held = session.held().await.map_err(refused)?;
     for held in &held {
         if output.json() {
+            let examples: Vec<String> = held.examples.iter().map(ToString::to_string).collect();
             told(output.object(&json!({
                 "type": "held",
                 "version": 1,
@@ -415,14 +416,11 @@ pub async fn held(machine: &Machine, output: Output) -> Result<Exit, Failure> {
                 "device_id": held.device,
                 "deletions": held.deletions,
                 "since": held.since.secs,
+                "rejected": held.rejected,
+                "examples": examples,
             })))?;
         } else {
-            told(output.line(&format!(
-                "{} wants to delete {}, since {}",
-                printable(&held.device_name),
-                counted(held.deletions, "file or directory", "files and directories"),
-                moment(held.since.secs)
-            )))?;
+            told(output.line(&held_text(output, held)))?;
         }
     }
     if held.is_empty() {
@@ -431,18 +429,48 @@ pub async fn held(machine: &Machine, output: Output) -> Result<Exit, Failure> {
         }
         return Ok(Exit::Done);
     }
+    if held.iter().all(|held| held.rejected) {
+        return Ok(Exit::Done);
+    }
     if !output.json() {
-        let hint = "If that is meant: `picloud approve DEVICE`. If not: put the files back there.";
+        let hint = "`picloud approve DEVICE` lets it happen everywhere; `picloud reject DEVICE` \
+                    puts the files back on that device";
         told(output.line(&output.paint(Tone::Faint, hint)))?;
     }
     Ok(Exit::Person)
 }
 
-/// `picloud approve`.
+fn held_text(output: Output, held: &Held) -> String {
+    let mut text = format!(
+        "{} wants to delete {}, since {}",
+        printable(&held.device_name),
+        counted(held.deletions, "file or directory", "files and directories"),
+        moment(held.since.secs)
+    );
+    if held.rejected {
+        text.push_str("; rejected: it puts them back when it is connected");
+    }
+    for example in &held.examples {
+        let path = printable(&example.to_string());
+        text.push_str(&format!("\n  {}", output.paint(Tone::Faint, &path)));
+    }
+    if !held.examples.is_empty() && held.deletions > held.examples.len() as u64 {
+        let more = held.deletions - held.examples.len() as u64;
+        text.push_str(&format!("\n  and {} more", count(more)));
+    }
+    text
+}
+
+/// `picloud approve` and `picloud reject`.
 ///
 /// # Errors
 /// When the server cannot be reached or refuses, or nothing of that device waits.
-pub async fn approve(machine: &Machine, output: Output, wanted: &str) -> Result<Exit, Failure> {
+pub async fn decide(
+    machine: &Machine,
+    output: Output,
+    wanted: &str,
+    approve: bool,
+) -> Result<Exit, Failure> {
     let account: Account = machine.account()?;
     let session = account.connect().await?;
     let held = session.held().await.map_err(refused)?;
@@ -455,6 +483,11 @@ pub async fn approve(machine: &Machine, output: Output, wanted: &str) -> Result<
                 .hint("`picloud held` shows what does")
         }
     })?;
-    session.approve(device).await.map_err(refused)?;
-    done(output, "Approved: the deletion passes when the device asks again, within a minute")
+    if approve {
+        session.approve(device).await.map_err(refused)?;
+        done(output, "Approved: the deletion goes on as soon as the device is connected")
+    } else {
+        session.reject(device).await.map_err(refused)?;
+        done(output, "Rejected: the files are put back as soon as the device is connected")
+    }
 }

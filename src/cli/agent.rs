@@ -356,6 +356,19 @@ pub(super) fn status_text(output: Output, status: &Status) -> String {
             lines.push(format!("  {}", output.paint(Tone::Bad, words)));
         }
         problem_lines(output, &mut lines, &folder.problems, folder.problem_count);
+        // This device's own are among the problems.
+        for held in folder.held.iter().filter(|held| !held.here) {
+            let what = format!(
+                "{} wants to delete {} everywhere, since {}",
+                printable(&held.device),
+                counted(held.deletions, "file or directory", "files and directories"),
+                moment(held.since)
+            );
+            lines.push(format!(
+                "  {}: see `picloud held`, then `picloud approve` or `picloud reject`",
+                output.paint(Tone::Wait, &what)
+            ));
+        }
     }
     lines.join("\n")
 }
@@ -571,6 +584,7 @@ mod tests {
             last_sync: None,
             cursor: 7,
             agrees: Some(true),
+            held: Vec::new(),
         }
     }
 

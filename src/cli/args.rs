@@ -122,6 +122,11 @@ pub enum Command {
         /// The device's name or id
         device: String,
     },
+    /// Refuse the mass deletion of a device: the files are put back there
+    Reject {
+        /// The device's name or id
+        device: String,
+    },
 }
 
 /// Which of several folders is meant.

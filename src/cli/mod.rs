@@ -74,7 +74,8 @@ fn execute(cli: &Cli, output: Output) -> Result<Exit, Failure> {
         }
         Command::Totp { command } => wait(account::totp(machine, output, command)),
         Command::Held => wait(account::held(machine, output)),
-        Command::Approve { device } => wait(account::approve(machine, output, device)),
+        Command::Approve { device } => wait(account::decide(machine, output, device, true)),
+        Command::Reject { device } => wait(account::decide(machine, output, device, false)),
     }
 }
 

@@ -288,7 +288,7 @@ impl Session {
         chunks: Vec<ChunkData>,
     ) -> Result<std::result::Result<Rev, Refusal>> {
         let count = changes.len();
-        let request = Commit { drive: self.drive.id, changes, chunks };
+        let request = Commit { drive: self.drive.id, changes, chunks, deletions: None };
         let mut results = self.connection.call(&request).await?.results;
         if results.len() != count {
             return Err(ClientError::Nonsense("a result for each change was due"));

@@ -11,7 +11,7 @@ use super::{ClientError, Result};
 use crate::model::{DeviceId, DriveId, IdSource, NodeId};
 use crate::protocol::message::{
     Admitted, ApproveHeld, ChangePassword, DeviceInfo, DriveInfo, Held, Invite, Invited,
-    ListDevices, ListHeld, Logout, RevokeDevice, TotpBegin, TotpConfirm, TotpDisable,
+    ListDevices, ListHeld, Logout, RejectHeld, RevokeDevice, TotpBegin, TotpConfirm, TotpDisable,
 };
 use crate::protocol::{Connection, Push};
 
@@ -234,6 +234,16 @@ impl Session {
     pub async fn approve(&self, device: DeviceId) -> Result<()> {
         let drive = self.drive.id;
         self.connection.call(&ApproveHeld { drive, device }).await?;
+        Ok(())
+    }
+
+    /// Refuses a device's held deletions: the device puts the files back.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub async fn reject(&self, device: DeviceId) -> Result<()> {
+        let drive = self.drive.id;
+        self.connection.call(&RejectHeld { drive, device }).await?;
         Ok(())
     }
 }

@@ -87,6 +87,11 @@ impl Agenda {
         }
     }
 
+    /// Returns the nodes for which others wait.
+    pub(crate) fn blockers(&self) -> impl Iterator<Item = NodeId> {
+        self.waiting.keys().copied()
+    }
+
     /// Returns the nodes that wait for one of these, or for one that does; none of these itself.
     pub(crate) fn waiting_behind(&self, blockers: &HashSet<NodeId>) -> HashSet<NodeId> {
         let mut found = HashSet::new();

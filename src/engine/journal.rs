@@ -2,7 +2,7 @@
 
 use super::seam::{Committed, JournalPage};
 use super::trees::{Remote, Trees};
-use super::{Engine, Flight, Pushed, Subject};
+use super::{Batch, Engine, Flight, Pushed, Subject};
 use crate::model::{Digest, Lineage, NodeId, Refusal, Rev, Versioned};
 
 /// The journal is heard anew because of a digest at most this often.
@@ -34,6 +34,7 @@ impl<T: Trees> Engine<T> {
         self.trees.set_meta(meta)?;
         self.link.online = true;
         self.link.head = head;
+        self.forget_word();
         self.agenda.sweep();
         Ok(())
     }
@@ -175,7 +176,7 @@ impl<T: Trees> Engine<T> {
         results: Vec<Committed>,
         head: Rev,
     ) -> Result<(), T::Error> {
-        let Some(ids) = self.batches.remove(&batch) else {
+        let Some(Batch { ids, .. }) = self.batches.remove(&batch) else {
             return Ok(());
         };
         self.trees.forget_sent(batch)?;
@@ -266,14 +267,9 @@ impl<T: Trees> Engine<T> {
                 self.uploaded.remove(&id);
                 self.agenda.retry(id, now_ms);
             }
-            Refusal::Illegal { .. } | Refusal::NeedsApproval | Refusal::OverQuota => {
-                let reason = match &refusal {
-                    Refusal::NeedsApproval => "A mass deletion waits for approval: see `picloud \
-                                               held`, then `picloud approve`"
-                        .to_owned(),
-                    other => other.to_string(),
-                };
-                self.problem(Subject::Node(id), reason);
+            Refusal::NeedsApproval => self.deletion_refused(),
+            Refusal::Illegal { .. } | Refusal::OverQuota => {
+                self.problem(Subject::Node(id), refusal.to_string());
                 self.agenda.retry_slowly(id, now_ms);
             }
         }

@@ -13,6 +13,7 @@
 mod agenda;
 pub mod apply;
 mod decide;
+mod deletions;
 pub mod folder;
 mod journal;
 pub mod memory;
@@ -26,10 +27,13 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use self::agenda::Agenda;
+use self::deletions::Deletions;
 use self::observe::Looks;
 use self::seam::{Action, DirRef, Event, Outgoing, Spot, Stat};
 use self::trees::{Entry, Local, LocalBody, Trees};
-use crate::model::{Content, IdSource, Name, Node, NodeId, Place, RelPath, Rev, Timestamp};
+use crate::model::{
+    ChangeOp, Content, IdSource, Name, Node, NodeId, Place, RelPath, Rev, Timestamp,
+};
 
 /// The time, as the driver passes it in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -108,6 +112,23 @@ struct Pushed {
     is_create: bool,
 }
 
+/// A commit under way.
+#[derive(Debug, Clone, Default)]
+struct Batch {
+    /// The nodes it changes, in order.
+    ids: Vec<NodeId>,
+    /// How many of them it deletes.
+    deletions: u64,
+}
+
+impl Batch {
+    fn of(changes: &[Outgoing]) -> Self {
+        let deletions = changes.iter().filter(|one| one.change.op == ChangeOp::Delete).count();
+        let ids = changes.iter().map(|outgoing| outgoing.change.node).collect();
+        Self { ids, deletions: deletions as u64 }
+    }
+}
+
 /// A disk operation under way: what it makes of the node.
 #[derive(Debug, Clone)]
 struct Applying {
@@ -167,10 +188,11 @@ pub struct Engine<T> {
     /// Names on disk that an operation under way may fill or free, with whose operation it is.
     targets: BTreeMap<(NodeId, Name), NodeId>,
     link: Link,
-    batches: HashMap<u64, Vec<NodeId>>,
+    batches: HashMap<u64, Batch>,
     next_batch: u64,
     outbox: Vec<Outgoing>,
     outbox_bytes: u64,
+    deletions: Deletions,
     /// Contents that the server has by an upload of ours, until their change is committed.
     uploaded: HashMap<NodeId, Content>,
     /// Changes sent on a connection that broke before the answer came, perhaps in an earlier life of
@@ -228,6 +250,7 @@ impl<T: Trees> Engine<T> {
             next_batch,
             outbox: Vec::new(),
             outbox_bytes: 0,
+            deletions: Deletions::default(),
             uploaded: HashMap::new(),
             in_doubt,
             commits_in_doubt,
@@ -258,6 +281,7 @@ impl<T: Trees> Engine<T> {
             Event::Online { lineage, from, head } => self.online(lineage, from, head)?,
             Event::Offline => self.offline(),
             Event::Page(page) => self.page(page)?,
+            Event::Deletions(word) => self.heard_word(word),
             Event::Paused(paused) => {
                 self.link.paused = paused;
                 self.agenda.sweep();
@@ -274,9 +298,10 @@ impl<T: Trees> Engine<T> {
         self.now = now;
         self.agenda.pass_time(now.ms);
         self.advance_looks(actions)?;
+        self.advance_deletions(actions)?;
         if now.ms >= self.next_sweep_ms {
             self.next_sweep_ms = now.ms + SWEEP_MS;
-            if self.flights.is_empty() {
+            if self.flights.is_empty() && self.pending() > 0 {
                 self.agenda.sweep();
             }
         }
@@ -320,9 +345,17 @@ impl<T: Trees> Engine<T> {
                 return Some(self.now.ms);
             }
         }
-        let sweep = (self.trees.totals().uploads + self.trees.totals().downloads > 0)
-            .then_some(self.next_sweep_ms);
-        [self.agenda.next_due_ms(), self.looks.next_due_ms(), sweep].into_iter().flatten().min()
+        let sweep = (self.pending() > 0).then_some(self.next_sweep_ms);
+        let due =
+            [self.agenda.next_due_ms(), self.looks.next_due_ms(), self.deletions_due_ms(), sweep];
+        due.into_iter().flatten().min()
+    }
+
+    /// Returns how many nodes are dirty; deletions that are held do not count.
+    fn pending(&self) -> u64 {
+        let totals = self.trees.totals();
+        let held = if self.are_deletions_held() { totals.deletions } else { 0 };
+        (totals.uploads + totals.downloads).saturating_sub(held)
     }
 
     /// Returns the trees.
@@ -372,10 +405,9 @@ impl<T: Trees> Engine<T> {
             && self.all_pending_is_known()
     }
 
-    /// Returns whether each change that is pending is a problem, or waits for one.
+    /// Returns whether each change that is pending is a problem or held, or waits for one that is.
     fn all_pending_is_known(&self) -> bool {
-        let totals = self.trees.totals();
-        let pending = totals.uploads + totals.downloads;
+        let pending = self.pending();
         let problems = self.problems.keys().filter_map(|key| match key {
             Subject::Node(id) => Some(*id),
             _ => None,
@@ -384,8 +416,20 @@ impl<T: Trees> Engine<T> {
         if pending <= known.len() as u64 {
             return true;
         }
-        let waiting = self.agenda.waiting_behind(&known);
-        let is_pending = |id: &NodeId| self.trees.get(*id).is_ok_and(|entry| entry.is_dirty());
+        let is_held = self.are_deletions_held();
+        let is_held_deletion = |entry: &Entry| is_held && entry.is_deletion();
+        let mut blockers = known.clone();
+        if is_held {
+            blockers.extend(
+                self.agenda
+                    .blockers()
+                    .filter(|id| self.trees.get(*id).is_ok_and(|entry| entry.is_deletion())),
+            );
+        }
+        let waiting = self.agenda.waiting_behind(&blockers);
+        let is_pending = |id: &NodeId| {
+            self.trees.get(*id).is_ok_and(|entry| entry.is_dirty() && !is_held_deletion(&entry))
+        };
         pending <= (known.len() + waiting.into_iter().filter(is_pending).count()) as u64
     }
 

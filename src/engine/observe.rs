@@ -186,6 +186,16 @@ impl Looks {
         }
     }
 
+    /// Returns whether more deletions may be found any moment: looks are wanted or under way, or
+    /// names are missing of which it is not known yet whether they are deleted.
+    pub(super) fn may_find_deletions(&self) -> bool {
+        !(self.wanted.is_empty()
+            && self.hints.is_empty()
+            && self.under_way.is_empty()
+            && self.astray.is_empty()
+            && self.missing.is_empty())
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.wanted.is_empty()
             && self.hints.is_empty()

@@ -6,12 +6,13 @@
 
 use super::apply::OWN_DIR;
 use super::decide::{Aspects, Need, decide};
+use super::deletions::Course;
 use super::outcome::alias_name;
 use super::seam::{Action, DirRef, DiskOp, Expected, Outgoing, Spot};
 use super::trees::{Entry, Local, LocalBody, Remote, Sent, Trees};
 use super::{
-    APPLIES_MAX, ApplyKind, Applying, COMMIT_BYTES_MAX, COMMIT_CHANGES_MAX, COMMITS_MAX, Engine,
-    Flight, HASHES_MAX, Pushed, Subject, UPLOADS_MAX,
+    APPLIES_MAX, ApplyKind, Applying, Batch, COMMIT_BYTES_MAX, COMMIT_CHANGES_MAX, COMMITS_MAX,
+    Engine, Flight, HASHES_MAX, Pushed, Subject, UPLOADS_MAX,
 };
 use crate::model::{Body, Change, ChangeOp, Content, Name, Node, NodeId, Place, Rev};
 
@@ -88,6 +89,9 @@ impl<T: Trees> Engine<T> {
                 }
             },
             Need::PushCreate | Need::PushUpdate(_) | Need::PushDelete => {
+                if need == Need::PushDelete && !self.may_delete(id)? {
+                    return Ok(());
+                }
                 if self.batches.len() + usize::from(!self.outbox.is_empty()) > COMMITS_MAX {
                     self.agenda.crowd_out(id);
                     return Ok(());
@@ -262,6 +266,20 @@ impl<T: Trees> Engine<T> {
         self.commit(Outgoing { change, attach: None }, pushed, actions)
     }
 
+    /// Returns whether the server may be told of a deletion now; what was rejected is taken back.
+    fn may_delete(&mut self, id: NodeId) -> Result<bool, T::Error> {
+        match self.deletion_course() {
+            Course::Tell => Ok(true),
+            Course::PutOff => Ok(false),
+            Course::TakeBack => {
+                let mut entry = self.trees.get(id)?;
+                entry.synced = None;
+                self.put(id, &entry)?;
+                Ok(false)
+            }
+        }
+    }
+
     fn commit(
         &mut self,
         outgoing: Outgoing,
@@ -291,18 +309,17 @@ impl<T: Trees> Engine<T> {
         self.outbox_bytes = 0;
         let batch = self.next_batch;
         self.next_batch += 1;
-        let ids: Vec<NodeId> = changes.iter().map(|outgoing| outgoing.change.node).collect();
-        let sent: Vec<Sent> = ids
+        let sent: Vec<Sent> = changes
             .iter()
-            .filter_map(|id| match self.flights.get(id) {
+            .filter_map(|outgoing| match self.flights.get(&outgoing.change.node) {
                 Some(Flight::Commit { pushed }) => {
-                    Some(Sent { node: *id, after: pushed.node.clone() })
+                    Some(Sent { node: outgoing.change.node, after: pushed.node.clone() })
                 }
                 _ => None,
             })
             .collect();
         self.trees.note_sent(batch, &sent)?;
-        self.batches.insert(batch, ids);
+        self.batches.insert(batch, Batch::of(&changes));
         actions.push(Action::Commit { batch, changes });
         Ok(())
     }
@@ -424,6 +441,9 @@ impl<T: Trees> Engine<T> {
                     (Change::new(member, remote.rev, op), Some(after), false)
                 }
                 (Need::PushDelete, _, Some(remote)) => {
+                    if !self.may_delete(member)? {
+                        return Ok(());
+                    }
                     (Change::new(member, remote.rev, ChangeOp::Delete), None, false)
                 }
                 _ => {

@@ -310,7 +310,9 @@ pub enum Action {
         expected: Expected,
     },
     /// Send changes, in this order, after all earlier commits, once everything written to the trees
-    /// so far is durable: they remember what is asked for here. Answered by [`Event::Committed`];
+    /// so far is durable: they remember what is asked for here. What
+    /// [`super::Engine::deletions_pending`] says then goes with them, and without a change, that
+    /// alone. Answered by [`Event::Committed`];
     /// by nothing when the connection is lost, which [`Event::Offline`] tells.
     Commit {
         /// Names the commit in its answer.
@@ -359,6 +361,18 @@ pub struct JournalPage {
     pub nodes: Vec<Versioned>,
     /// The digest, when `upto` is `head`.
     pub digest: Option<Digest>,
+}
+
+/// What the server says of this device's deletions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Word {
+    /// Nothing: they pass.
+    #[default]
+    Open,
+    /// They are a mass deletion, which waits for a person's decision.
+    Held,
+    /// A person has rejected them: what was deleted is to be written here again.
+    Rejected,
 }
 
 /// What the driver tells.
@@ -427,6 +441,8 @@ pub enum Event {
     Offline,
     /// A page of the journal.
     Page(JournalPage),
+    /// The server's word about this device's deletions; it will tell when that changes.
+    Deletions(Word),
     /// A person paused or resumed transfers.
     Paused(bool),
 }

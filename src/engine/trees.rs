@@ -146,6 +146,15 @@ impl Entry {
         }
     }
 
+    /// Returns whether the node was deleted here and the server is to be told.
+    #[must_use]
+    pub fn is_deletion(&self) -> bool {
+        match (&self.local, &self.remote, &self.synced) {
+            (None, Some(remote), Some(synced)) => remote.node == *synced,
+            _ => false,
+        }
+    }
+
     /// Returns whether what there is to do brings something here (rather than to the server).
     #[must_use]
     pub fn comes_here(&self) -> bool {
@@ -171,6 +180,9 @@ pub struct Totals {
     pub uploads: u64,
     /// Bytes of content among them.
     pub upload_bytes: u64,
+    /// Deletions among them.
+    #[serde(default)]
+    pub deletions: u64,
     /// Dirty entries whose change comes here.
     pub downloads: u64,
     /// Bytes of content among them.
@@ -207,6 +219,7 @@ impl Totals {
                     LocalBody::Dir | LocalBody::Link(_) => 0,
                 });
                 step(&mut self.uploads, 1);
+                step(&mut self.deletions, u64::from(entry.is_deletion()));
                 step(&mut self.upload_bytes, bytes);
             }
         }

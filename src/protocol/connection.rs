@@ -22,7 +22,7 @@ use super::frame::{FrameError, IncomingFrame, kind_name, read_frame};
 use super::limits;
 use super::line::{CloseReason, Line, SendError, Stream};
 use super::message::{
-    AuthReply, Bye, Failure, Hello, HelloReply, Message, PROTOCOL, Page, Ping, Request,
+    AuthReply, Bye, Failure, HeldNow, Hello, HelloReply, Message, PROTOCOL, Page, Ping, Request,
 };
 use super::tls::{ALPN, TlsError, Trust, WrongFingerprint, connector};
 use crate::model::Fingerprint;
@@ -154,6 +154,8 @@ impl From<SendError> for CallError {
 pub enum Push {
     /// A piece of a journal.
     Page(Page),
+    /// The mass deletions of a drive that wait for a person.
+    Held(HeldNow),
     /// The server ends the connection; nothing follows.
     Bye(Bye),
 }
@@ -501,6 +503,10 @@ async fn dispatch(
         // A receiver that was dropped wants no pushes.
         Page::KIND => {
             pushes.send(Push::Page(frame.decode()?)).await.ok();
+            Ok(None)
+        }
+        HeldNow::KIND => {
+            pushes.send(Push::Held(frame.decode()?)).await.ok();
             Ok(None)
         }
         Bye::KIND => {

@@ -138,6 +138,22 @@ pub struct FolderStatus {
     /// compared yet.
     #[serde(default)]
     pub agrees: Option<bool>,
+    /// The mass deletions of the drive that wait for a person, whichever device asked for them.
+    #[serde(default)]
+    pub held: Vec<HeldDeletion>,
+}
+
+/// A mass deletion that waits for a person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldDeletion {
+    /// The name of the device that asked for it.
+    pub device: String,
+    /// Whether that is this device; it is then one of `problems` too.
+    pub here: bool,
+    /// How many files and directories it is about.
+    pub deletions: u64,
+    /// Since when, in seconds since the Unix epoch by the server's clock.
+    pub since: i64,
 }
 
 /// Something a person should know.

@@ -81,6 +81,7 @@ messages! {
     // Mass deletions that wait for a person.
     28 ListHeld => HeldList;
     29 ApproveHeld => Done;
+    30 RejectHeld => Done;
     // Replies.
     64 HelloReply;
     65 AuthReply;
@@ -100,6 +101,7 @@ messages! {
     // Pushes.
     128 Page;
     129 Bye;
+    130 HeldNow;
     // Failure of a request; with request id 0, of the connection.
     255 Failure;
 }
@@ -339,6 +341,12 @@ pub struct Commit {
     pub changes: Vec<Change>,
     /// Chunks that they need and that have not been put before.
     pub chunks: Vec<ChunkData>,
+    /// How many deletions the device has pending in this drive: those of this commit and those
+    /// still to come, not those of earlier commits. A mass deletion is thereby known before its
+    /// first deletion passes. None when it does not say. A commit without changes says it for sure:
+    /// it is sent when no deletion is on its way.
+    #[serde(default)]
+    pub deletions: Option<u64>,
 }
 
 /// What became of a commit.
@@ -606,10 +614,37 @@ pub struct Held {
     pub device: DeviceId,
     /// Its name.
     pub device_name: String,
-    /// How many nodes it asked to delete and was refused.
+    /// How many nodes it wants to delete.
     pub deletions: u64,
     /// Since when, by the server's clock.
     pub since: Timestamp,
+    /// Whether it was rejected: the device is to put the files back, and nothing waits for a person
+    /// any more.
+    #[serde(default)]
+    pub rejected: bool,
+    /// Where some of the nodes are.
+    #[serde(default)]
+    pub examples: Vec<RelPath>,
+}
+
+/// The mass deletions of a drive that wait for a person, pushed to each subscription when it begins
+/// (unless there are none) and whenever they change. A device that was told `NeedsApproval` asks
+/// again once it is not among them any more; one that finds itself rejected puts the files back.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HeldNow {
+    /// The drive.
+    pub drive: DriveId,
+    /// As in [`HeldList`].
+    pub held: Vec<Held>,
+}
+
+/// Refuses a device's held deletions of a drive for good: the device puts the files back.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RejectHeld {
+    /// The drive.
+    pub drive: DriveId,
+    /// The device.
+    pub device: DeviceId,
 }
 
 /// Lets a device's held deletions of a drive pass when it asks again.

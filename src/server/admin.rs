@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::accounts::{check_password, check_user_name, hash_password, hash_secret, random};
 use super::clock::now_ms;
 use super::config::Config;
+use super::gate::Decision;
 use super::store::metadata::{Access, Database, Device, Drive, HeldRow, Metadata, Result, User};
 use super::store::{Layout, StoreError, transact};
 use crate::model::{DeviceId, DriveId, JoinLink, Lineage, UserId};
@@ -332,22 +333,22 @@ impl Admin {
         })
     }
 
-    /// Lets the held deletions of a user's device pass.
+    /// Takes in what is decided about the held deletions of a user's device.
     ///
     /// # Errors
     /// When there is no such user or device, or nothing of it is held.
-    pub fn approve(&self, name: &str, device: &str) -> Result<Device> {
+    pub fn decide_held(&self, name: &str, device: &str, decision: Decision) -> Result<Device> {
         self.with_user(name, |metadata, user| {
-            let mut approved = None;
+            let mut decided = None;
             for drive in metadata.drives(user.num)? {
                 let held = metadata.held(drive.num)?;
                 let devices: Vec<Device> = held.into_iter().map(|held| held.device).collect();
                 if let Ok(device) = find_device(&devices, device) {
-                    metadata.approve_held(drive.num, device.num, now_ms())?;
-                    approved = Some(device.clone());
+                    metadata.decide_held(drive.num, device.num, decision, now_ms())?;
+                    decided = Some(device.clone());
                 }
             }
-            approved.ok_or_else(|| {
+            decided.ok_or_else(|| {
                 StoreError::request(
                     FailureCode::NotFound,
                     format!("No deletions of a device {device:?} are held"),

@@ -17,6 +17,7 @@ use super::accounts::PASSWORD_LEN_MAX;
 use super::admin::Admin;
 use super::clock::timestamp;
 use super::config::Config;
+use super::gate::Decision;
 use super::store::metadata::Device;
 use super::{log, service};
 
@@ -81,6 +82,13 @@ enum Command {
     },
     /// Let a device's waiting deletions pass
     Approve {
+        /// The user
+        user: String,
+        /// The device's id, or its name
+        device: String,
+    },
+    /// Refuse a device's waiting deletions: it puts the files back
+    Reject {
         /// The user
         user: String,
         /// The device's id, or its name
@@ -263,13 +271,18 @@ fn administer(admin: &Admin, command: Command, json: bool) -> anyhow::Result<Str
         }
         Command::Held { user } => {
             for held in admin.held(&user)? {
-                let text = format!(
-                    "{}  {} deletions since {}  {}",
+                let mut text = format!(
+                    "{}  {} deletions since {}{}  {}",
                     held.device.id,
                     held.deletions,
                     time(held.since_ms),
+                    if held.rejected { ", rejected" } else { "" },
                     held.device.name
                 );
+                let examples: Vec<String> = held.examples.iter().map(ToString::to_string).collect();
+                for example in &held.examples {
+                    text.push_str(&format!("\n  {example:?}"));
+                }
                 out.line(
                     &text,
                     &json!({
@@ -278,14 +291,22 @@ fn administer(admin: &Admin, command: Command, json: bool) -> anyhow::Result<Str
                         "device_name": held.device.name,
                         "deletions": held.deletions,
                         "since": time(held.since_ms),
+                        "rejected": held.rejected,
+                        "examples": examples,
                     }),
                 );
             }
         }
         Command::Approve { user, device } => {
-            let device = admin.approve(&user, &device)?;
+            let device = admin.decide_held(&user, &device, Decision::Approve)?;
             let text = format!("The deletions of {} will pass", device.name);
             out.line(&text, &json!({"type": "approved", "device": device.id.to_string()}));
+        }
+        Command::Reject { user, device } => {
+            let device = admin.decide_held(&user, &device, Decision::Reject)?;
+            let text =
+                format!("The deletions of {} are refused; it puts the files back", device.name);
+            out.line(&text, &json!({"type": "rejected", "device": device.id.to_string()}));
         }
     }
     Ok(out.text)

@@ -121,9 +121,9 @@ pub struct LimitsSection {
     pub disk_free_min_mib: u64,
     /// The span in which deletions of one device count as one act, in seconds.
     pub mass_delete_window_secs: u64,
-    /// Fewer deletions than this are never held; 0 turns the gate off.
+    /// An act of at most this many deletions is never held; 0 turns the gate off.
     pub mass_delete_min: u64,
-    /// The share of a drive that one act may delete, 0 to 1.
+    /// An act that deletes at most this share of the drive is never held, 0 to 1.
     pub mass_delete_share: f64,
 }
 

@@ -35,6 +35,7 @@ struct Inner {
     connections: HashMap<u64, Connected>,
     next: u64,
     heads: HashMap<i64, watch::Sender<Rev>>,
+    held: HashMap<i64, watch::Sender<()>>,
     closing: bool,
 }
 
@@ -145,6 +146,27 @@ impl Hub {
                 });
             }
         }
+    }
+
+    /// Tells who listens that what is held in a drive has changed.
+    pub fn publish_held(&self, drive: i64) {
+        let mut inner = self.lock();
+        if let Some(sender) = inner.held.get(&drive)
+            && sender.send(()).is_err()
+        {
+            inner.held.remove(&drive);
+        }
+    }
+
+    /// Tells everybody who listens that what is held may have changed.
+    pub fn publish_all_held(&self) {
+        self.lock().held.retain(|_, sender| sender.send(()).is_ok());
+    }
+
+    /// Listens to what is held in a drive: a wake-up, what is held is in the database.
+    #[must_use]
+    pub fn listen_held(&self, drive: i64) -> watch::Receiver<()> {
+        self.lock().held.entry(drive).or_insert_with(|| watch::channel(()).0).subscribe()
     }
 
     /// Listens to a drive. The value is only a wake-up: the head is in the database.

@@ -223,7 +223,7 @@ async fn listen_until(
     mut stopping: watch::Receiver<bool>,
 ) {
     let mut connections = JoinSet::new();
-    let watching = tokio::spawn(watch_for_revocations(Arc::clone(&shared)));
+    let watching = tokio::spawn(watch_for_notices(Arc::clone(&shared)));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -275,8 +275,9 @@ async fn converse(
     }
 }
 
-/// Ends the connections of devices that another process revoked.
-async fn watch_for_revocations(shared: Arc<Shared>) {
+/// Ends the connections of devices that another process revoked, and passes on what it decided about
+/// held deletions.
+async fn watch_for_notices(shared: Arc<Shared>) {
     let mut known = None;
     let mut ticks = interval(NOTICE_PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -296,13 +297,16 @@ async fn watch_for_revocations(shared: Arc<Shared>) {
             .await;
         match looked {
             Ok((notice, revoked)) => {
+                if known != Some(notice) {
+                    shared.hub.publish_all_held();
+                }
                 known = Some(notice);
                 for device in revoked {
                     shared.hub.end_device(device);
                 }
             }
             Err(error) if error.is_fault() => {
-                tracing::error!(%error, "it could not be looked for revoked devices");
+                tracing::error!(%error, "it could not be looked for what other processes changed");
             }
             Err(_) => {}
         }

@@ -474,7 +474,7 @@ pub mod memory {
     use crate::model::{
         ChunkId, Content, DeviceId, Digest, ListId, Name, Node, NodeId, Place, Rev,
     };
-    use crate::server::gate::{Gate, GateLimits};
+    use crate::server::gate::{Decision, Gate, GateLimits};
 
     /// One drive, with all its versions.
     #[derive(Debug, Clone, Default)]
@@ -529,15 +529,26 @@ pub mod memory {
             self.versions.get(&id)?.first().map(|first| first.rev)
         }
 
-        /// Returns the devices with held deletions, and how many each has.
-        pub fn held(&self) -> impl Iterator<Item = (DeviceId, usize)> {
-            self.held.iter().map(|(device, nodes)| (*device, nodes.len()))
+        /// Begins a commit of a device, as [`Gate::announce`] says.
+        pub fn announce(&mut self, device: DeviceId, pending: Option<u64>, alone: bool) {
+            self.gates.entry(device).or_default().announce(pending, alone);
+            self.held.retain(|device, _| self.gates[device].held_since_ms.is_some());
         }
 
-        /// Lets a device's held deletions pass when it asks again.
-        pub fn approve(&mut self, device: DeviceId) {
-            self.gates.entry(device).or_default().approve(self.now_ms);
-            self.held.remove(&device);
+        /// Returns the devices with held deletions, and how many each has.
+        pub fn held(&self) -> impl Iterator<Item = (DeviceId, u64)> {
+            self.held.iter().map(|(device, nodes)| {
+                let announced = self.gates.get(device).and_then(|gate| gate.announced);
+                (*device, announced.unwrap_or(nodes.len() as u64))
+            })
+        }
+
+        /// Takes in what a person decides about a device's held deletions.
+        pub fn decide(&mut self, device: DeviceId, decision: Decision) {
+            self.gates.entry(device).or_default().decide(decision, self.now_ms);
+            if decision == Decision::Approve {
+                self.held.remove(&device);
+            }
         }
     }
 

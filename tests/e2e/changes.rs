@@ -1,6 +1,10 @@
 //! Drop, edit, rename, move, delete; devices that were off; and the table of conflicts.
 
-use crate::support::{Device, World, settle, today, wait_same};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::{Device, Tree, World, settle, today, wait_same};
 
 /// Two devices that hold `base` already.
 fn two(base: &[(&str, &str)]) -> (World, Device, Device) {
@@ -288,31 +292,106 @@ fn a_copy_name_that_is_taken_gets_a_number_and_a_long_one_is_cut_at_a_character(
     o.holds(cut, "long of a");
 }
 
+/// A device has deleted 1,500 of 1,501 files; it waits for a person, and both devices say so.
+#[track_caller]
+fn wait_held(a: &Device, b: &Device, whole: &Tree) {
+    a.wait_status("held deletion", |status| status["state"] == "problem");
+    b.wait_status("deletion held elsewhere", |status| {
+        status["folders"][0]["held"][0]["deletions"] == 1501
+    });
+    let status = a.status();
+    assert_eq!(status["problem_count"], 1, "{status:#}");
+    let reason = status["problems"][0]["reason"].as_str().unwrap();
+    assert!(reason.starts_with("A mass deletion here (1501 files and directories)"), "{reason}");
+    let stderr = a.picloud(&["sync", "--timeout", "60"]).fails(3);
+    assert!(
+        stderr.contains("picloud approve \"a\"") && stderr.contains("picloud reject"),
+        "{stderr}"
+    );
+    // Nothing is gone elsewhere, and the other device is at work as ever.
+    b.sync();
+    assert!(whole.difference(&b.tree()).is_empty(), "{}", whole.difference(&b.tree()));
+    let text = b.picloud(&["status"]).ok();
+    assert!(text.contains("a wants to delete 1,501 files and directories everywhere"), "{text}");
+    let held = b.picloud(&["held"]);
+    assert_eq!(held.code, 3, "{held:?}");
+    let lines: Vec<&str> = held.stdout.lines().collect();
+    assert!(
+        lines[0].starts_with("a wants to delete 1,501 files and directories, since "),
+        "{held:?}"
+    );
+    assert!(lines[1].starts_with("  precious/") && lines[6] == "  and 1,496 more", "{held:?}");
+    let held = b.picloud(&["held", "--json"]);
+    let held = &held.objects()[0];
+    assert_eq!((held["device"].as_str(), held["deletions"].as_u64()), (Some("a"), Some(1501)));
+    assert!(held["examples"][0].as_str().unwrap().starts_with("precious/"), "{held}");
+}
+
 #[test]
-fn a_mass_deletion_waits_for_a_person() {
-    let world =
-        World::with_server_config("[limits]\nmass_delete_min = 100\nmass_delete_share = 0.1\n");
+fn a_mass_deletion_waits_as_a_whole_until_a_person_has_decided() {
+    let world = World::new();
     let a = world.device("ann", "a");
     let b = world.device("ann", "b");
-    for index in 0..600 {
-        a.write(format!("precious/{index}"), "x");
+    a.write("other", "x");
+    for index in 0..1500 {
+        a.write(format!("precious/{index}"), format!("{index}"));
     }
-    settle(&[&a, &b]);
+    let whole = settle(&[&a, &b]);
+
     a.remove("precious");
-    a.wait_status("held deletion", |status| status["state"] == "problem");
-    let stderr = a.picloud(&["sync", "--timeout", "90"]).fails(3);
-    assert!(stderr.contains("picloud approve"), "{stderr}");
-    b.sync();
-    // The directory, and all files but those that pass before it counts as a mass deletion.
-    assert_eq!(b.tree().len(), 1 + 600 - 100);
-    let held = b.picloud(&["held", "--json"]);
-    assert_eq!(held.code, 3, "{held:?}");
-    assert_eq!(held.objects()[0]["device"], "a");
+    wait_held(&a, &b, &whole);
+    b.picloud(&["reject", "nobody"]).fails(1);
+    b.picloud(&["reject", "a"]).ok();
+    assert_eq!(settle(&[&a, &b]).difference(&whole), "", "all is back");
+    assert_eq!(b.picloud(&["held"]).code, 0);
+
+    a.remove("precious");
+    wait_held(&a, &b, &whole);
+    // What else is done there goes on.
+    a.write("other", "y");
+    b.wait_text("other", "y");
     b.picloud(&["approve", "nobody"]).fails(1);
+    let decided = Instant::now();
     b.picloud(&["approve", "a"]).ok();
+    b.wait_gone("precious/0");
+    assert!(decided.elapsed() < Duration::from_secs(20), "the device was not woken");
     b.wait_gone("precious");
     settle(&[&a, &b]);
+    assert_eq!(b.tree().paths(), ["other"]);
     assert_eq!(b.picloud(&["held"]).code, 0);
+}
+
+#[test]
+fn a_decision_counts_for_a_device_that_was_off_and_can_be_made_on_the_server() {
+    let world =
+        World::with_server_config("[limits]\nmass_delete_min = 20\nmass_delete_share = 0.1\n");
+    let mut a = world.device("ann", "a");
+    let b = world.device("ann", "b");
+    for index in 0..60 {
+        a.write(format!("precious/{index}"), "x");
+    }
+    let whole = settle(&[&a, &b]);
+    a.remove("precious");
+    a.wait_status("held deletion", |status| status["state"] == "problem");
+    a.kill();
+    world.picloud_server(&["reject", "ann", "a"]).ok();
+    b.wait_status("nothing to wait for", |status| status["folders"][0]["held"] == json!([]));
+    a.start();
+    assert_eq!(settle(&[&a, &b]).difference(&whole), "", "all is back");
+    // Put back by hand, it is over as well.
+    let aside = a.dir.join("aside");
+    std::fs::rename(a.path("precious"), &aside).unwrap();
+    a.wait_status("held deletion", |status| status["state"] == "problem");
+    std::fs::rename(&aside, a.path("precious")).unwrap();
+    b.wait_status("nothing to wait for", |status| status["folders"][0]["held"] == json!([]));
+    assert_eq!(settle(&[&a, &b]).difference(&whole), "", "nothing is lost");
+    a.remove("precious");
+    a.wait_status("held deletion", |status| status["state"] == "problem");
+    let held = world.picloud_server(&["held", "ann"]).ok();
+    assert!(held.contains("61 deletions since") && held.contains("\"precious/"), "{held}");
+    world.picloud_server(&["approve", "ann", "a"]).ok();
+    b.wait_gone("precious");
+    settle(&[&a, &b]);
 }
 
 #[test]

@@ -183,8 +183,14 @@ impl Device {
     }
 
     pub async fn commit(&self, changes: Vec<Change>, chunks: Vec<ChunkData>) -> Committed {
-        let commit = Commit { drive: self.drive, changes, chunks };
+        let commit = Commit { drive: self.drive, changes, chunks, deletions: None };
         self.connection.call(&commit).await.unwrap()
+    }
+
+    /// Commits changes, and announces how many deletions are pending in all.
+    pub async fn announce(&self, deletions: u64, changes: Vec<Change>) -> Committed {
+        let (drive, chunks, deletions) = (self.drive, vec![], Some(deletions));
+        self.connection.call(&Commit { drive, changes, chunks, deletions }).await.unwrap()
     }
 
     /// Creates a small file in the root.
@@ -220,6 +226,17 @@ impl Device {
         }
     }
 
+    /// Waits until the server tells what is held; returns that.
+    pub async fn held(&mut self) -> Vec<Held> {
+        loop {
+            match timeout(PATIENCE, self.pushes.recv()).await.expect("a push in time") {
+                Some(Push::Held(now)) => return now.held,
+                Some(Push::Page(page)) => self.seen(page.upto).await,
+                other => panic!("{other:?} came instead of what is held"),
+            }
+        }
+    }
+
     /// Takes in pages until one ends at this rev; returns all their nodes and chunks.
     pub async fn pages_upto(&mut self, upto: Rev) -> (Vec<Versioned>, Vec<ChunkData>, Page) {
         let (mut nodes, mut chunks) = (Vec::new(), Vec::new());
@@ -237,7 +254,7 @@ impl Device {
     pub async fn ended(&mut self) -> FailureCode {
         loop {
             match timeout(PATIENCE, self.pushes.recv()).await.expect("an end in time") {
-                Some(Push::Page(_)) => {}
+                Some(Push::Page(_) | Push::Held(_)) => {}
                 Some(Push::Bye(bye)) => return bye.code,
                 None => panic!("the connection ended without a reason"),
             }

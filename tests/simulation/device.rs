@@ -26,6 +26,8 @@ pub const TODAY: &str = "2026-11-23";
 pub struct Wire {
     pub batch: u64,
     pub changes: Vec<Change>,
+    /// How many deletions are announced.
+    pub deletions: u64,
     /// The small contents that travel inside.
     pub texts: Vec<String>,
     /// One per change the engine asked for; nothing yet for those in `changes`.
@@ -228,7 +230,8 @@ impl Device {
 
     /// Reads the small contents that travel inside a commit, as the driver does before it sends.
     pub fn build(&self, batch: u64, outgoing: Vec<Outgoing>) -> Wire {
-        let mut wire = Wire { batch, changes: vec![], texts: vec![], results: vec![] };
+        let deletions = self.engine.deletions_pending(batch);
+        let mut wire = Wire { batch, changes: vec![], deletions, texts: vec![], results: vec![] };
         for Outgoing { change, attach } in outgoing {
             if let Some((at, expected)) = attach {
                 match self.folder.read(&at, &expected.stat) {

@@ -30,9 +30,12 @@ impl Server {
         }
     }
 
+    pub fn device(number: usize) -> DeviceId {
+        DeviceId::from_bytes([u8::try_from(number).unwrap(); 16])
+    }
+
     pub fn commit(&mut self, author: usize, changes: &[Change]) -> Vec<ChangeResult> {
-        let author = DeviceId::from_bytes([u8::try_from(author).unwrap(); 16]);
-        let Ok(results) = rules::apply(&mut self.manifest, author, changes);
+        let Ok(results) = rules::apply(&mut self.manifest, Self::device(author), changes);
         results
     }
 

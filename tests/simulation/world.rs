@@ -251,11 +251,6 @@ impl World {
         Ok(())
     }
 
-    /// How many entries there are on the first device.
-    pub fn entries(&self) -> usize {
-        self.devices[0].disk.borrow().walk().len()
-    }
-
     /// Makes a tree on one device: `"a=1 d/ d/b=2 l->t"`.
     pub fn build(&mut self, device: usize, tree: &str) {
         for entry in tree.split_whitespace() {
@@ -327,6 +322,16 @@ impl World {
         }
         self.server = older;
         self.restored = true;
+    }
+
+    /// A device hears something from the server that is neither an answer nor a page.
+    pub fn hear(&mut self, device: usize, event: Event) {
+        self.devices[device].down.push_back(event);
+    }
+
+    /// Whether the deletions of a device are held, as far as it knows.
+    pub fn is_held(&self, device: usize) -> bool {
+        self.devices[device].engine.are_deletions_held()
     }
 
     fn fault(&mut self, n: usize, fault: Fault) {
@@ -620,7 +625,9 @@ impl World {
     }
 
     fn commit(&mut self, n: usize, wire: Wire) -> Event {
-        let Wire { batch, changes, texts, results } = wire;
+        let Wire { batch, changes, deletions, texts, results } = wire;
+        let alone = results.is_empty();
+        self.server.manifest.announce(Server::device(n), Some(deletions), alone);
         for text in texts {
             self.take_in(text);
         }

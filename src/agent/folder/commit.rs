@@ -34,11 +34,15 @@ const BUILT_MAX: usize = 2;
 pub(in crate::agent) struct Job {
     pub batch: u64,
     pub changes: Vec<Outgoing>,
+    /// How many deletions are pending, as the server is to be told.
+    pub deletions: u64,
 }
 
 /// A commit ready to be sent.
 struct Built {
     batch: u64,
+    /// Whether it is sent without a change, too: for what it says of deletions.
+    is_announcement: bool,
     commit: Commit,
     /// Which change of the job each change of the frame is.
     indexes: Vec<usize>,
@@ -100,12 +104,12 @@ async fn send(
     built: Built,
     sent: &SentWay,
 ) -> Result<(), CallError> {
-    let Built { batch, commit, indexes, bring, results } = built;
+    let Built { batch, is_announcement, commit, indexes, bring, results } = built;
     let len: usize = commit.chunks.iter().map(|chunk| chunk.data.len() + 64).sum();
     cx.rates.up.pass(len as u64).await;
     let _sending = sent.sending.lock().await;
     let mut reply: Option<ReplyFuture> = None;
-    if !commit.changes.is_empty() {
+    if is_announcement || !commit.changes.is_empty() {
         let pending: Pending<Commit> = session.journal.send(&commit).await?;
         reply = Some(Box::pin(pending.reply()));
     }
@@ -222,10 +226,15 @@ impl Sent {
 
 /// Reads and packs what the changes need. Blocks on the disk.
 fn build(cx: &Context, job: Job) -> Built {
-    let commit = Commit { drive: cx.drive, changes: Vec::new(), chunks: Vec::new() };
     let mut built = Built {
         batch: job.batch,
-        commit,
+        is_announcement: job.changes.is_empty(),
+        commit: Commit {
+            drive: cx.drive,
+            changes: Vec::new(),
+            chunks: Vec::new(),
+            deletions: Some(job.deletions),
+        },
         indexes: Vec::new(),
         bring: Vec::new(),
         results: Vec::new(),

@@ -23,10 +23,13 @@ use crate::agent::{clock, watch::Watcher};
 use crate::engine::Engine;
 use crate::engine::apply::{Job, Payload};
 use crate::engine::folder::{Folder as _, Own};
-use crate::engine::seam::{Action, Committed, DiskOp, Event, Outcome, Outgoing, Spot, Uploaded};
+use crate::engine::seam::{
+    Action, Committed, DiskOp, Event, Outcome, Outgoing, Spot, Uploaded, Word,
+};
 use crate::engine::trees::Trees as _;
 use crate::model::{Change, ChangeOp, Content, Name, NodeId, RelPath};
-use crate::protocol::control::{Conflict, Problem};
+use crate::protocol::control::{Conflict, HeldDeletion, Problem};
+use crate::protocol::message::Held;
 
 /// How many inputs are taken before the engine plans.
 const INPUTS_PER_TURN: usize = 512;
@@ -119,6 +122,8 @@ pub(super) struct Core {
     fetching: HashMap<NodeId, Fetching>,
     applying: HashMap<NodeId, Told>,
     committing: HashMap<u64, Vec<Option<Told>>>,
+    /// The mass deletions of the drive that wait for a person, as the server last told.
+    held: Vec<HeldDeletion>,
     /// Problems that were told of already.
     told_problems: HashSet<(String, String)>,
     scan_every_ms: u64,
@@ -158,6 +163,7 @@ impl Core {
             fetching: HashMap::new(),
             applying: HashMap::new(),
             committing: HashMap::new(),
+            held: Vec::new(),
             told_problems: HashSet::new(),
             scan_every_ms: parts.scan_every_ms,
             next_scan_ms: now + parts.scan_every_ms,
@@ -327,6 +333,11 @@ impl Core {
                     self.event(Event::Committed { batch, results, head })?;
                 }
             }
+            Input::Held { session, held } => {
+                if self.is_live(session) {
+                    self.held(held)?;
+                }
+            }
             Input::Uploaded { session, node, uploaded } => {
                 if self.is_live(session) {
                     self.event(Event::Uploaded { node, uploaded })?;
@@ -372,11 +383,34 @@ impl Core {
     fn disconnect(&mut self) -> Result<(), Ended> {
         self.live = None;
         self.committing.clear();
+        self.held.clear();
         self.event(Event::Offline)?;
         for (node, _) in std::mem::take(&mut self.fetching) {
             self.applied(node, no_connection())?;
         }
         Ok(())
+    }
+
+    /// Takes in which mass deletions are held: what is this device's own is the engine's to know.
+    fn held(&mut self, held: Vec<Held>) -> Result<(), Ended> {
+        let own = held.iter().find(|held| held.device == self.cx.device);
+        let word = match own {
+            None => Word::Open,
+            Some(own) if own.rejected => Word::Rejected,
+            Some(_) => Word::Held,
+        };
+        // What is rejected waits for no person any more.
+        self.held = held
+            .into_iter()
+            .filter(|held| !held.rejected)
+            .map(|held| HeldDeletion {
+                here: held.device == self.cx.device,
+                device: held.device_name,
+                deletions: held.deletions,
+                since: held.since.secs,
+            })
+            .collect();
+        self.event(Event::Deletions(word))
     }
 
     fn applied(&mut self, node: NodeId, outcome: Outcome) -> Result<(), Ended> {
@@ -421,7 +455,8 @@ impl Core {
                 self.checkpoint()?;
                 let told = changes.iter().map(|outgoing| self.sent(outgoing)).collect();
                 self.committing.insert(batch, told);
-                let job = commit::Job { batch, changes };
+                let deletions = self.engine.deletions_pending(batch);
+                let job = commit::Job { batch, changes, deletions };
                 let taken =
                     self.live.as_ref().is_some_and(|live| live.commits.try_send(job).is_ok());
                 if !taken {
@@ -500,6 +535,7 @@ impl Core {
             || self.shown.rescans_done != self.engine.rescans_done()
             || self.shown.is_settled != self.is_settled
             || self.shown.agrees != self.engine.agrees()
+            || self.shown.held != self.held
     }
 
     /// Brings the view up to date: at once when work begins or ends, else now and then.
@@ -523,6 +559,7 @@ impl Core {
             problem_count: self.shown.problem_count,
             problems: Vec::new(),
             agrees: self.engine.agrees(),
+            held: self.held.clone(),
             is_settled: self.is_settled,
             rescans_done: self.engine.rescans_done(),
         };
@@ -543,6 +580,7 @@ impl Core {
     /// Returns what a person should know, and tells of what is new.
     fn problems(&mut self) -> Result<Vec<Problem>, Ended> {
         let mut found = self.engine.problems();
+        found.extend(self.own_held().map(|reason| (RelPath::ROOT, reason)));
         found.extend(self.cx.troubles());
         for (dir, reason) in self.ignore.problems() {
             if let Some(path) = self.pattern_file(&dir)? {
@@ -578,6 +616,26 @@ impl Core {
         }
         // Always a legal name.
         Ok(Name::new(ignore::FILE_NAME).ok().map(|name| dir.join(&name)))
+    }
+
+    /// Returns what a person should know of this device's own deletions, when they are held.
+    fn own_held(&self) -> Option<String> {
+        if !self.engine.are_deletions_held() {
+            return None;
+        }
+        let own = self.held.iter().find(|held| held.here);
+        let since = own.and_then(|own| jiff::Timestamp::from_second(own.since).ok());
+        let since = since.map_or_else(String::new, |since| {
+            let zone = jiff::tz::TimeZone::system();
+            format!(", since {}", since.to_zoned(zone).strftime("%Y-%m-%d %H:%M"))
+        });
+        let device = own.map_or_else(|| "DEVICE".to_owned(), |own| format!("{:?}", own.device));
+        Some(format!(
+            "A mass deletion here ({} files and directories) waits for a person{since}: `picloud \
+             held` shows it, `picloud approve {device}` lets it happen everywhere, `picloud reject \
+             {device}` puts the files back",
+            self.engine.trees().totals().deletions
+        ))
     }
 
     fn conflicts(&self) -> Result<Vec<Conflict>, Ended> {

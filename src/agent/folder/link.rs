@@ -260,6 +260,13 @@ impl Link {
                             return end;
                         }
                     }
+                    Some(Push::Held(now)) if now.drive == self.config.drive => {
+                        let input = Input::Held { session: session.number, held: now.held };
+                        if self.cx.inputs.send(input).await.is_err() {
+                            return End::Closed;
+                        }
+                    }
+                    Some(Push::Held(_)) => {}
                     Some(Push::Bye(bye)) => return End::of_code(Some(bye.code), bye.message),
                     None => {
                         let reason = session.journal.closed().await;

@@ -30,9 +30,10 @@ use super::lists::Lists;
 use super::rate::Rate;
 use crate::engine::apply::Payload;
 use crate::engine::seam::{Committed, Event, JournalPage, Outcome, Uploaded};
-use crate::model::{ChunkData, DriveId, Lineage, NodeId, RelPath, Rev};
+use crate::model::{ChunkData, DeviceId, DriveId, Lineage, NodeId, RelPath, Rev};
 use crate::protocol::Connection;
 use crate::protocol::control::Conflict;
+use crate::protocol::message::Held;
 
 /// Small contents that came inside pages and are not applied yet, in bytes as packed.
 const INCOMING_LEN_MAX: usize = 64 * 1024 * 1024;
@@ -58,6 +59,8 @@ pub(super) struct Rates {
 pub(super) struct Context {
     pub folder: DiskFolder,
     pub drive: DriveId,
+    /// This device, by the server's name for it.
+    pub device: DeviceId,
     pub lists: Lists,
     pub rates: Arc<Rates>,
     pub incoming: Cache<Arc<ChunkData>>,
@@ -133,6 +136,8 @@ pub(super) enum Input {
     Offline { session: u64 },
     /// A page of the journal came.
     Page { session: u64, page: JournalPage },
+    /// The mass deletions of the drive that are held now.
+    Held { session: u64, held: Vec<Held> },
     /// What became of a commit.
     Committed { session: u64, batch: u64, results: Vec<Committed>, head: Rev },
     /// What became of an upload.

@@ -340,6 +340,7 @@ impl Supervisor {
         wish: &Wish,
     ) -> std::io::Result<(Core, Arc<Context>)> {
         let cx = Arc::new(Context {
+            device: self.settings.config.device,
             folder: opened.folder,
             drive: self.settings.config.drive,
             lists: opened.lists,

@@ -2,7 +2,7 @@
 
 use crate::agent::config::FolderConfig;
 use crate::engine::trees::{Meta, Totals};
-use crate::protocol::control::{FolderStatus, Problem, State};
+use crate::protocol::control::{FolderStatus, HeldDeletion, Problem, State};
 
 /// The most problems shown with their paths.
 const PROBLEMS_SHOWN: usize = 100;
@@ -16,6 +16,7 @@ pub(in crate::agent) struct EngineView {
     pub problem_count: u64,
     pub problems: Vec<Problem>,
     pub agrees: Option<bool>,
+    pub held: Vec<HeldDeletion>,
     pub is_settled: bool,
     pub rescans_done: u64,
 }
@@ -119,6 +120,7 @@ impl View {
             last_sync: engine.meta.last_sync.map(|time| time.secs),
             cursor: engine.meta.cursor.0,
             agrees: engine.agrees,
+            held: engine.held.clone(),
         }
     }
 }

@@ -12,9 +12,11 @@
 use super::memory::MemoryManifest;
 use super::*;
 use crate::model::{Digest, DriveId, Lineage, Timestamp, UserId, Versioned};
-use crate::server::gate::GateLimits;
+use crate::server::gate::{Decision, GateLimits};
 use crate::server::packs::Location;
-use crate::server::store::metadata::{Access, Author, ChunkRow, Database, Metadata};
+use crate::server::store::metadata::{
+    Access, Applied, Asked, Author, ChunkRow, Database, Metadata,
+};
 use crate::server::store::sqlite::Sqlite;
 use crate::server::store::transact;
 
@@ -132,13 +134,21 @@ impl Stored {
     }
 
     fn apply(&mut self, author: &str, changes: &[Change]) -> Vec<ChangeResult> {
+        self.commit(author, changes, None, &GateLimits::default()).results
+    }
+
+    fn commit(
+        &mut self,
+        author: &str,
+        changes: &[Change],
+        deletions: Option<u64>,
+        limits: &GateLimits,
+    ) -> Applied {
         let author = *self.devices.iter().find(|one| one.id == device(author)).expect("A or B");
-        let limits = GateLimits::default();
+        let asked = Asked { changes, deletions, now_ms: 0 };
         let drive = self.drive;
-        let applied = transact(&mut *self.metadata, |metadata| {
-            metadata.apply(drive, author, changes, 0, &limits)
-        });
-        applied.unwrap().results
+        transact(&mut *self.metadata, |metadata| metadata.apply(drive, author, &asked, limits))
+            .unwrap()
     }
 
     /// Compares the newest versions, head, digest and count with those in memory.
@@ -318,8 +328,7 @@ fn a_content_must_have_the_length_it_claims() {
 fn held_deletions_pass_once_approved() {
     let mut manifest = run("A create 1 dir 0/a => rev 1
          A create 2 dir 0/b => rev 2");
-    manifest.gate_limits =
-        Some(crate::server::gate::GateLimits { count_min: 1, ..Default::default() });
+    manifest.gate_limits = Some(GateLimits { count_min: 1, ..Default::default() });
     let ask = |manifest: &mut MemoryManifest, change| {
         let Ok(results) = apply(manifest, device("A"), &[parse(change)]);
         show(&results[0])
@@ -327,8 +336,45 @@ fn held_deletions_pass_once_approved() {
     assert_eq!(ask(&mut manifest, "delete 1@1"), "rev 3");
     assert_eq!(ask(&mut manifest, "delete 2@2"), "held");
     assert_eq!(manifest.held().collect::<Vec<_>>(), [(device("A"), 1)]);
-    manifest.approve(device("A"));
+    manifest.decide(device("A"), Decision::Approve);
     assert_eq!(ask(&mut manifest, "delete 2@2"), "rev 4");
+}
+
+#[test]
+fn announced_deletions_are_held_whole_in_memory_and_in_sqlite() {
+    let script = "A create 1 dir 0/a => rev 1
+         A create 2 dir 0/b => rev 2
+         A create 3 dir 0/c => rev 3";
+    let mut manifest = run(script);
+    let mut stored = Stored::new();
+    for line in script.lines() {
+        let (asked, _) = line.trim().split_once(" => ").unwrap();
+        stored.apply("A", &[parse(asked.split_once(' ').unwrap().1)]);
+    }
+    let limits = GateLimits { count_min: 1, ..GateLimits::default() };
+    manifest.gate_limits = Some(limits);
+    let mut commit = |pending, changes: &[&str]| {
+        let changes: Vec<Change> = changes.iter().map(|change| parse(change)).collect();
+        manifest.announce(device("A"), pending, changes.is_empty());
+        let Ok(results) = apply(&mut manifest, device("A"), &changes);
+        let applied = stored.commit("A", &changes, pending, &limits);
+        assert_eq!(applied.results, results, "in SQLite");
+        let (drive, held) = (stored.drive, manifest.held().collect::<Vec<_>>());
+        let rows = transact(&mut *stored.metadata, |metadata| metadata.held(drive)).unwrap();
+        let rows: Vec<_> = rows.iter().map(|row| (row.device.id, row.deletions)).collect();
+        assert_eq!(rows, held);
+        let shown: Vec<String> = results.iter().map(show).collect();
+        (shown.join(" "), held.first().map(|(_, count)| *count), applied.held_changed)
+    };
+    let told = |results: &str, held, changed| (results.to_owned(), held, changed);
+    assert_eq!(commit(Some(2), &["delete 1@1"]), told("held", Some(2), true));
+    assert_eq!(commit(None, &["delete 1@1"]), told("held", Some(2), false));
+    assert_eq!(commit(Some(3), &["update 3@3 mode 600"]), told("rev 4", Some(3), true));
+    assert_eq!(commit(Some(0), &[]), told("", None, true), "all put back");
+    assert_eq!(commit(Some(1), &["delete 1@1"]), told("rev 5", None, false));
+    assert_eq!(commit(Some(1), &["delete 2@2"]), told("held", Some(1), true));
+    assert_eq!(commit(None, &["delete 3@4"]), told("held", Some(1), false));
+    stored.assert_same(&manifest);
 }
 
 proptest::proptest! {

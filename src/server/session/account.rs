@@ -2,16 +2,16 @@
 
 use super::decode;
 use super::reading::Answering;
-use crate::model::JoinLink;
+use crate::model::{DeviceId, JoinLink};
 use crate::protocol::IncomingFrame;
 use crate::protocol::message::{
-    ApproveHeld, ChangePassword, DeviceInfo, Devices, Done, FailureCode, Held, HeldList, Invite,
-    Invited, ListDevices, Logout, Message, RevokeDevice, TotpBegin, TotpConfirm, TotpDisable,
-    TotpSecret,
+    ChangePassword, DeviceInfo, Devices, Done, FailureCode, Invite, Invited, ListDevices, Logout,
+    Message, RevokeDevice, TotpBegin, TotpConfirm, TotpDisable, TotpSecret,
 };
 use crate::server::accounts;
 use crate::server::admin;
 use crate::server::clock::{now_ms, timestamp};
+use crate::server::gate::Decision;
 use crate::server::store::StoreError;
 use crate::server::store::metadata::{Result, User};
 use crate::server::throttle::Try;
@@ -205,25 +205,12 @@ impl Answering {
         Ok(())
     }
 
-    pub(super) async fn list_held(&self, drive: i64) -> Result<HeldList> {
-        let held = self.shared.store.read(move |metadata, _| metadata.held(drive)).await?;
-        let held = held
-            .into_iter()
-            .map(|row| Held {
-                device: row.device.id,
-                device_name: row.device.name,
-                deletions: row.deletions,
-                since: timestamp(row.since_ms),
-            })
-            .collect();
-        Ok(HeldList { held })
-    }
-
-    pub(super) async fn approve_held(
+    pub(super) async fn decide_held(
         &self,
         request: u32,
         drive: i64,
-        asked: ApproveHeld,
+        device: DeviceId,
+        decision: Decision,
     ) -> Result<()> {
         self.shared
             .store
@@ -231,12 +218,13 @@ impl Answering {
                 let held = metadata.held(drive)?;
                 let row = held
                     .into_iter()
-                    .find(|row| row.device.id == asked.device)
+                    .find(|row| row.device.id == device)
                     .ok_or_else(|| not_found("No deletions of this device are held"))?;
-                metadata.approve_held(drive, row.device.num, now_ms())
+                metadata.decide_held(drive, row.device.num, decision, now_ms())
             })
             .await?;
-        tracing::info!(of = %asked.device, "held deletions approved");
+        tracing::info!(of = %device, ?decision, "held deletions decided on");
+        self.shared.hub.publish_held(drive);
         self.outbox.reply(request, &Done {}).await;
         Ok(())
     }

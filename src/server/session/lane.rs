@@ -25,7 +25,7 @@ use crate::protocol::message::{
 use crate::server::accounts;
 use crate::server::clock::now_ms;
 use crate::server::packs::{Record, RecordKind};
-use crate::server::store::metadata::{Author, Result};
+use crate::server::store::metadata::{Asked, Author, Result};
 use crate::server::store::{Contents, StoreError};
 
 /// One write request that waits for its turn.
@@ -209,8 +209,12 @@ impl Lane {
             .submit(
                 contents,
                 move |metadata| {
-                    let applied =
-                        metadata.apply(drive, author, &commit.changes, now_ms(), &gate)?;
+                    let asked = Asked {
+                        changes: &commit.changes,
+                        deletions: commit.deletions,
+                        now_ms: now_ms(),
+                    };
+                    let applied = metadata.apply(drive, author, &asked, &gate)?;
                     if applied.head > applied.before
                         && let Some(own) = own_in_work
                     {
@@ -220,10 +224,14 @@ impl Lane {
                     Ok(applied)
                 },
                 move |outcome| match outcome {
-                    Ok(applied) if applied.head > applied.before => {
-                        hub.publish(drive, applied.head);
+                    Ok(applied) => {
+                        if applied.head > applied.before {
+                            hub.publish(drive, applied.head);
+                        }
+                        if applied.held_changed {
+                            hub.publish_held(drive);
+                        }
                     }
-                    Ok(_) => {}
                     Err(_) => {
                         if let (Some(own), Some(before)) = (own_in_done, before_in_done.get()) {
                             own.remove(*before);
@@ -247,6 +255,9 @@ impl Lane {
                 }
             };
             log_refusals(&applied.results);
+            if applied.held_changed {
+                tracing::info!("what is held of this device's deletions has changed");
+            }
             let committed = Committed { results: applied.results, head: applied.head };
             outbox.reply(request, &committed).await;
             if let Some(own) = own.filter(|_| applied.head > applied.before) {

@@ -7,6 +7,7 @@
 
 mod account;
 mod guest;
+mod held;
 mod lane;
 mod outbox;
 mod own;
@@ -37,6 +38,7 @@ use crate::protocol::message::{
 };
 use crate::protocol::{FrameError, FrameReader, IncomingFrame, ServerConnection, kind_name};
 use guest::{Guest, Member, Outcome};
+use held::HeldPush;
 use lane::Write;
 use outbox::Outbox;
 use pump::{Subscription, Wanted};
@@ -242,6 +244,7 @@ struct Session {
     member: Arc<Member>,
     drives: HashMap<DriveId, i64>,
     subscriptions: HashMap<i64, Subscription>,
+    held_pushes: HashMap<i64, HeldPush>,
     in_flight: Arc<Semaphore>,
     memory: Arc<Semaphore>,
     lane: Option<mpsc::Sender<Write>>,
@@ -261,6 +264,7 @@ impl Session {
             memory: shared.memory_of(member.user.num),
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
             subscriptions: HashMap::new(),
+            held_pushes: HashMap::new(),
             lane: Some(lane),
             member: Arc::new(member),
             malformed: 0,
@@ -386,7 +390,7 @@ impl Session {
         let known = asked.lineage == Some(drive.lineage) && asked.cursor <= drive.head;
         let from = if known { asked.cursor } else { Rev::ZERO };
         // The old one ends before the reply, so that none of its pages follows it.
-        drop(self.subscriptions.remove(&num));
+        drop((self.subscriptions.remove(&num), self.held_pushes.remove(&num)));
         let subscribed = Subscribed { lineage: drive.lineage, from, head: drive.head };
         self.outbox.reply(request, &subscribed).await;
         let wanted = Wanted {
@@ -403,12 +407,15 @@ impl Session {
             from,
         );
         self.subscriptions.insert(num, subscription);
+        let (shared, outbox) = (Arc::clone(&self.shared), self.outbox.clone());
+        self.held_pushes.insert(num, HeldPush::start(shared, outbox, asked.drive, num));
         Ok(())
     }
 
     /// Lets what is under way come to its end, for a while.
     async fn finish(mut self) {
         self.subscriptions.clear();
+        self.held_pushes.clear();
         drop(self.lane.take());
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if timeout(DRAIN_PATIENCE, all).await.is_err() {

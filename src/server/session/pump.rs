@@ -235,7 +235,7 @@ mod tests {
     use crate::server::admin;
     use crate::server::config::Config;
     use crate::server::hub::{ConnectionLimits, Hub};
-    use crate::server::store::metadata::Author;
+    use crate::server::store::metadata::{Asked, Author};
     use crate::server::store::{Layout, Store};
 
     const PATIENCE: Duration = Duration::from_secs(30);
@@ -305,7 +305,8 @@ mod tests {
         let own = Arc::clone(&subscription.own);
         let gate = shared.config.limits.gate();
         let work = move |metadata: &mut dyn Metadata| {
-            let applied = metadata.apply(drive.num, author, &[change], 0, &gate)?;
+            let asked = Asked { changes: &[change], deletions: None, now_ms: 0 };
+            let applied = metadata.apply(drive.num, author, &asked, &gate)?;
             own.add(applied.before, applied.head);
             Ok(applied)
         };

@@ -12,8 +12,9 @@ use crate::protocol::IncomingFrame;
 use crate::protocol::limits::{BATCH_COUNT_MAX, BATCH_LEN_MAX, IDS_MAX, LIST_PART_LEN_MAX};
 use crate::protocol::message::{
     ApproveHeld, Chunks, Entries, FailureCode, FindMissing, Found, GetChunks, GetList, Has,
-    HasList, ListDir, ListHeld, ListPart, Lookup, Message, Missing,
+    HasList, HeldList, ListDir, ListHeld, ListPart, Lookup, Message, Missing, RejectHeld,
 };
+use crate::server::gate::Decision;
 use crate::server::store::StoreError;
 use crate::server::store::metadata::Result;
 
@@ -39,7 +40,8 @@ pub fn drive_of(frame: &IncomingFrame) -> Result<Option<DriveId>> {
         | Lookup::KIND
         | ListDir::KIND
         | ListHeld::KIND
-        | ApproveHeld::KIND => super::lane::decode_drive(frame).map(Some),
+        | ApproveHeld::KIND
+        | RejectHeld::KIND => super::lane::decode_drive(frame).map(Some),
         _ => Ok(None),
     }
 }
@@ -87,10 +89,17 @@ impl Answering {
                 self.outbox.reply(request, &reply).await;
             }
             ListHeld::KIND => {
-                let reply = self.list_held(drive).await?;
-                self.outbox.reply(request, &reply).await;
+                let held = super::held::list(&self.shared, drive).await?;
+                self.outbox.reply(request, &HeldList { held }).await;
             }
-            _ => self.approve_held(request, drive, decode(&frame)?).await?,
+            ApproveHeld::KIND => {
+                let asked: ApproveHeld = decode(&frame)?;
+                self.decide_held(request, drive, asked.device, Decision::Approve).await?;
+            }
+            _ => {
+                let asked: RejectHeld = decode(&frame)?;
+                self.decide_held(request, drive, asked.device, Decision::Reject).await?;
+            }
         }
         Ok(())
     }

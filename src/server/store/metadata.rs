@@ -4,11 +4,11 @@
 //! database implements this trait and [`crate::server::rules::Manifest`], and nothing else changes.
 
 use crate::model::{
-    Change, ChunkId, DeviceId, Digest, DriveId, Lineage, ListId, Name, NodeId, Rev, UserId,
-    Versioned,
+    Change, ChunkId, DeviceId, Digest, DriveId, Lineage, ListId, Name, NodeId, RelPath, Rev,
+    UserId, Versioned,
 };
 use crate::protocol::message::ChangeResult;
-use crate::server::gate::GateLimits;
+use crate::server::gate::{Decision, GateLimits};
 use crate::server::packs::Location;
 
 use super::StoreError;
@@ -125,15 +125,41 @@ pub struct PageRows {
     pub more: bool,
 }
 
+/// The most held mass deletions of a drive that are told, each of another device: a reply with all
+/// of them and their examples (5 paths of at most 1024 bytes each) stays far below a frame's limit.
+pub const HELD_MAX: u32 = 100;
+
+/// The most examples told of a held mass deletion.
+pub const EXAMPLES_MAX: u32 = 5;
+
+/// The longest path told as an example, in bytes.
+pub const EXAMPLE_LEN_MAX: usize = 1024;
+
 /// Held deletions of one device.
 #[derive(Debug, Clone)]
 pub struct HeldRow {
-    /// The device's number.
+    /// The device.
     pub device: Device,
-    /// How many distinct nodes.
+    /// How many it has pending by its own word; of a device that does not say, how many nodes it
+    /// asked to delete.
     pub deletions: u64,
     /// Since when, in milliseconds.
     pub since_ms: i64,
+    /// Whether a person has rejected them.
+    pub rejected: bool,
+    /// Some of the nodes that it asked to delete, by their paths.
+    pub examples: Vec<RelPath>,
+}
+
+/// What a commit asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// The changes, in order.
+    pub changes: &'a [Change],
+    /// How many deletions the device has pending in all, where it says so.
+    pub deletions: Option<u64>,
+    /// The time by the server's clock, in milliseconds.
+    pub now_ms: i64,
 }
 
 /// What became of a commit.
@@ -145,6 +171,8 @@ pub struct Applied {
     pub before: Rev,
     /// The newest rev after it; all revs in between are of this commit.
     pub head: Rev,
+    /// Whether what [`Metadata::held`] tells of the device is no longer what it was.
+    pub held_changed: bool,
 }
 
 /// Who commits.
@@ -231,7 +259,8 @@ pub trait Metadata: Send {
     fn set_last_seen(&mut self, device: i64, now_ms: i64) -> Result<()>;
     /// Returns those of these devices that are revoked or gone.
     fn revoked(&mut self, devices: &[DeviceId]) -> Result<Vec<DeviceId>>;
-    /// Returns a number that changes with each revocation or removal by whatever process.
+    /// Returns a number that changes with each revocation, removal, and decision about held
+    /// deletions, by whatever process.
     fn notice(&mut self) -> Result<i64>;
 
     // Invitations.
@@ -258,8 +287,7 @@ pub trait Metadata: Send {
         &mut self,
         drive: i64,
         author: Author,
-        changes: &[Change],
-        now_ms: i64,
+        asked: &Asked<'_>,
         gate: &GateLimits,
     ) -> Result<Applied>;
     /// Returns what a page after `from` is made of: at most `count_max` nodes.
@@ -291,6 +319,15 @@ pub trait Metadata: Send {
     fn add_list(&mut self, drive: i64, list: &ListRow) -> Result<()>;
 
     // Held deletions.
+    /// Returns the held deletions of devices that are not revoked, oldest first, at most
+    /// [`HELD_MAX`].
     fn held(&mut self, drive: i64) -> Result<Vec<HeldRow>>;
-    fn approve_held(&mut self, drive: i64, device: i64, now_ms: i64) -> Result<()>;
+    /// Takes in what a person decides about a device's held deletions.
+    fn decide_held(
+        &mut self,
+        drive: i64,
+        device: i64,
+        decision: Decision,
+        now_ms: i64,
+    ) -> Result<()>;
 }

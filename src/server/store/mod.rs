@@ -538,13 +538,40 @@ mod tests {
         store.close().await;
         drop(store);
         let newer = rusqlite::Connection::open(layout.database()).unwrap();
-        newer.pragma_update(None, "user_version", 2).unwrap();
+        newer.pragma_update(None, "user_version", 3).unwrap();
         let refused = Store::open(&layout, 0).unwrap_err().to_string();
         assert!(
             refused
-                .ends_with("has format 2, but this version reads up to 1: upgrade picloud-server"),
+                .ends_with("has format 3, but this version reads up to 2: upgrade picloud-server"),
             "{refused}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_database_of_format_1_is_brought_up_to_date_with_what_it_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::create(dir.path()).unwrap();
+        let old = rusqlite::Connection::open(layout.database()).unwrap();
+        old.execute_batch(include_str!("schema.sql")).unwrap();
+        old.execute_batch(
+            "INSERT INTO user (num, id, name, created_ms) VALUES (1, zeroblob(16), 'alice', 0);
+             INSERT INTO device (num, id, user, name, token, added_ms)
+                 VALUES (7, zeroblob(16), 1, 'one', zeroblob(32), 0);
+             INSERT INTO gate VALUES (1, 7, 5, 600, 900, 5, NULL);
+             INSERT INTO held VALUES (1, 7, zeroblob(16));
+             PRAGMA user_version = 1;",
+        )
+        .unwrap();
+        drop(old);
+        let store = Store::open(&layout, 0).unwrap();
+        let held = store.read(|metadata, _| metadata.held(1)).await.unwrap();
+        let [row] = held.as_slice() else { panic!("{held:?}") };
+        assert_eq!((row.deletions, row.since_ms, row.rejected), (1, 5, false));
+        let decide = |metadata: &mut dyn Metadata| {
+            metadata.decide_held(1, 7, crate::server::gate::Decision::Reject, 9)?;
+            metadata.held(1)
+        };
+        assert!(store.write(decide).await.unwrap()[0].rejected);
     }
 
     #[tokio::test]

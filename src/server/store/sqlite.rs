@@ -8,19 +8,19 @@ use rusqlite::{Connection, OpenFlags, Row, params};
 
 use super::StoreError;
 use super::metadata::{
-    Access, Applied, Author, ChunkRow, Database, Device, Drive, HeldRow, ListRow, Metadata,
-    PageNode, PageRows, Result, User,
+    Access, Applied, Asked, Author, ChunkRow, Database, Device, Drive, EXAMPLE_LEN_MAX,
+    EXAMPLES_MAX, HELD_MAX, HeldRow, ListRow, Metadata, PageNode, PageRows, Result, User,
 };
 use crate::model::{
-    Attrs, Body, Change, ChunkId, Content, DeviceId, Digest, DriveId, Lineage, ListId, Name, Node,
-    NodeId, Place, Rev, Timestamp, UserId, Versioned,
+    Attrs, Body, ChunkId, Content, DeviceId, Digest, DriveId, Lineage, ListId, Name, Node, NodeId,
+    Place, RelPath, Rev, Timestamp, UserId, Versioned,
 };
-use crate::server::gate::{Gate, GateLimits};
+use crate::server::gate::{Decision, Gate, GateLimits};
 use crate::server::packs::Location;
 use crate::server::rules::{self, Manifest, Presence, Version};
 
 /// The steps from each format to the next; the number of steps is the newest format.
-const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("schema-2.sql")];
 
 /// How long a writer waits for the writer of another process.
 const BUSY: Duration = Duration::from_secs(10);
@@ -137,7 +137,8 @@ impl SqliteConnection {
 
     fn gate(&self, drive: i64, device: i64) -> Result<Option<Gate>> {
         self.one(
-            "SELECT window_start_ms, passed, live_at_start, held_since_ms, approved_until_ms
+            "SELECT window_start_ms, passed, live_at_start, held_since_ms, approved_until_ms,
+                 announced, rejected_ms
              FROM gate WHERE drive = ?1 AND device = ?2",
             params![drive, device],
             |row| {
@@ -147,6 +148,8 @@ impl SqliteConnection {
                     live_at_start: unsigned(row, 2)?,
                     held_since_ms: row.get(3)?,
                     approved_until_ms: row.get(4)?,
+                    announced: optional_unsigned(row, 5)?,
+                    rejected_ms: row.get(6)?,
                 })
             },
         )
@@ -155,7 +158,8 @@ impl SqliteConnection {
     fn set_gate(&self, drive: i64, device: i64, gate: &Gate) -> Result<()> {
         self.exec(
             "INSERT OR REPLACE INTO gate (drive, device, window_start_ms, passed, live_at_start,
-                 held_since_ms, approved_until_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                 held_since_ms, approved_until_ms, announced, rejected_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             params![
                 drive,
                 device,
@@ -163,10 +167,54 @@ impl SqliteConnection {
                 signed(gate.passed)?,
                 signed(gate.live_at_start)?,
                 gate.held_since_ms,
-                gate.approved_until_ms
+                gate.approved_until_ms,
+                gate.announced.map(signed).transpose()?,
+                gate.rejected_ms
             ],
         )?;
         Ok(())
+    }
+
+    fn forget_held(&self, drive: i64, device: i64) -> Result<()> {
+        self.exec("DELETE FROM held WHERE drive = ?1 AND device = ?2", [drive, device])?;
+        Ok(())
+    }
+
+    /// Returns where some of the nodes are whose deletion is held; those that are gone meanwhile,
+    /// and those with very long paths, are left out.
+    fn examples(&mut self, drive: i64, device: i64) -> Result<Vec<RelPath>> {
+        let nodes = self.all(
+            "SELECT node FROM held WHERE drive = ?1 AND device = ?2 ORDER BY node LIMIT ?3",
+            params![drive, device, 4 * EXAMPLES_MAX],
+            |row| Ok(NodeId::from_bytes(blob(row, 0)?)),
+        )?;
+        let mut examples = Vec::new();
+        for id in nodes {
+            if examples.len() < EXAMPLES_MAX as usize
+                && let Some(path) = self.short_path(drive, id)?
+            {
+                examples.push(path);
+            }
+        }
+        Ok(examples)
+    }
+
+    fn short_path(&mut self, drive: i64, id: NodeId) -> Result<Option<RelPath>> {
+        let (mut names, mut len, mut at) = (Vec::new(), 0, id);
+        while at != NodeId::ROOT {
+            let Some(Node { place, .. }) = Metadata::node(self, drive, at)?.and_then(|v| v.node)
+            else {
+                return Ok(None);
+            };
+            len += place.name.as_bytes().len() + 1;
+            if len > EXAMPLE_LEN_MAX {
+                return Ok(None);
+            }
+            names.push(place.name);
+            at = place.parent;
+        }
+        names.reverse();
+        Ok(Some(RelPath::from_names(names)))
     }
 }
 
@@ -179,6 +227,13 @@ fn signed(number: u64) -> Result<i64> {
 fn unsigned(row: &Row<'_>, column: usize) -> Result<u64> {
     let number: i64 = row.get(column)?;
     u64::try_from(number).map_err(|_| StoreError::Damaged(format!("{number} is out of range")))
+}
+
+fn optional_unsigned(row: &Row<'_>, column: usize) -> Result<Option<u64>> {
+    match row.get_ref(column)? {
+        ValueRef::Null => Ok(None),
+        _ => unsigned(row, column).map(Some),
+    }
 }
 
 fn narrow<T: TryFrom<i64>>(row: &Row<'_>, column: usize) -> Result<T> {
@@ -608,23 +663,25 @@ impl Metadata for SqliteConnection {
         &mut self,
         drive: i64,
         author: Author,
-        changes: &[Change],
-        now_ms: i64,
+        asked: &Asked<'_>,
         gate_limits: &GateLimits,
     ) -> Result<Applied> {
         let state = Metadata::drive(self, drive)?.ok_or_else(|| {
             StoreError::Damaged(format!("drive {drive} is gone while it is written to"))
         })?;
         let before = state.head;
+        let stored = self.gate(drive, author.num)?.unwrap_or_default();
+        let mut gate = stored;
+        gate.announce(asked.deletions, asked.changes.is_empty());
         let mut manifest = SqliteManifest {
-            gate: None,
+            gate,
             connection: self,
             drive: state,
             author,
-            now_ms,
+            now_ms: asked.now_ms,
             gate_limits,
         };
-        let results = rules::apply(&mut manifest, author.id, changes)?;
+        let results = rules::apply(&mut manifest, author.id, asked.changes)?;
         let SqliteManifest { gate, drive, .. } = manifest;
         if drive.head != before {
             self.exec(
@@ -637,10 +694,16 @@ impl Metadata for SqliteConnection {
                 ],
             )?;
         }
-        if let Some(gate) = gate {
+        let gate = gate.at_rest();
+        if gate != stored {
             self.set_gate(drive.num, author.num, &gate)?;
         }
-        Ok(Applied { results, before, head: drive.head })
+        if gate.held_since_ms.is_none() && stored.held_since_ms.is_some() {
+            self.forget_held(drive.num, author.num)?;
+        }
+        let shown = |gate: &Gate| (gate.held_since_ms, gate.announced, gate.rejected_ms);
+        let held_changed = shown(&gate) != shown(&stored);
+        Ok(Applied { results, before, head: drive.head, held_changed })
     }
 
     fn page(
@@ -779,28 +842,45 @@ impl Metadata for SqliteConnection {
     }
 
     fn held(&mut self, drive: i64) -> Result<Vec<HeldRow>> {
-        self.all(
+        let mut rows = self.all(
             "SELECT device.num, device.id, device.user, device.name, token, added_ms, last_seen_ms,
-                 revoked_ms, held_since_ms,
-                 (SELECT count(*) FROM held WHERE held.drive = gate.drive AND held.device = gate.device)
+                 revoked_ms, held_since_ms, rejected_ms, coalesce(announced,
+                 (SELECT count(*) FROM held WHERE held.drive = gate.drive AND held.device = gate.device))
              FROM gate JOIN device ON device.num = gate.device
-             WHERE gate.drive = ?1 AND held_since_ms IS NOT NULL ORDER BY held_since_ms",
-            [drive],
+             WHERE gate.drive = ?1 AND held_since_ms IS NOT NULL AND revoked_ms IS NULL
+             ORDER BY held_since_ms LIMIT ?2",
+            params![drive, HELD_MAX],
             |row| {
+                let rejected: Option<i64> = row.get(9)?;
                 Ok(HeldRow {
                     device: read_device(row)?,
                     since_ms: row.get(8)?,
-                    deletions: unsigned(row, 9)?,
+                    rejected: rejected.is_some(),
+                    deletions: unsigned(row, 10)?,
+                    examples: Vec::new(),
                 })
             },
-        )
+        )?;
+        for row in &mut rows {
+            row.examples = self.examples(drive, row.device.num)?;
+        }
+        Ok(rows)
     }
 
-    fn approve_held(&mut self, drive: i64, device: i64, now_ms: i64) -> Result<()> {
+    fn decide_held(
+        &mut self,
+        drive: i64,
+        device: i64,
+        decision: Decision,
+        now_ms: i64,
+    ) -> Result<()> {
         let mut gate = self.gate(drive, device)?.unwrap_or_default();
-        gate.approve(now_ms);
+        gate.decide(decision, now_ms);
         self.set_gate(drive, device, &gate)?;
-        self.exec("DELETE FROM held WHERE drive = ?1 AND device = ?2", [drive, device])?;
+        if decision == Decision::Approve {
+            self.forget_held(drive, device)?;
+        }
+        self.exec("UPDATE notice SET changes = changes + 1", [])?;
         Ok(())
     }
 }
@@ -812,7 +892,7 @@ struct SqliteManifest<'a> {
     author: Author,
     now_ms: i64,
     gate_limits: &'a GateLimits,
-    gate: Option<Gate>,
+    gate: Gate,
 }
 
 impl SqliteManifest<'_> {
@@ -912,12 +992,7 @@ impl Manifest for SqliteManifest<'_> {
     }
 
     fn admit_deletion(&mut self, _author: DeviceId, id: NodeId) -> Result<bool> {
-        let mut gate = match self.gate {
-            Some(gate) => gate,
-            None => self.connection.gate(self.drive.num, self.author.num)?.unwrap_or_default(),
-        };
-        let passes = gate.admit(self.now_ms, self.drive.live, self.gate_limits);
-        self.gate = Some(gate);
+        let passes = self.gate.admit(self.now_ms, self.drive.live, self.gate_limits);
         if !passes {
             self.connection.exec(
                 "INSERT OR IGNORE INTO held (drive, device, node) VALUES (?1, ?2, ?3)",
