@@ -783,7 +783,7 @@ impl<T: Trees> Engine<T> {
     pub(super) fn unpark(&mut self, id: NodeId, local: &Local) -> Result<(), T::Error> {
         let mut parent = local.place.parent;
         let is_reachable = match self.dir_ref(parent)? {
-            Some(dir) => !dir.path.names().first().is_some_and(|name| name.as_bytes() == OWN_DIR),
+            Some(dir) => dir.path.names().first().is_none_or(|name| name.as_bytes() != OWN_DIR),
             None => false,
         };
         if !is_reachable || self.is_below_here(parent, id)? {

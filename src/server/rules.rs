@@ -123,6 +123,7 @@ fn illegal<T>(reason: impl Into<String>) -> Verdict<T> {
 }
 
 /// What a change comes to, as far as its own node tells.
+#[expect(clippy::large_enum_variant, reason = "nearly all are the large one, and none lives long")]
 enum Intent {
     /// Nothing is left to do: the manifest has it since this rev.
     Done(Rev),

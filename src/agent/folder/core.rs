@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::hands::{Hands, Task};
 use super::prepare::{Prepared, Preparer};
+use super::running::RunningNote;
 use super::view::EngineView;
 use super::{Context, Fetched, Input, Live, View, commit, fetch, upload};
 use crate::agent::conflicts;
@@ -90,6 +91,7 @@ pub(super) struct Parts {
     pub scan_every_ms: u64,
     /// The time of the last turn, in milliseconds of the monotonic clock, for the watchdog.
     pub turned_at_ms: Arc<AtomicU64>,
+    pub note: RunningNote,
 }
 
 /// A happening that is told once it has come about.
@@ -117,6 +119,7 @@ pub(super) struct Core {
     view: watch::Sender<View>,
     happenings: Arc<Happenings>,
     turned_at_ms: Arc<AtomicU64>,
+    note: RunningNote,
     folder_name: String,
     live: Option<Live>,
     fetching: HashMap<NodeId, Fetching>,
@@ -159,6 +162,7 @@ impl Core {
             view: parts.view,
             happenings: parts.happenings,
             turned_at_ms: parts.turned_at_ms,
+            note: parts.note,
             live: None,
             fetching: HashMap::new(),
             applying: HashMap::new(),
@@ -185,9 +189,17 @@ impl Core {
             Ok(ended) | Err(ended) => ended,
         };
         if !matches!(ended, Ended::State(_))
-            && let Err(error) = self.engine.trees_mut().checkpoint()
+            && let Err(ended) = self.checkpoint()
         {
-            return Ended::State(error);
+            return ended;
+        }
+        if matches!(ended, Ended::Stopped) {
+            // What persons wrote shortly before must be durable as well before this counts as a clean
+            // stop: the server may have it already, and the state remembers it.
+            match self.cx.folder.sync_all() {
+                Ok(()) => self.note.end(),
+                Err(fault) => tracing::debug!(%fault, "the folder could not be made durable"),
+            }
         }
         ended
     }
@@ -525,6 +537,11 @@ impl Core {
     fn checkpoint(&mut self) -> Result<(), Ended> {
         self.engine.trees_mut().checkpoint()?;
         self.is_unsaved = false;
+        if self.engine.rescans_done() > 0
+            && let Err(error) = self.note.settle()
+        {
+            tracing::debug!(%error, "the note of the unclean stop stays for now");
+        }
         Ok(())
     }
 

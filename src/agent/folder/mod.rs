@@ -13,6 +13,7 @@ mod fetch;
 mod hands;
 mod link;
 mod prepare;
+mod running;
 mod supervise;
 mod upload;
 mod view;

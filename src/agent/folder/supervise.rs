@@ -15,6 +15,7 @@ use super::core::{Core, Ended, Parts};
 use super::hands::Hands;
 use super::link::Link;
 use super::prepare::Preparer;
+use super::running::RunningNote;
 use super::view::LinkView;
 use super::{Context, INCOMING_LEN_MAX, INPUTS_MAX, Input, OUTGOING_LEN_MAX, Rates, View};
 use crate::agent::cache::Cache;
@@ -168,7 +169,8 @@ struct Opened {
     recovered: Recovered,
     ignore: Ignore,
     token: Token,
-    is_unclean: bool,
+    note: RunningNote,
+    suspect_since: Option<Timestamp>,
     /// What became of the state database before this one, for a person.
     begun_anew: Option<String>,
 }
@@ -285,11 +287,6 @@ impl Supervisor {
         if !joined.unwrap_or(false) {
             return Err("The folder's engine ended by a fault in the program".to_owned());
         }
-        if matches!(ended, Ok(Ended::Stopped)) {
-            let marker = self.settings.state_dir.join("running");
-            // Left over, it only makes the next start more careful.
-            std::fs::remove_file(marker).ok();
-        }
         ended
     }
 
@@ -355,10 +352,8 @@ impl Supervisor {
         self.tell_recovered(&cx, &opened.recovered, opened.begun_anew);
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(std::io::Error::other)?;
-        let engine_settings = engine::Settings {
-            suspect_since: opened.is_unclean.then(Timestamp::default),
-            ..engine::Settings::default()
-        };
+        let engine_settings =
+            engine::Settings { suspect_since: opened.suspect_since, ..engine::Settings::default() };
         let engine = Engine::new(opened.trees, engine_settings, IdSource::new(seed))
             .map_err(std::io::Error::other)?;
         let (hints, hinted) = mpsc::channel(HINTS_MAX);
@@ -391,6 +386,7 @@ impl Supervisor {
             happenings: Arc::clone(&self.settings.happenings),
             scan_every_ms: wish.scan_every_ms,
             turned_at_ms: Arc::clone(&self.turned_at_ms),
+            note: opened.note,
         });
         Ok((core, cx))
     }
@@ -438,6 +434,13 @@ fn open(settings: &Settings) -> Result<Opened, String> {
     let ignore = Ignore::new(&settings.config.ignore).map_err(|error| with_cause(&error))?;
     let folder = DiskFolder::open(&config.path, identity).map_err(|error| with_cause(&error))?;
     let dir = &settings.state_dir;
+    let (note, suspect_since) = RunningNote::leave(dir).map_err(|error| {
+        let reason = match error.kind() {
+            std::io::ErrorKind::StorageFull => "the disk is full; make room".to_owned(),
+            _ => error.to_string(),
+        };
+        format!("Cannot write in {dir:?}: {reason}")
+    })?;
     // A folder that was at work before has this cache; the state must then be there too.
     let was_here = dir.join("lists.sqlite").exists();
     let state = SqliteTrees::open(&dir.join("state.sqlite"), config.id, config.drive)
@@ -446,13 +449,6 @@ fn open(settings: &Settings) -> Result<Opened, String> {
     let begun_anew = is_lost.then(|| begun_anew(state.set_aside.as_deref()));
     let lists = Lists::open(&dir.join("lists.sqlite"))
         .map_err(|error| format!("The cache of content lists cannot be used: {error}"))?;
-    let is_unclean = note_running(dir).map_err(|error| {
-        let reason = match error.kind() {
-            std::io::ErrorKind::StorageFull => "the disk is full; make room".to_owned(),
-            _ => error.to_string(),
-        };
-        format!("Cannot write in {dir:?}: {reason}")
-    })?;
     let trees = state.trees;
     let mut applier = Applier::new(folder.clone(), settings.device_name.clone());
     let recovered = applier
@@ -461,7 +457,18 @@ fn open(settings: &Settings) -> Result<Opened, String> {
             trees.get(node).map_or(true, |entry| entry.local.is_some_and(|local| local.parked))
         })
         .map_err(|fault| format!("What the last run left cannot be gone through: {fault}"))?;
-    Ok(Opened { folder, trees, lists, applier, recovered, ignore, token, is_unclean, begun_anew })
+    Ok(Opened {
+        folder,
+        trees,
+        lists,
+        applier,
+        recovered,
+        ignore,
+        token,
+        note,
+        suspect_since,
+        begun_anew,
+    })
 }
 
 /// Says what became of the state database, for a person.
@@ -472,23 +479,6 @@ fn begun_anew(set_aside: Option<&Path>) -> String {
     };
     tracing::error!("the state database {what}; both sides are compared anew");
     format!("the state database {what}; both sides are compared anew, and nothing is deleted")
-}
-
-/// Leaves a note that the folder is being worked on, and returns whether the machine stopped while
-/// it was, that is, whether there is such a note of an earlier boot.
-fn note_running(dir: &Path) -> std::io::Result<bool> {
-    let marker = dir.join("running");
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let was_unclean = match std::fs::read_to_string(&marker) {
-        // Already there: nothing to write, which also a full disk lets pass.
-        Ok(found) if !boot.is_empty() && found == boot => return Ok(false),
-        // A machine that does not tell its boots apart gets the benefit of the doubt.
-        Ok(_) => true,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-        Err(error) => return Err(error),
-    };
-    crate::agent::durable::replace(&marker, boot.as_bytes(), 0o600)?;
-    Ok(was_unclean)
 }
 
 fn with_cause(error: &dyn std::error::Error) -> String {
