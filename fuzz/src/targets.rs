@@ -375,7 +375,7 @@ fn ignore(bytes: &[u8]) {
         attrs: Attrs::from_mode(0o644),
     };
     let dir = RelPath::parse(b"some/where").expect("a path");
-    let mut rules = ignore.rules(&dir, |_| Some((stat, file.to_vec())));
+    let mut rules = ignore.rules(&dir, |_| Some((stat, Ok(file.to_vec()))));
     for name in [&b"a"[..], b"notes.txt", b".a.swp", b"\xff{a,b}", &[b'a'; 255]] {
         let verdicts = [true, false].map(|is_dir| rules.is_ignored(name, is_dir));
         assert_eq!(verdicts, [true, false].map(|is_dir| rules.is_ignored(name, is_dir)));
@@ -469,7 +469,7 @@ impl Trash {
         let path = dir.path().join("folder");
         let identity =
             Identity { folder: FolderId::from_bytes([1; 16]), drive: DriveId::from_bytes([2; 16]) };
-        DiskFolder::link(&path, identity).expect("a folder can be linked");
+        DiskFolder::link(&path, identity, None).expect("a folder can be linked");
         let folder = DiskFolder::open(&path, identity).expect("a linked folder can be opened");
         Self { _dir: dir, folder, path }
     }

@@ -116,9 +116,8 @@ fn add_line(builder: &mut GitignoreBuilder, line: &str) -> Result<(), PatternErr
 /// Refuses a pattern that could take more to compile than any is worth: it comes from another device,
 /// and the compiler goes down into braces by recursion.
 fn check_costs(line: &str) -> Result<(), PatternError> {
-    let start: String = line.chars().take(200).collect();
     if line.len() > LINE_LEN_MAX {
-        return Err(PatternError::new(&start, format!("it has more than {LINE_LEN_MAX} bytes")));
+        return Err(PatternError::new(line, format!("it has more than {LINE_LEN_MAX} bytes")));
     }
     let mut depth = 0_usize;
     for byte in line.bytes() {
@@ -129,7 +128,7 @@ fn check_costs(line: &str) -> Result<(), PatternError> {
         }
         if depth > BRACES_MAX {
             let reason = format!("its braces nest more than {BRACES_MAX} deep");
-            return Err(PatternError::new(&start, reason));
+            return Err(PatternError::new(line, reason));
         }
     }
     Ok(())
