@@ -234,6 +234,12 @@ async fn malformed_and_oversized_messages_of_a_member_are_answered_and_then_clos
     }
     raw.raw_frame(10, &commit_with_name(&mallory, "fine")).await;
     assert_eq!(raw.frame().await.unwrap().0, 68, "the trick was in the name alone");
+    // A field that nobody knows, of lists in each other: they are not followed down.
+    let deep = [&b"\x81\xa1x"[..], &[0x91; 50_000], b"\xc0"].concat();
+    for kind in [10, 12, 16] {
+        raw.raw_frame(kind, &deep).await;
+        assert_eq!(raw.failure().await, FailureCode::Malformed, "kind {kind}");
+    }
     for _ in 0..20 {
         raw.raw_frame(10, b"\xc1").await;
     }
@@ -329,6 +335,76 @@ async fn knowing_a_hash_gives_no_right_to_the_bytes() {
     assert_eq!(revs(&committed), [1]);
 }
 
+/// Everything that a member can do in its own drive with what is another's: nodes, lists, devices.
+#[tokio::test]
+async fn another_drive_is_of_no_use_in_ones_own() {
+    let server = Server::start().await;
+    let mut bystander = Bystander::new(&server).await;
+    let (theirs, their_rev) = bystander.0.create("theirs", b"undisturbed").await;
+    let their_chunk = ChunkId::of(b"undisturbed");
+    let extents = vec![Extent::Chunk { id: their_chunk, len: 11 }, Extent::Hole { len: 1 << 20 }];
+    let their_list = ContentList::new(extents).unwrap();
+    let (list, encoded) = (their_list.id(), their_list.encode());
+    let their_drive = bystander.0.drive;
+    let put = PutList { drive: their_drive, list, offset: 0, last: true, data: encoded.clone() };
+    bystander.0.connection.call(&put).await.unwrap();
+
+    let mut mallory = server.join("mallory", "bad").await;
+    let (drive, connection) = (mallory.drive, mallory.connection.clone());
+    // Their list: not there, not to be read, and not to be put without its chunks.
+    assert!(!connection.call(&HasList { drive, list }).await.unwrap().present);
+    let get = GetList { drive, list, offset: 0 };
+    assert_eq!(code(connection.call(&get).await), FailureCode::NotFound);
+    let put = PutList { drive, list, offset: 0, last: true, data: encoded };
+    assert_eq!(code(connection.call(&put).await), FailureCode::NotFound);
+    let mut stolen = file(NodeId::ROOT, "stolen", b"x");
+    let content = Content::List { id: list, len: their_list.len() };
+    stolen.body = Body::File { content, mtime: Timestamp::default() };
+    let (a, b, c) = (mallory.id(), mallory.id(), mallory.id());
+    let refused = |refusal| ChangeResult::Refused(refusal);
+    // Their nodes: no parents, nothing to change, and their ids say nothing of them.
+    let changes = vec![
+        create(a, stolen),
+        create(b, dir(theirs, "inside")),
+        rename(theirs, their_rev, NodeId::ROOT, "renamed"),
+        delete(theirs, their_rev),
+        create(c, dir(NodeId::ROOT, "fine")),
+    ];
+    let committed = mallory.commit(changes, vec![]).await;
+    let unknown = Refusal::Stale { current: Rev::ZERO };
+    assert_eq!(
+        committed.results,
+        [
+            refused(Refusal::MissingContent { chunk: None }),
+            refused(Refusal::NoParent),
+            refused(unknown.clone()),
+            refused(unknown),
+            ChangeResult::Accepted { rev: Rev(1) },
+        ]
+    );
+    let entries = ListDir { drive, dir: theirs, after: None };
+    match connection.call(&entries).await {
+        Ok(reply) => assert_eq!(reply.entries, []),
+        Err(error) => assert_eq!(code::<()>(Err(error)), FailureCode::NotFound),
+    }
+    let device = bystander.0.admitted.device;
+    assert_eq!(code(connection.call(&RevokeDevice { device }).await), FailureCode::NotFound);
+    let devices = connection.call(&ListDevices {}).await.unwrap().devices;
+    assert!(devices.iter().all(|other| other.id != device));
+    // A node of the same id is another node: theirs stays as it is.
+    let same = create(theirs, file(NodeId::ROOT, "same id", b"undisturbed"));
+    mallory.commit(vec![same], vec![chunk(b"undisturbed")]).await;
+    let lookup = Lookup { drive: their_drive, path: RelPath::parse(b"theirs").unwrap() };
+    let found = bystander.0.connection.call(&lookup).await.unwrap().node.unwrap();
+    assert_eq!((found.id, found.rev), (theirs, their_rev));
+    assert_eq!(found.node.unwrap(), file(NodeId::ROOT, "theirs", b"undisturbed"));
+    // What has no reply ends the connection.
+    connection.notify(&PageSeen { drive: their_drive, upto: Rev::MAX }).await.unwrap();
+    let end = timeout(PATIENCE, connection.closed()).await.unwrap();
+    assert_eq!(end.code(), Some(FailureCode::NotFound));
+    bystander.works().await;
+}
+
 #[tokio::test]
 async fn lying_contents_are_refused_and_store_nothing() {
     let server = Server::start().await;
@@ -377,15 +453,15 @@ async fn lying_contents_are_refused_and_store_nothing() {
     assert_eq!(code(mallory.connection.call(&long).await), FailureCode::TooLarge);
     let fine = put(0, true, b"\x01\0\0\0\0\0\0\0\x01".to_vec());
     mallory.connection.call(&fine).await.unwrap();
-    // Illegal changes are refused one by one.
-    let id = mallory.id();
-    let mut state = dir(NodeId::ROOT, "x");
-    state.attrs = Attrs { mode: 0o4755 };
-    let committed =
-        mallory.commit(vec![create(id, state), delete(NodeId::ROOT, Rev(0))], vec![]).await;
+    // Illegal changes are refused one by one; a mode that no file may carry cannot be decoded.
+    let committed = mallory.commit(vec![delete(NodeId::ROOT, Rev(0))], vec![]).await;
     let illegal =
         |result: &ChangeResult| matches!(result, ChangeResult::Refused(Refusal::Illegal { .. }));
     assert!(committed.results.iter().all(illegal));
+    let mut state = dir(NodeId::ROOT, "x");
+    state.attrs = Attrs { mode: 0o4755 };
+    let commit = Commit { drive, changes: vec![create(mallory.id(), state)], chunks: vec![] };
+    assert_eq!(code(mallory.connection.call(&commit).await), FailureCode::Malformed);
     bystander.works().await;
 }
 

@@ -24,6 +24,12 @@ pub const FILE_NAME: &[u8] = b".picloudignore";
 /// The longest file with patterns that is read, in bytes.
 pub const FILE_LEN_MAX: usize = 256 * 1024;
 
+/// The longest pattern, in bytes: about the longest path.
+const LINE_LEN_MAX: usize = 4096;
+
+/// The deepest nesting of braces in a pattern.
+const BRACES_MAX: usize = 16;
+
 /// What nobody wants on another device: locks, swap files and what a desktop leaves behind. Each is
 /// a name that programs make for themselves. A config or file may take one back with `!`.
 pub const DEFAULTS: &[&str] = &[
@@ -100,10 +106,32 @@ fn add_line(builder: &mut GitignoreBuilder, line: &str) -> Result<(), PatternErr
         let reason = "`[` has no `]` (write `\\[` for the sign itself)";
         return Err(PatternError::new(line, reason));
     }
+    check_costs(line)?;
     match builder.add_line(None, line) {
         Ok(_) => Ok(()),
         Err(error) => Err(PatternError::new(line, error.to_string())),
     }
+}
+
+/// Refuses a pattern that could take more to compile than any is worth: it comes from another device,
+/// and the compiler goes down into braces by recursion.
+fn check_costs(line: &str) -> Result<(), PatternError> {
+    if line.len() > LINE_LEN_MAX {
+        return Err(PatternError::new(line, format!("it has more than {LINE_LEN_MAX} bytes")));
+    }
+    let mut depth = 0_usize;
+    for byte in line.bytes() {
+        match byte {
+            b'{' => depth += 1,
+            b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > BRACES_MAX {
+            let reason = format!("its braces nest more than {BRACES_MAX} deep");
+            return Err(PatternError::new(line, reason));
+        }
+    }
+    Ok(())
 }
 
 /// Returns whether a class of characters begins that does not end.
@@ -372,6 +400,45 @@ mod tests {
             mtime: Timestamp::default(),
             ctime: Timestamp::default(),
             attrs: Attrs { mode: 0o644 },
+        }
+    }
+
+    /// A file with patterns comes from other devices, perhaps from a hostile server.
+    #[test]
+    fn a_hostile_file_takes_neither_all_of_the_stack_nor_for_ever() {
+        let half = FILE_LEN_MAX / 2 - 8;
+        let lines = |line: &dyn Fn(usize) -> String| {
+            let mut text = String::new();
+            for number in 0.. {
+                let line = line(number);
+                if text.len() + line.len() > FILE_LEN_MAX {
+                    return text;
+                }
+                text.push_str(&line);
+            }
+            text
+        };
+        let files = [
+            format!("{}a{}", "{".repeat(half), "}".repeat(half)),
+            "{a,".repeat(FILE_LEN_MAX / 3),
+            "[a-z]*?".repeat(FILE_LEN_MAX / 7),
+            lines(&|number| format!("*a*{number}*b*\n")),
+            lines(&|number| format!("{{a,b}}{{c,d}}?{number}\n")),
+            lines(&|_| "*\n".to_owned()),
+        ];
+        for file in files {
+            let start = file[..30].to_owned();
+            let trying = std::thread::Builder::new().stack_size(2 << 20).spawn(move || {
+                let started = std::time::Instant::now();
+                let ignore = Ignore::new(&[]).unwrap();
+                let load = |_: &RelPath| Some((stat(1), Ok(file.clone().into_bytes())));
+                let mut rules = ignore.rules(&RelPath::ROOT, load);
+                rules.is_ignored(&[b'a'; 255], false);
+                (started.elapsed(), ignore.problems().len())
+            });
+            let (time, _problems) = trying.unwrap().join().unwrap();
+            println!("{time:?} for {start:?}");
+            assert!(time.as_secs() < 10, "{time:?} for {start:?}");
         }
     }
 

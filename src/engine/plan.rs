@@ -20,6 +20,9 @@ use crate::model::{Body, Change, ChangeOp, Content, Name, Node, NodeId, Place, R
 /// to find a ring; a longer one is taken for one.
 const RING_MAX: usize = 64;
 
+/// How deep a directory of the server's may be: an honest server allows no more.
+const DEPTH_MAX: usize = 4096;
+
 /// Whether a neighbour is ready.
 enum Ready<V> {
     Yes(V),
@@ -574,7 +577,15 @@ impl<T: Trees> Engine<T> {
             self.agenda.retry_slowly(id, self.now.ms);
             return Ok(());
         }
-        let dir = ready!(self, id, self.parent_here(parent)?);
+        let there = self.parent_here(parent)?;
+        if matches!(there, Ready::After(_)) && !self.can_come_here(parent)? {
+            let reason = "The server has this in a directory that is inside itself, or too deep; \
+                          move it on another device";
+            self.problem(Subject::Node(id), reason);
+            self.agenda.retry_slowly(id, self.now.ms);
+            return Ok(());
+        }
+        let dir = ready!(self, id, there);
         ready!(self, id, self.name_here(id, Some(&node.body), parent, &name, actions)?);
         let at = Spot { dir, name: name.clone() };
         let alias = (name != node.place.name).then(|| name.clone());
@@ -824,6 +835,22 @@ impl<T: Trees> Engine<T> {
         Ok(Ready::After(parent))
     }
 
+    /// Returns whether the directories of the server's, from `dir` upwards, lead to one that is here.
+    /// In a ring each would wait for the next, and all be planned for ever.
+    fn can_come_here(&self, dir: NodeId) -> Result<bool, T::Error> {
+        let mut at = dir;
+        for _ in 0..DEPTH_MAX {
+            let entry = self.trees.get(at)?;
+            match &entry.remote {
+                Some(remote) if at != NodeId::ROOT && entry.local.is_none() => {
+                    at = remote.node.place.parent;
+                }
+                _ => return Ok(true),
+            }
+        }
+        Ok(false)
+    }
+
     /// Sees to it that a name is free on this disk for a node of the server's.
     ///
     /// `coming` is the body that is to be created there, none for a node that is moved.
@@ -982,4 +1009,52 @@ fn expected(local: &Local) -> Expected {
 /// Returns whether this place is PiCloud's own.
 fn is_reserved(place: &Place) -> bool {
     place.parent == NodeId::ROOT && place.name.as_bytes() == b".picloud"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::memory::MemoryTrees;
+    use crate::engine::seam::{Event, JournalPage, Look, Stat};
+    use crate::engine::{Now, Settings};
+    use crate::model::{Attrs, IdSource, Kind, Lineage, Timestamp, Versioned};
+
+    #[test]
+    fn directories_inside_each_other_are_a_problem_and_not_planned_for_ever() {
+        let settings = Settings::default();
+        let mut engine = Engine::new(MemoryTrees::new(), settings, IdSource::new([1; 32])).unwrap();
+        let now = Now { ms: 1, wall: Timestamp::default() };
+        let mut actions = Vec::new();
+        engine.handle(now, Event::Rescan).unwrap();
+        engine.poll(now, &mut actions).unwrap();
+        let (zero, attrs) = (Timestamp::default(), Attrs::from_mode(0o755));
+        let dir = Stat {
+            kind: Some(Kind::Dir),
+            ino: 1,
+            birth: zero,
+            size: 0,
+            mtime: zero,
+            ctime: zero,
+            attrs,
+        };
+        let look = Look::Entries { dir, entries: vec![] };
+        engine.handle(now, Event::Looked { dir: NodeId::ROOT, names: None, look }).unwrap();
+        let (lineage, from, head) = (Lineage::from_bytes([1; 16]), Rev::ZERO, Rev(3));
+        engine.handle(now, Event::Online { lineage, from, head }).unwrap();
+        let node = |number: u8, parent: u8| {
+            let name = Name::new([b'a' + number]).unwrap();
+            let place = Place { parent: NodeId::from_bytes([parent; 16]), name };
+            let node = Some(Node { place, body: Body::Dir, attrs });
+            Versioned { id: NodeId::from_bytes([number; 16]), rev: Rev(number.into()), node }
+        };
+        let nodes = vec![node(1, 2), node(2, 1), node(3, 1)];
+        let page = JournalPage { upto: head, head, consistent: true, nodes, digest: None };
+        engine.handle(now, Event::Page(page)).unwrap();
+        for _ in 0..3 {
+            engine.poll(now, &mut actions).unwrap();
+        }
+        assert!(engine.wake_at_ms().is_none_or(|at| at > now.ms), "{}", engine.describe_waits());
+        assert_eq!(engine.problem_count(), 3);
+        assert!(!actions.iter().any(|action| matches!(action, Action::Apply { .. })));
+    }
 }

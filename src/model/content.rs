@@ -131,7 +131,7 @@ pub enum ContentListError {
     /// An extent's length, or their sum, is out of range.
     #[error("A content list has an extent of an impossible length")]
     Length,
-    /// The list could be a plainer content (empty, or a single chunk).
+    /// The list could be a plainer content (empty, or a single chunk), or a hole follows a hole.
     #[error("A content list of this shape must not be a list")]
     NotCanonical,
 }
@@ -151,7 +151,7 @@ impl ContentList {
     /// Checks and wraps extents.
     ///
     /// # Errors
-    /// When a length is out of range, or when the extents need no list.
+    /// When a length is out of range, when the extents need no list, or when two holes could be one.
     pub fn new(extents: Vec<Extent>) -> Result<Self, ContentListError> {
         let mut len = 0_u64;
         for extent in &extents {
@@ -164,7 +164,11 @@ impl ContentList {
                 .filter(|len| legal && *len <= Content::LEN_MAX)
                 .ok_or(ContentListError::Length)?;
         }
-        if matches!(extents.as_slice(), [] | [Extent::Chunk { .. }]) {
+        let holes_meet =
+            |pair: &[Extent; 2]| matches!(pair, [Extent::Hole { .. }, Extent::Hole { .. }]);
+        if matches!(extents.as_slice(), [] | [Extent::Chunk { .. }])
+            || extents.array_windows().any(holes_meet)
+        {
             return Err(ContentListError::NotCanonical);
         }
         Ok(Self { extents, len })
@@ -214,7 +218,9 @@ impl ContentList {
     /// # Errors
     /// When `bytes` is not what [`ContentList::encode`] writes for some legal list.
     pub fn decode(mut bytes: &[u8]) -> Result<Self, ContentListError> {
-        let mut extents = Vec::with_capacity(bytes.len() / 37);
+        // Counted first, so that a list takes the memory of its extents and no more; refused early
+        // when a hole follows a hole, which is the only way to have many extents in few bytes.
+        let mut extents = Vec::with_capacity(Self::count(bytes)?);
         while let Some((&tag, rest)) = bytes.split_first() {
             match tag {
                 Self::TAG_CHUNK => {
@@ -236,6 +242,25 @@ impl ContentList {
             }
         }
         Self::new(extents)
+    }
+
+    /// Returns how many extents an encoding has.
+    fn count(mut bytes: &[u8]) -> Result<usize, ContentListError> {
+        let (mut count, mut last) = (0, None);
+        while let Some(&tag) = bytes.first() {
+            let len = match tag {
+                Self::TAG_CHUNK => 37,
+                Self::TAG_HOLE if last == Some(Self::TAG_HOLE) => {
+                    return Err(ContentListError::NotCanonical);
+                }
+                Self::TAG_HOLE => 9,
+                unknown => return Err(ContentListError::UnknownTag(unknown)),
+            };
+            bytes = bytes.get(len..).ok_or(ContentListError::Truncated)?;
+            count += 1;
+            last = Some(tag);
+        }
+        Ok(count)
     }
 
     /// Returns the id of this list.
@@ -276,5 +301,16 @@ mod tests {
         assert!(ContentList::new(vec![Extent::Hole { len: 1 }]).is_ok());
         let huge = Extent::Hole { len: u64::MAX };
         assert_eq!(ContentList::new(vec![huge, huge]), Err(ContentListError::Length));
+    }
+
+    /// Nine bytes per hole, forty in memory: 64 MiB of holes took half a gigabyte.
+    #[test]
+    fn many_holes_in_few_bytes_are_refused() {
+        let hole = Extent::Hole { len: 1 };
+        assert_eq!(ContentList::new(vec![hole, hole]), Err(ContentListError::NotCanonical));
+        let bytes = b"\x01\0\0\0\0\0\0\0\x01".repeat(2);
+        assert_eq!(ContentList::decode(&bytes), Err(ContentListError::NotCanonical));
+        let dense = ContentList::new([chunk(b"a"), hole].repeat(1000)).unwrap();
+        assert_eq!(ContentList::decode(&dense.encode()).unwrap().extents.capacity(), 2000);
     }
 }

@@ -154,9 +154,7 @@ impl ChunkId {
 }
 
 /// A drive's journal sequence number. 0 is before the first change.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Rev(pub u64);
 
@@ -164,10 +162,21 @@ impl Rev {
     /// The rev of a drive nobody has changed yet, and the cursor of a device that knows nothing.
     pub const ZERO: Self = Self(0);
 
+    /// The largest that is ever read from a peer or a disk: what both databases can hold. No drive
+    /// gets there, and there is always a next one.
+    pub const MAX: Self = Self(i64::MAX as u64);
+
     /// Returns the rev that follows this one.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0 + 1)
+    }
+}
+
+impl<'de> Deserialize<'de> for Rev {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let rev = Self(u64::deserialize(deserializer)?);
+        if rev <= Self::MAX { Ok(rev) } else { Err(serde::de::Error::custom("a rev out of range")) }
     }
 }
 
@@ -219,6 +228,14 @@ mod tests {
         assert_eq!(rmp_serde::from_slice::<ChunkId>(&wire).unwrap(), id);
         assert!(NodeId::from_hex("00").is_err());
         assert!(NodeId::from_hex(&"g".repeat(32)).is_err());
+    }
+
+    #[test]
+    fn a_rev_that_no_database_can_hold_is_none() {
+        for (rev, is_one) in [(Rev::MAX, true), (Rev::MAX.next(), false), (Rev(u64::MAX), false)] {
+            let wire = rmp_serde::to_vec_named(&rev).unwrap();
+            assert_eq!(rmp_serde::from_slice::<Rev>(&wire).is_ok(), is_one, "{rev}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Nodes: the entries of a drive.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Content, Name, NodeId, Rev, Timestamp};
 
@@ -41,10 +41,23 @@ pub enum Body {
     },
     /// A symbolic link.
     Link {
-        /// Its target, as it is: never resolved, never checked. At most 4095 bytes.
-        #[serde(with = "serde_bytes")]
+        /// Its target, as it is: never resolved. 1 to 4095 bytes without NUL.
+        #[serde(serialize_with = "serde_bytes::serialize", deserialize_with = "legal_target")]
         target: Vec<u8>,
     },
+}
+
+fn is_legal_target(target: &[u8]) -> bool {
+    !target.is_empty() && target.len() <= Body::TARGET_LEN_MAX && !target.contains(&0)
+}
+
+fn legal_target<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+    let target: Vec<u8> = serde_bytes::deserialize(deserializer)?;
+    if is_legal_target(&target) {
+        Ok(target)
+    } else {
+        Err(serde::de::Error::custom("a link target that no link can have"))
+    }
 }
 
 impl Body {
@@ -85,15 +98,16 @@ impl Body {
         match self {
             Self::Dir => true,
             Self::File { content, .. } => content.is_legal(),
-            Self::Link { target } => {
-                !target.is_empty() && target.len() <= Self::TARGET_LEN_MAX && !target.contains(&0)
-            }
+            Self::Link { target } => is_legal_target(target),
         }
     }
 }
 
 /// Attributes that every node has, beside its place and body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+///
+/// Bits that are not carried are refused where attributes are read: a peer that sends the set-user-id
+/// bit gets no file that has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Attrs {
     /// Permission bits, of `0o777`. For a link 0: links have no permissions of their own.
@@ -109,6 +123,23 @@ impl Attrs {
     #[must_use]
     pub const fn from_mode(mode: u32) -> Self {
         Self { mode: (mode & Self::MODE_MASK as u32) as u16 }
+    }
+
+    /// Returns whether only carried bits are set.
+    #[must_use]
+    pub const fn is_legal(self) -> bool {
+        self.mode & !Self::MODE_MASK == 0
+    }
+}
+
+impl<'de> Deserialize<'de> for Attrs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let attrs = Self { mode: u16::deserialize(deserializer)? };
+        if attrs.is_legal() {
+            Ok(attrs)
+        } else {
+            Err(serde::de::Error::custom("a mode with bits that are not carried"))
+        }
     }
 }
 
@@ -140,4 +171,31 @@ pub struct Versioned {
     pub rev: Rev,
     /// Its state; nothing when it was deleted.
     pub node: Option<Node>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent<V: Serialize + serde::de::DeserializeOwned>(value: &V) -> Option<V> {
+        rmp_serde::from_slice(&rmp_serde::to_vec_named(value).unwrap()).ok()
+    }
+
+    #[test]
+    fn no_peer_can_set_a_mode_bit_that_is_not_carried() {
+        for mode in [0o4755, 0o2755, 0o1777, 0o100_644] {
+            assert_eq!(sent(&Attrs { mode }), None, "{mode:o}");
+        }
+        assert_eq!(sent(&Attrs { mode: 0o777 }), Some(Attrs { mode: 0o777 }));
+    }
+
+    #[test]
+    fn no_peer_can_name_a_link_target_that_no_link_can_have() {
+        let link = |target: &[u8]| Body::Link { target: target.to_vec() };
+        for bad in [link(b""), link(b"a\0b"), link(&[b'a'; Body::TARGET_LEN_MAX + 1])] {
+            assert_eq!(sent(&bad), None);
+        }
+        let longest = link(&[b'a'; Body::TARGET_LEN_MAX]);
+        assert_eq!(sent(&longest), Some(longest.clone()));
+    }
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
-use tokio::io::ReadHalf;
+use tokio::io::{AsyncRead, AsyncWrite, ReadHalf};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
@@ -265,12 +265,19 @@ impl Connection {
         Self::over(tls, program, &endpoint.address).await
     }
 
-    /// Says hello over a stream that is connected and encrypted already.
-    pub(super) async fn over<S: Stream>(
+    /// Says hello over a stream that is connected and encrypted already, or needs no encryption.
+    /// `address` is what errors call the server; the caller bounds the time.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn over<S>(
         stream: S,
         program: &str,
         address: &str,
-    ) -> Result<(Self, mpsc::Receiver<Push>), ConnectError> {
+    ) -> Result<(Self, mpsc::Receiver<Push>), ConnectError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let (mut read, write) = tokio::io::split(stream);
         let line = Line::start(write);
         let closed = |reason| {
@@ -502,7 +509,12 @@ async fn dispatch(
     match frame.kind {
         // A receiver that was dropped wants no pushes.
         Page::KIND => {
-            pushes.send(Push::Page(frame.decode()?)).await.ok();
+            let page: Page = frame.decode()?;
+            // Here, before it waits with others to be taken: a few megabytes of a page can become
+            // dozens in memory.
+            page.check()
+                .map_err(|reason| FrameError::Malformed { kind: kind_name(Page::KIND), reason })?;
+            pushes.send(Push::Page(page)).await.ok();
             Ok(None)
         }
         HeldNow::KIND => {

@@ -3,6 +3,10 @@
 /// Frame header: u32 body length, u8 kind, u32 request id.
 pub const HEADER_LEN: usize = 9;
 
+/// The deepest nesting of lists and maps in a body. No message has more than ten; each level of what
+/// is skipped takes stack, of which a thread has two megabytes.
+pub const DEPTH_MAX: usize = 64;
+
 /// The longest frame body in bytes before a device is authenticated: a log-in, a join.
 pub const BODY_LEN_MAX_GUEST: usize = 64 * 1024;
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::model::{ChunkData, Codec};
 
+use super::limits::BATCH_COUNT_MAX;
 use crate::model::{
     Change, ChunkId, DeviceId, Digest, DriveId, Lineage, ListId, Name, NodeId, Refusal, RelPath,
     Rev, Timestamp, UserId, Versioned,
@@ -318,6 +319,32 @@ pub struct Page {
     /// The drive's digest, when `upto` is `head`.
     #[serde(default)]
     pub digest: Option<Digest>,
+}
+
+impl Page {
+    /// Checks what a page promises by itself: its bounds, and the order of its nodes.
+    pub(super) fn check(&self) -> Result<(), String> {
+        if self.nodes.len() > BATCH_COUNT_MAX {
+            return Err(format!("{} nodes, at most {BATCH_COUNT_MAX} fit", self.nodes.len()));
+        }
+        if self.from > self.upto || self.upto > self.head {
+            return Err(format!(
+                "revs {} to {} of {} are in no order",
+                self.from, self.upto, self.head
+            ));
+        }
+        let mut last = self.from;
+        for Versioned { id, rev, node } in &self.nodes {
+            if *rev <= last || *rev > self.upto {
+                return Err(format!("a node of rev {rev} has no place after rev {last}"));
+            }
+            last = *rev;
+            if *id == NodeId::ROOT || node.as_ref().is_some_and(|node| node.place.parent == *id) {
+                return Err(format!("node {id} cannot be in a directory"));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Tells the server that a page has been taken in, so that it may send another. Has no reply.

@@ -397,7 +397,7 @@ fn legal(body: Option<&Body>, attrs: Option<Attrs>) -> Verdict<()> {
     if body.is_some_and(|body| !body.is_legal()) {
         return illegal("a length or a link target is out of range");
     }
-    if attrs.is_some_and(|attrs| attrs.mode & !Attrs::MODE_MASK != 0) {
+    if attrs.is_some_and(|attrs| !attrs.is_legal()) {
         return illegal("the mode has bits that are not carried");
     }
     Ok(())

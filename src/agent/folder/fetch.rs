@@ -8,7 +8,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::{Context, Fetched, Input, Session};
@@ -20,7 +20,9 @@ use crate::engine::seam::{Expected, Outcome, Spot};
 use crate::model::{
     Attrs, ChunkData, ChunkId, Content, ContentList, Extent, ListId, NodeId, Timestamp,
 };
-use crate::protocol::limits::{BATCH_LEN_MAX, IDS_MAX, INLINE_LEN_MAX, LIST_LEN_MAX};
+use crate::protocol::limits::{
+    BATCH_LEN_MAX, IDS_MAX, INLINE_LEN_MAX, LIST_LEN_MAX, LIST_PART_LEN_MAX,
+};
 use crate::protocol::message::{FailureCode, GetChunks, GetList};
 use crate::protocol::{CallError, Pending};
 
@@ -35,6 +37,10 @@ const SMALL_BATCHES_MAX: usize = 4;
 
 /// Batches of chunks asked for at once, per larger file; each at most 2 MiB.
 const FILE_BATCHES_MAX: usize = 4;
+
+/// A content list with more extents than this takes megabytes, and one at its limit hundreds: such
+/// files are fetched one at a time.
+const LONG_LIST: usize = LIST_PART_LEN_MAX / 37;
 
 /// A content to fetch for a write.
 #[derive(Debug)]
@@ -79,7 +85,7 @@ fn fault_of_program(error: &tokio::task::JoinError) -> Stop {
 
 /// Serves the fetches of a session until it ends.
 pub(super) async fn run(cx: Arc<Context>, session: Session, mut jobs: mpsc::Receiver<Job>) {
-    let fetch = Fetch { cx, session };
+    let fetch = Fetch { cx, session, long_lists: Arc::new(Semaphore::new(1)) };
     let (small_sender, small) = mpsc::channel(JOBS_MAX);
     let small_files = fetch.small_files(small);
     let large_files = async {
@@ -118,6 +124,8 @@ pub(super) async fn run(cx: Arc<Context>, session: Session, mut jobs: mpsc::Rece
 struct Fetch {
     cx: Arc<Context>,
     session: Session,
+    /// Held by the file whose content list is long.
+    long_lists: Arc<Semaphore>,
 }
 
 impl Fetch {
@@ -230,9 +238,12 @@ impl Fetch {
     }
 
     async fn stage(&self, job: Job) -> Result<Payload, Stop> {
-        let list = match job.content {
-            Content::List { id, .. } => Some(self.list(id).await?),
-            Content::Empty | Content::Chunk { .. } => None,
+        let (list, _turn) = match job.content {
+            Content::List { id, .. } => {
+                let (list, turn) = self.list(id).await?;
+                (Some(list), turn)
+            }
+            Content::Empty | Content::Chunk { .. } => (None, None),
         };
         let (attrs, mtime) = (job.attrs, job.mtime);
         let cx = Arc::clone(&self.cx);
@@ -316,14 +327,23 @@ impl Fetch {
         }
     }
 
-    /// Returns a content list, from this disk or from the server.
-    async fn list(&self, id: ListId) -> Result<ContentList, Stop> {
+    /// Waits until no other file with a long content list is being fetched.
+    async fn turn(&self) -> Result<OwnedSemaphorePermit, Stop> {
+        let turn = Arc::clone(&self.long_lists).acquire_owned().await;
+        turn.map_err(|_| failed("The connection to the server ended"))
+    }
+
+    /// Returns a content list, from this disk or from the server; for a long one with the turn to
+    /// hold while it is worked with.
+    async fn list(&self, id: ListId) -> Result<(ContentList, Option<OwnedSemaphorePermit>), Stop> {
         let cx = Arc::clone(&self.cx);
         let here = tokio::task::spawn_blocking(move || cx.lists.get(id)).await;
         if let Ok(Some(list)) = here {
-            return Ok(list);
+            let is_long = list.extents().len() > LONG_LIST;
+            return Ok((list, if is_long { Some(self.turn().await?) } else { None }));
         }
         let mut encoded = Vec::new();
+        let mut turn = None;
         loop {
             let get = GetList { drive: self.cx.drive, list: id, offset: encoded.len() as u64 };
             let part = self.session.bulk.call(&get).await?;
@@ -331,6 +351,9 @@ impl Fetch {
             let len = encoded.len() + part.data.len();
             if part.data.is_empty() || len > LIST_LEN_MAX || len as u64 > part.total {
                 return Err(failed("The server sent a content list of a wrong length"));
+            }
+            if turn.is_none() && part.total > LIST_PART_LEN_MAX as u64 {
+                turn = Some(self.turn().await?);
             }
             encoded.extend_from_slice(&part.data);
             if len as u64 == part.total {
@@ -344,7 +367,7 @@ impl Fetch {
         let (cx, kept) = (Arc::clone(&self.cx), list.clone());
         // A list that could not be kept is asked for again another time.
         tokio::task::spawn_blocking(move || cx.lists.put(id, &kept)).await.ok();
-        Ok(list)
+        Ok((list, turn))
     }
 }
 

@@ -21,7 +21,7 @@ use crate::model::Rev;
 use crate::protocol::Trust;
 use crate::protocol::limits::{INLINE_LEN_MAX, PAGES_IN_FLIGHT_MAX};
 use crate::protocol::message::{FailureCode, Page, PageSeen, Resume, Subscribe};
-use crate::protocol::{CallError, ConnectError, Connection, Endpoint, Push};
+use crate::protocol::{CallError, CloseReason, ConnectError, Connection, Endpoint, Push};
 
 /// The first pause after a failed try.
 const PAUSE_MIN: Duration = Duration::from_millis(200);
@@ -34,6 +34,9 @@ const PAUSE_REFUSED: Duration = Duration::from_secs(600);
 
 /// A session that lasted this long was a good one: the next pause is the shortest again.
 const GOOD_SESSION: Duration = Duration::from_secs(30);
+
+/// How long a server that is there may take to let the device in and take its subscription.
+const OPENING_MAX: Duration = Duration::from_secs(60);
 
 /// What this program calls itself.
 const PROGRAM: &str = concat!("picloud-agent/", env!("CARGO_PKG_VERSION"));
@@ -61,16 +64,25 @@ impl From<ConnectError> for End {
 
 impl From<CallError> for End {
     fn from(error: CallError) -> Self {
-        let code = match &error {
-            CallError::Failed(failure) => Some(failure.code),
-            CallError::Closed(reason) => reason.code(),
-            CallError::Message(_) => None,
-        };
-        Self::of_code(code, with_causes(&error))
+        match &error {
+            CallError::Failed(failure) => Self::of_code(Some(failure.code), with_causes(&error)),
+            CallError::Closed(reason) => Self::of_close(reason),
+            CallError::Message(_) => Self::Wrong(with_causes(&error)),
+        }
     }
 }
 
 impl End {
+    fn of_close(reason: &CloseReason) -> Self {
+        match reason {
+            CloseReason::Frame(error) if !error.is_outage() => Self::Wrong(format!(
+                "The server does not keep to the protocol: {}",
+                with_causes(error.as_ref())
+            )),
+            _ => Self::of_code(reason.code(), reason.to_string()),
+        }
+    }
+
     fn of_code(code: Option<FailureCode>, text: String) -> Self {
         match code {
             Some(FailureCode::Revoked) => {
@@ -194,16 +206,22 @@ impl Link {
         let Ok((cursor, lineage)) = found.await else {
             return End::Closed;
         };
-        let connected = tokio::try_join!(self.connect(), self.connect());
-        let ((journal, mut pushes), (bulk, _)) = match connected {
-            Ok(connected) => connected,
-            Err(end) => return end,
-        };
         let subscribe =
             Subscribe { drive: self.config.drive, cursor, lineage, inline_len_max: INLINE_LEN_MAX };
-        let subscribed = match journal.call(&subscribe).await {
-            Ok(subscribed) => subscribed,
-            Err(error) => return error.into(),
+        let opening = async {
+            let ((journal, pushes), (bulk, _)) = tokio::try_join!(self.connect(), self.connect())?;
+            let subscribed = journal.call(&subscribe).await?;
+            Ok::<_, End>((journal, pushes, bulk, subscribed))
+        };
+        // A server that answers pings and nothing else would be waited for for ever.
+        let opened = tokio::time::timeout(OPENING_MAX, Box::pin(opening)).await;
+        let (journal, mut pushes, bulk, subscribed) = match opened {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(end)) => return end,
+            Err(_) => {
+                let secs = OPENING_MAX.as_secs();
+                return End::Offline(format!("The server did not answer within {secs} seconds"));
+            }
         };
         self.last_session += 1;
         let session = Session { number: self.last_session, journal, bulk };
@@ -228,7 +246,8 @@ impl Link {
         tracing::info!(server = %self.config.server, from = %subscribed.from, head = %subscribed.head, "online");
         self.show(LinkView::Online);
         self.cx.journal.send_replace(Some(session.journal.clone()));
-        let end = self.serve(&session, &mut pushes, &mut pages_seen, &mut answers).await;
+        let known = subscribed.from;
+        let end = self.serve(&session, known, &mut pushes, &mut pages_seen, &mut answers).await;
         self.cx.journal.send_replace(None);
         session.journal.close();
         session.bulk.close();
@@ -242,10 +261,13 @@ impl Link {
     async fn serve(
         &self,
         session: &Session,
+        mut known: Rev,
         pushes: &mut mpsc::Receiver<Push>,
         pages_seen: &mut mpsc::Receiver<Rev>,
         answers: &mut Answers,
     ) -> End {
+        // Pages that the core has not taken in yet: as many as the server may send, no more.
+        let mut unseen = 0;
         loop {
             tokio::select! {
                 push = pushes.recv() => match push {
@@ -256,6 +278,17 @@ impl Link {
                                 return end;
                             }
                         }
+                        if page.from != known {
+                            return End::Wrong(format!(
+                                "The server sent a page that begins after rev {} where one after rev {known} was due",
+                                page.from
+                            ));
+                        }
+                        if unseen == PAGES_IN_FLIGHT_MAX {
+                            return End::Wrong("The server sent more pages than it may".to_owned());
+                        }
+                        unseen += 1;
+                        known = page.upto;
                         if let Err(end) = self.page(session, page).await {
                             return end;
                         }
@@ -269,8 +302,7 @@ impl Link {
                     Some(Push::Held(_)) => {}
                     Some(Push::Bye(bye)) => return End::of_code(Some(bye.code), bye.message),
                     None => {
-                        let reason = session.journal.closed().await;
-                        return End::of_code(reason.code(), reason.to_string());
+                        return End::of_close(&session.journal.closed().await);
                     }
                 },
                 Some(answered) = answers.next(session.number) => {
@@ -281,14 +313,13 @@ impl Link {
                 seen = pages_seen.recv() => {
                     // The core lets go of the session when it wants another subscription.
                     let Some(upto) = seen else { return End::Again };
+                    unseen -= 1;
                     let drive = self.config.drive;
                     if let Err(error) = session.journal.notify(&PageSeen { drive, upto }).await {
                         return error.into();
                     }
                 }
-                reason = session.bulk.closed() => {
-                    return End::of_code(reason.code(), reason.to_string());
-                }
+                reason = session.bulk.closed() => return End::of_close(&reason),
                 () = self.cx.inputs.closed() => return End::Closed,
             }
         }

@@ -56,7 +56,8 @@ pub fn decode_drive(frame: &IncomingFrame) -> Result<DriveId> {
     struct Head {
         drive: DriveId,
     }
-    rmp_serde::from_slice::<Head>(&frame.body)
+    frame
+        .decode_fields::<Head>()
         .map(|head| head.drive)
         .map_err(|error| malformed(error.to_string()))
 }
