@@ -295,7 +295,7 @@ async fn a_drive_of_another_user_is_not_there_whatever_is_asked() {
         };
     }
     refused!(
-        Subscribe { drive, cursor: Rev(0), lineage: None, inline_len_max: 0 },
+        Subscribe { drive, cursor: Rev(0), lineage: None, inline_len_max: 0, takes_over: false },
         Commit { drive, changes: vec![node], chunks: vec![], deletions: None },
         FindMissing { drive, chunks: vec![known] },
         PutChunks { drive, chunks: vec![] },
@@ -460,7 +460,12 @@ async fn lying_contents_are_refused_and_store_nothing() {
     assert!(committed.results.iter().all(illegal));
     let mut state = dir(NodeId::ROOT, "x");
     state.attrs = Attrs { mode: 0o4755 };
-    let commit = Commit { drive, changes: vec![create(mallory.id(), state)], chunks: vec![] };
+    let commit = Commit {
+        drive,
+        changes: vec![create(mallory.id(), state)],
+        chunks: vec![],
+        deletions: None,
+    };
     assert_eq!(code(mallory.connection.call(&commit).await), FailureCode::Malformed);
     bystander.works().await;
 }

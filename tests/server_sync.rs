@@ -79,6 +79,25 @@ async fn a_connection_is_not_told_its_own_changes_but_hears_that_it_is_up_to_dat
     assert_eq!(chunks, [chunk(b"y")], "its own contents it has");
 }
 
+/// What a device that died had sent may reach the server after the device is back: it must not, or the
+/// device takes its own change for somebody else's.
+#[tokio::test]
+async fn of_a_device_that_came_back_nothing_is_taken_on_its_earlier_connection() {
+    let server = Server::start().await;
+    let mut one = server.join("alice", "one").await;
+    one.subscribe(Rev::ZERO, None).await;
+    let (_, rev) = one.create("before", b"x").await;
+    let mut again = one.resume(&server).await.unwrap();
+    let subscribed = again.subscribe(Rev::ZERO, None).await;
+    assert_eq!(subscribed.head, rev);
+    let changes = vec![create(one.id(), dir(NodeId::ROOT, "late"))];
+    let late = Commit { drive: one.drive, changes, chunks: vec![], deletions: None };
+    assert_eq!(code(one.connection.call(&late).await), FailureCode::Unavailable);
+    let (nodes, _, _) = again.pages_upto(rev).await;
+    assert_eq!(nodes.len(), 1);
+    again.create("after", b"x").await;
+}
+
 #[tokio::test]
 async fn a_long_journal_comes_in_acknowledged_pages_and_ends_consistent() {
     let server = Server::start().await;

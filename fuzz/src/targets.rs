@@ -295,15 +295,20 @@ async fn call(bytes: &[u8]) {
         };
         let drive = DriveId::from_bytes([1; 16]);
         let asked = async {
-            let subscribe =
-                Subscribe { drive, cursor: Rev::ZERO, lineage: None, inline_len_max: 0 };
+            let subscribe = Subscribe {
+                drive,
+                cursor: Rev::ZERO,
+                lineage: None,
+                inline_len_max: 0,
+                takes_over: false,
+            };
             let resume = Resume { device: DeviceId::from_bytes([1; 16]), token: vec![0; 32] };
             // Requests 2 to 5.
             connection.call(&resume).await.map(drop).ok();
             connection.call(&subscribe).await.map(drop).ok();
             connection.call(&GetChunks { drive, chunks: vec![] }).await.map(drop).ok();
             connection
-                .call(&Commit { drive, changes: vec![], chunks: vec![] })
+                .call(&Commit { drive, changes: vec![], chunks: vec![], deletions: None })
                 .await
                 .map(drop)
                 .ok();

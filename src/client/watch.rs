@@ -53,8 +53,13 @@ impl Session {
     /// When the session watches already, or the server cannot be asked.
     pub async fn watch(&self, path: &RelPath) -> Result<Watch> {
         let pushes = self.take_pushes()?;
-        let request =
-            Subscribe { drive: self.drive.id, cursor: Rev::ZERO, lineage: None, inline_len_max: 0 };
+        let request = Subscribe {
+            drive: self.drive.id,
+            cursor: Rev::ZERO,
+            lineage: None,
+            inline_len_max: 0,
+            takes_over: false,
+        };
         let subscribed = self.connection.call(&request).await?;
         let mut watch = Watch {
             session: self.clone(),

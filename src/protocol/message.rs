@@ -279,6 +279,11 @@ pub struct Subscribe {
     /// [`super::limits::INLINE_LEN_MAX`]; 0 for none.
     #[serde(default)]
     pub inline_len_max: u32,
+    /// Whether it takes over from earlier subscriptions of the device to this drive that took over,
+    /// too: nothing more is taken from commits sent on their connections, so that what the journal
+    /// does not tell by now never arrives.
+    #[serde(default)]
+    pub takes_over: bool,
 }
 
 /// The subscription holds.

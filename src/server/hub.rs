@@ -36,6 +36,8 @@ struct Inner {
     next: u64,
     heads: HashMap<i64, watch::Sender<Rev>>,
     held: HashMap<i64, watch::Sender<()>>,
+    /// Which subscription of a device (by its number) to a drive took over last.
+    turns: HashMap<(i64, i64), u64>,
     closing: bool,
 }
 
@@ -93,6 +95,19 @@ impl Hub {
         let connected = Connected { address, owner: None, end };
         inner.connections.insert(number, connected);
         Some(Seat { hub: Arc::clone(self), number, end: receiver })
+    }
+
+    /// A subscription of a device to a drive takes over from earlier ones; returns its turn.
+    pub fn take_over(&self, device: i64, drive: i64) -> u64 {
+        let mut inner = self.lock();
+        let turn = inner.turns.entry((device, drive)).or_default();
+        *turn += 1;
+        *turn
+    }
+
+    /// Returns whether no later subscription has taken over.
+    pub fn has_turn(&self, device: i64, drive: i64, turn: u64) -> bool {
+        self.lock().turns.get(&(device, drive)) == Some(&turn)
     }
 
     /// Ends the connections of a device.

@@ -202,7 +202,13 @@ impl Device {
     }
 
     pub async fn subscribe(&self, cursor: Rev, lineage: Option<Lineage>) -> Subscribed {
-        let subscribe = Subscribe { drive: self.drive, cursor, lineage, inline_len_max: 64 * 1024 };
+        let subscribe = Subscribe {
+            drive: self.drive,
+            cursor,
+            lineage,
+            inline_len_max: 64 * 1024,
+            takes_over: true,
+        };
         self.connection.call(&subscribe).await.unwrap()
     }
 

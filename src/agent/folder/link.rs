@@ -206,8 +206,13 @@ impl Link {
         let Ok((cursor, lineage)) = found.await else {
             return End::Closed;
         };
-        let subscribe =
-            Subscribe { drive: self.config.drive, cursor, lineage, inline_len_max: INLINE_LEN_MAX };
+        let subscribe = Subscribe {
+            drive: self.config.drive,
+            cursor,
+            lineage,
+            inline_len_max: INLINE_LEN_MAX,
+            takes_over: true,
+        };
         let opening = async {
             let ((journal, pushes), (bulk, _)) = tokio::try_join!(self.connect(), self.connect())?;
             let subscribed = journal.call(&subscribe).await?;

@@ -204,12 +204,19 @@ impl Lane {
         let (before_in_work, before_in_done) = (Arc::clone(&before), before);
         let (own_in_work, own_in_done) = (own.clone(), own.clone());
         let hub = Arc::clone(&self.shared.hub);
+        let hub_in_work = Arc::clone(&hub);
         let submitted = self
             .shared
             .store
             .submit(
                 contents,
                 move |metadata| {
+                    if let Some(turn) = own_in_work.as_ref().and_then(|own| own.turn)
+                        && !hub_in_work.has_turn(author.num, drive, turn)
+                    {
+                        let reason = "A newer connection of this device has taken over";
+                        return Err(StoreError::request(FailureCode::Unavailable, reason));
+                    }
                     let asked = Asked {
                         changes: &commit.changes,
                         deletions: commit.deletions,

@@ -383,6 +383,13 @@ impl Session {
 
     async fn subscribe(&mut self, request: u32, asked: Subscribe) -> Result<()> {
         let num = self.drive(asked.drive)?;
+        let device = self.member.device.num;
+        let mut turn = None;
+        if asked.takes_over {
+            turn = Some(self.shared.hub.take_over(device, num));
+            // Once this is done, so is every commit of an earlier connection that was not refused.
+            self.shared.store.write(|_| Ok(())).await?;
+        }
         let drive =
             self.shared.store.read(move |metadata, _| metadata.drive(num)).await?.ok_or_else(
                 || StoreError::request(FailureCode::NotFound, "There is no such drive"),
@@ -393,12 +400,8 @@ impl Session {
         drop((self.subscriptions.remove(&num), self.held_pushes.remove(&num)));
         let subscribed = Subscribed { lineage: drive.lineage, from, head: drive.head };
         self.outbox.reply(request, &subscribed).await;
-        let wanted = Wanted {
-            drive: asked.drive,
-            num,
-            device: self.member.device.num,
-            inline_len_max: asked.inline_len_max,
-        };
+        let wanted =
+            Wanted { drive: asked.drive, num, device, inline_len_max: asked.inline_len_max, turn };
         let subscription = Subscription::start(
             Arc::clone(&self.shared),
             Arc::clone(&self.memory),

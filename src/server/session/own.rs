@@ -29,9 +29,16 @@ pub struct OwnRevs {
     /// By the first rev of the range.
     ranges: Mutex<BTreeMap<Rev, Range>>,
     changed: Notify,
+    /// The turn of the subscription, when it took over ([`crate::server::hub::Hub::take_over`]).
+    pub turn: Option<u64>,
 }
 
 impl OwnRevs {
+    /// Returns those of a subscription that begins.
+    pub fn new(turn: Option<u64>) -> Self {
+        Self { turn, ..Self::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Rev, Range>> {
         self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
     }

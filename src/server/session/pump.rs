@@ -33,6 +33,8 @@ pub struct Wanted {
     pub device: i64,
     /// Contents up to this length come with the page.
     pub inline_len_max: u32,
+    /// Its turn, when it took over from others.
+    pub turn: Option<u64>,
 }
 
 /// What the session and the pump share.
@@ -69,7 +71,7 @@ impl Subscription {
     ) -> Self {
         let window =
             Arc::new(Window { free: Semaphore::new(PAGES_IN_FLIGHT_MAX), sent: Mutex::default() });
-        let own = Arc::new(OwnRevs::default());
+        let own = Arc::new(OwnRevs::new(wanted.turn));
         let pump = Pump {
             shared,
             memory,
@@ -287,8 +289,13 @@ mod tests {
             .await
             .unwrap();
         let (mut device, connection) = connect().await;
-        let wanted =
-            Wanted { drive: drive.id, num: drive.num, device: author.num, inline_len_max: 0 };
+        let wanted = Wanted {
+            drive: drive.id,
+            num: drive.num,
+            device: author.num,
+            inline_len_max: 0,
+            turn: None,
+        };
         let memory = shared.memory_of(1);
         let outbox = Outbox::new(connection.sender.clone());
         let subscription =
