@@ -392,6 +392,11 @@ impl<T: Trees> Engine<T> {
         self.looks.rescans_done
     }
 
+    /// Returns whether everything on disk was looked at once, and all of it is in the trees.
+    pub fn has_looked(&self) -> bool {
+        self.looks.is_known
+    }
+
     /// Returns whether there is nothing to do: what is still dirty has a problem that a person has
     /// to see to.
     pub fn is_settled(&self) -> bool {

@@ -100,6 +100,8 @@ pub(super) struct Looks {
     rescanning: bool,
     /// Completed looks at everything.
     pub(super) rescans_done: u64,
+    /// Whether everything was looked at once, and nothing of that is left open.
+    pub(super) is_known: bool,
 }
 
 impl Looks {
@@ -264,6 +266,10 @@ impl<T: Trees> Engine<T> {
                 self.looks.rescans_done += 1;
                 self.agenda.sweep();
             }
+            self.looks.is_known |= self.looks.rescans_done > 0
+                && self.looks.missing.is_empty()
+                && self.looks.newcomers.is_empty()
+                && self.looks.astray.is_empty();
             for (dir, want) in std::mem::take(&mut self.looks.hints) {
                 self.looks.want(dir, want);
             }
@@ -852,8 +858,8 @@ impl<T: Trees> Engine<T> {
     }
 
     /// Returns whether the machine stopped uncleanly and the disk has not been looked at since.
-    fn is_after_unclean_stop(&self) -> bool {
-        self.settings.suspect_since.is_some() && self.looks.rescans_done == 0
+    pub(super) fn is_after_unclean_stop(&self) -> bool {
+        self.settings.suspect_since.is_some() && !self.looks.is_known
     }
 
     /// A node is no longer on this disk, nor is anything that was in it, and that is nobody's wish:

@@ -72,6 +72,10 @@ impl<T: Trees> Engine<T> {
         if !self.link.online || self.link.paused || !self.trees.meta().consistent {
             return Ok(());
         }
+        if self.is_after_unclean_stop() {
+            // What is known of the disk may not be there any more: it is no base for anything.
+            return Ok(());
+        }
         match need {
             Need::Rest | Need::Forget | Need::Hash => Ok(()),
             Need::TakeLocalAsBase => {
@@ -194,6 +198,11 @@ impl<T: Trees> Engine<T> {
         let place = here.place.clone();
         if aspects.place {
             let parent = place.parent;
+            let above = self.trees.get(parent)?;
+            if above.remote.is_none() && above.synced.is_some() {
+                // Deleted there; it goes on as something new before anything is told of what is in it.
+                ready!(self, id, self.parent_there(parent)?);
+            }
             let anchor = self.anchor_there(parent)?;
             let is_below = self.is_below_there(anchor, id)?;
             let mover = if is_below { self.mover_there(anchor, id)? } else { None };

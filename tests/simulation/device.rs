@@ -159,7 +159,7 @@ impl Device {
     /// What the trees hold becomes durable.
     pub fn checkpoint(&mut self) {
         self.engine.trees_mut().checkpoint().unwrap();
-        if self.engine.rescans_done() > 0 {
+        if self.engine.has_looked() {
             self.is_unclean = false;
         }
     }

@@ -537,7 +537,7 @@ impl Core {
     fn checkpoint(&mut self) -> Result<(), Ended> {
         self.engine.trees_mut().checkpoint()?;
         self.is_unsaved = false;
-        if self.engine.rescans_done() > 0
+        if self.engine.has_looked()
             && let Err(error) = self.note.settle()
         {
             tracing::debug!(%error, "the note of the unclean stop stays for now");
