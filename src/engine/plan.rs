@@ -204,22 +204,20 @@ impl<T: Trees> Engine<T> {
                 ready!(self, id, self.parent_there(parent)?);
             }
             let anchor = self.anchor_there(parent)?;
-            let is_below = self.is_below_there(anchor, id)?;
-            let mover = if is_below { self.mover_there(anchor, id)? } else { None };
-            if is_below && mover.is_none() {
-                // Somebody moved the new parent into this directory: the server's order wins.
+            if self.is_undone(id, parent)? {
                 return self.pull_place(id, entry, actions);
             }
             let ring = self.ring_there(id)?;
             if !ring.is_empty() {
                 return self.push_ring(id, &ring, actions);
             }
-            if let Some(mover) = mover {
+            ready!(self, id, self.parent_there(parent)?);
+            if self.is_below_there(anchor, id)?
+                && let Some(mover) = self.mover_there(anchor, id)?
+            {
                 ready!(self, id, Ready::<()>::After(mover));
-            } else {
-                ready!(self, id, self.parent_there(parent)?);
-                ready!(self, id, self.name_there(id, &place)?);
             }
+            ready!(self, id, self.name_there(id, &place)?);
         }
         let attach = if aspects.body {
             match self.content_there(id, local, &here.body, Some(&remote.node.body), actions)? {
@@ -443,7 +441,9 @@ impl<T: Trees> Engine<T> {
                     let op = ChangeOp::Create(node.clone());
                     (Change::new(member, Rev::ZERO, op), Some(node), true)
                 }
-                (Need::PushUpdate(_), Some(here), Some(remote)) => {
+                (Need::PushUpdate(_), Some(here), Some(remote))
+                    if !self.is_undone(member, here.place.parent)? =>
+                {
                     let op = ChangeOp::Update {
                         place: Some(here.place.clone()),
                         body: None,
@@ -478,21 +478,39 @@ impl<T: Trees> Engine<T> {
         Ok(())
     }
 
-    /// Returns the nodes of the ring in which what a node waits for on the server waits, over others,
-    /// for the node itself; none when there is no such ring.
+    /// Returns a node and all that what it waits for on the server waits for in turn, when the node
+    /// itself is among the latter; none when there is no such ring.
     fn ring_there(&self, id: NodeId) -> Result<Vec<NodeId>, T::Error> {
-        let mut ring = vec![id];
-        let mut at = id;
-        while ring.len() <= RING_MAX {
-            match self.blocker_there(at)? {
-                None => break,
-                Some(next) if next == id => return Ok(ring),
-                Some(next) if ring.contains(&next) => break,
-                Some(next) => at = next,
+        self.ring_of(id, |node| self.blockers_there(node))
+    }
+
+    fn ring_of(
+        &self,
+        id: NodeId,
+        blockers: impl Fn(NodeId) -> Result<Vec<NodeId>, T::Error>,
+    ) -> Result<Vec<NodeId>, T::Error> {
+        let mut all = vec![id];
+        let (mut next, mut is_ring) = (0, false);
+        while let Some(&at) = all.get(next) {
+            next += 1;
+            for blocker in blockers(at)? {
+                is_ring |= blocker == id;
+                if !all.contains(&blocker) {
+                    all.push(blocker);
+                }
             }
-            ring.push(at);
+            if all.len() > RING_MAX {
+                return Ok(Vec::new());
+            }
         }
-        Ok(Vec::new())
+        Ok(if is_ring { all } else { Vec::new() })
+    }
+
+    /// Returns whether a node cannot go into this directory because somebody moved that into the node:
+    /// the server's order wins.
+    fn is_undone(&self, id: NodeId, parent: NodeId) -> Result<bool, T::Error> {
+        let anchor = self.anchor_there(parent)?;
+        Ok(self.is_below_there(anchor, id)? && self.mover_there(anchor, id)?.is_none())
     }
 
     /// Returns a directory of this disk, or, while the server does not have it, the first one above
@@ -532,27 +550,28 @@ impl<T: Trees> Engine<T> {
         Ok(None)
     }
 
-    /// Returns the node that has to be on the server, or to leave its name there, before this one
+    /// Returns the nodes that have to be on the server, or to leave their names there, before this one
     /// can be told.
-    fn blocker_there(&self, id: NodeId) -> Result<Option<NodeId>, T::Error> {
+    fn blockers_there(&self, id: NodeId) -> Result<Vec<NodeId>, T::Error> {
         let entry = self.trees.get(id)?;
         let place = match (decide(&entry), &entry.local) {
             (Need::PushCreate | Need::PushUpdate(Aspects { place: true, .. }), Some(local)) => {
                 &local.place
             }
-            (Need::PushDelete, _) => {
-                return Ok(self.trees.remote_children(id, None, 1)?.first().copied());
-            }
-            _ => return Ok(None),
+            (Need::PushDelete, _) => return self.trees.remote_children(id, None, RING_MAX),
+            _ => return Ok(Vec::new()),
         };
-        if place.parent != NodeId::ROOT && self.trees.get(place.parent)?.remote.is_none() {
-            return Ok(Some(place.parent));
+        let mut blockers = Vec::new();
+        let anchor = self.anchor_there(place.parent)?;
+        if anchor != place.parent {
+            blockers.push(place.parent);
         }
-        if self.is_below_there(place.parent, id)? {
-            return self.mover_there(place.parent, id);
+        if entry.remote.is_some() && self.is_below_there(anchor, id)? {
+            blockers.extend(self.mover_there(anchor, id)?);
         }
         let holders = self.trees.remote_at(place.parent, &place.name)?;
-        Ok(holders.into_iter().find(|holder| *holder != id))
+        blockers.extend(holders.into_iter().find(|holder| *holder != id));
+        Ok(blockers)
     }
 
     // To the disk.
@@ -951,34 +970,28 @@ impl<T: Trees> Engine<T> {
 
     /// Returns whether what a node waits for on this disk waits, over others, for the node itself.
     fn is_ring_here(&self, id: NodeId) -> Result<bool, T::Error> {
-        let mut at = id;
-        for _ in 0..RING_MAX {
-            match self.blocker_here(at)? {
-                None => return Ok(false),
-                Some(next) if next == id => return Ok(true),
-                Some(next) => at = next,
-            }
-        }
-        Ok(true)
+        Ok(!self.ring_of(id, |node| self.blockers_here(node))?.is_empty())
     }
 
-    /// Returns the node that has to be on this disk, or to leave its name or its directory, before
-    /// what the server wants of this one can be done.
-    fn blocker_here(&self, id: NodeId) -> Result<Option<NodeId>, T::Error> {
+    /// Returns the nodes that have to be on this disk, or to leave their names or their directory,
+    /// before what the server wants of this one can be done.
+    fn blockers_here(&self, id: NodeId) -> Result<Vec<NodeId>, T::Error> {
         let entry = self.trees.get(id)?;
         let place = match (decide(&entry), &entry.remote) {
             (Need::PullPlace | Need::PullCreate, Some(remote)) => &remote.node.place,
-            (Need::PullDelete, _) => return Ok(self.children_inside(id, 1)?.first().copied()),
-            _ => return Ok(None),
+            (Need::PullDelete, _) => return self.children_inside(id, RING_MAX),
+            _ => return Ok(Vec::new()),
         };
+        let mut blockers = Vec::new();
         if place.parent != NodeId::ROOT && self.trees.get(place.parent)?.local.is_none() {
-            return Ok(Some(place.parent));
+            blockers.push(place.parent);
         }
         if entry.local.is_some() && self.is_below_here(place.parent, id)? {
-            return self.mover_here(place.parent, id);
+            blockers.extend(self.mover_here(place.parent, id)?);
         }
         let holders = self.trees.local_at(place.parent, &self.disk_name(id, place))?;
-        Ok(holders.into_iter().find(|holder| *holder != id))
+        blockers.extend(holders.into_iter().find(|holder| *holder != id));
+        Ok(blockers)
     }
 
     /// Returns the first node from `dir` up to below `id`, by the local tree, that the server has
