@@ -734,6 +734,13 @@ impl<T: Trees> Engine<T> {
             }
         }
         for id in self.claims(newcomer)? {
+            if self.looks.is_known && self.trees.get(id)?.local.is_some_and(|local| local.parked) {
+                // Only we move what is parked, so this is what was there before; or a hard link to
+                // it, which waits until that is over.
+                let at = self.now.ms + GONE_RECHECK_MS;
+                self.looks.rechecks.insert(*dir, at);
+                return Ok(true);
+            }
             if !self.is_away(id)?
                 || matches!(self.flights.get(&id), Some(Flight::Apply(_)))
                 || self.is_below_here(*dir, id)?

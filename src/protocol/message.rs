@@ -361,7 +361,7 @@ pub struct PageSeen {
     pub upto: Rev,
 }
 
-/// Asks for changes, applied in order, each accepted or refused by itself.
+/// Asks for changes, applied in order, each (or each run of joined ones) accepted or refused by itself.
 ///
 /// All accepted ones become visible to other devices at once. The reply comes when they are on
 /// stable storage, with the chunks.

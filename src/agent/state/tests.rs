@@ -137,6 +137,7 @@ fn assert_alike(trees: &SqliteTrees, model: &MemoryTrees, dice: &mut Dice) {
     assert_eq!(trees.all(after, limit).unwrap(), model.all(after, limit).unwrap());
     assert_eq!(trees.totals(), model.totals());
     assert_eq!(trees.meta(), model.meta());
+    assert_eq!(trees.sent().unwrap(), model.sent().unwrap());
 }
 
 #[test]
@@ -188,6 +189,18 @@ fn the_database_answers_as_the_trees_in_memory_do() {
                     }
                     trees.put(id, &entry).unwrap();
                     model.put(id, &entry).unwrap();
+                }
+                9 => {
+                    let after = (dice.roll(2) == 0).then(|| dice.node());
+                    let sent = [Sent { node: dice.id(), after }];
+                    let commit = dice.roll(4);
+                    trees.note_sent(commit, &sent).unwrap();
+                    model.note_sent(commit, &sent).unwrap();
+                }
+                10 => {
+                    let commit = dice.roll(4);
+                    trees.forget_sent(commit).unwrap();
+                    model.forget_sent(commit).unwrap();
                 }
                 _ => {
                     let (id, entry) = (dice.id(), dice.entry());
