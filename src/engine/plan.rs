@@ -506,11 +506,28 @@ impl<T: Trees> Engine<T> {
         Ok(if is_ring { all } else { Vec::new() })
     }
 
-    /// Returns whether a node cannot go into this directory because somebody moved that into the node:
-    /// the server's order wins.
+    /// Returns whether a node cannot go into this directory because that is, or will be once all is told,
+    /// inside the node: somebody moved it there, and the server's order wins.
     fn is_undone(&self, id: NodeId, parent: NodeId) -> Result<bool, T::Error> {
-        let anchor = self.anchor_there(parent)?;
-        Ok(self.is_below_there(anchor, id)? && self.mover_there(anchor, id)?.is_none())
+        let mut at = parent;
+        for _ in 0..100_000 {
+            if at == id {
+                return Ok(true);
+            }
+            if at == NodeId::ROOT {
+                return Ok(false);
+            }
+            let entry = self.trees.get(at)?;
+            let is_told = matches!(decide(&entry), Need::PushUpdate(Aspects { place: true, .. }));
+            at = match (&entry.remote, &entry.local) {
+                (Some(remote), _) if !is_told => remote.node.place.parent,
+                (_, Some(local)) => local.place.parent,
+                (Some(remote), None) => remote.node.place.parent,
+                (None, None) => return Ok(false),
+            };
+        }
+        // Others go round in a circle above it; whoever is part of that is undone, not this one.
+        Ok(false)
     }
 
     /// Returns a directory of this disk, or, while the server does not have it, the first one above
