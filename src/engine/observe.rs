@@ -453,6 +453,13 @@ impl<T: Trees> Engine<T> {
     ) -> Result<(), T::Error> {
         found.stat = normal(found.stat);
         if self.is_worked_on(dir, name) {
+            if deep
+                && found.stat.kind == Some(Kind::Dir)
+                && let Some(by) = self.targets.get(&(dir, name.clone())).copied()
+            {
+                // A look at everything must not pass over what is in a directory on the move.
+                self.looks.hint(by, Want::All { deep });
+            }
             return Ok(());
         }
         let special = Subject::Spot(dir, name.clone());
@@ -737,8 +744,8 @@ impl<T: Trees> Engine<T> {
             if self.looks.is_known && self.trees.get(id)?.local.is_some_and(|local| local.parked) {
                 // Only we move what is parked, so this is what was there before; or a hard link to
                 // it, which waits until that is over.
-                let at = self.now.ms + GONE_RECHECK_MS;
-                self.looks.rechecks.insert(*dir, at);
+                let names = BTreeSet::from([name.clone()]);
+                self.looks.astray(*dir, self.now.ms + GONE_RECHECK_MS, Want::Names(names));
                 return Ok(true);
             }
             if !self.is_away(id)?
