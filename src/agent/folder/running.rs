@@ -6,6 +6,7 @@
 //! is over and remembered ([`RunningNote::settle`]), so the note then says from what time on, too.
 
 use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -33,6 +34,7 @@ impl RunningNote {
     /// # Errors
     /// When the note cannot be read or written.
     pub(super) fn leave(dir: &Path) -> std::io::Result<(Self, Option<Timestamp>)> {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let path = dir.join("running");
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let mut note = Self { path, boot: boot.trim().to_owned(), is_settled: true };
@@ -105,23 +107,25 @@ mod tests {
 
     #[test]
     fn an_unclean_stop_is_known_until_the_first_look_is_remembered() {
-        let dir = tempfile::tempdir().unwrap();
-        let marker = dir.path().join("running");
-        let leave = || RunningNote::leave(dir.path()).unwrap();
+        let parent = tempfile::tempdir().unwrap();
+        // A first start finds no directory.
+        let dir = parent.path().join("state/folder");
+        let marker = dir.join("running");
+        let leave = || RunningNote::leave(&dir).unwrap();
         let (note, since) = leave();
         assert_eq!(since, None, "a first start");
         assert_eq!(leave().1, None, "a start after a kill");
         note.end();
         assert!(!marker.exists(), "a clean stop");
         // The machine stopped while the agent ran.
-        durable::replace(&dir.path().join("state.sqlite"), b"", 0o600).unwrap();
+        durable::replace(&dir.join("state.sqlite"), b"", 0o600).unwrap();
         durable::replace(&marker, b"another boot", 0o600).unwrap();
         let (note, since) = leave();
         let since = since.expect("it was unclean");
         assert!(since.secs > 1_700_000_000, "{since:?}");
         note.end();
         assert!(marker.exists(), "a stop before the first look was over");
-        std::fs::remove_file(dir.path().join("state.sqlite")).unwrap();
+        std::fs::remove_file(dir.join("state.sqlite")).unwrap();
         let (mut note, again) = leave();
         assert_eq!(again, Some(since), "the first sign counts");
         note.settle().unwrap();
