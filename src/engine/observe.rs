@@ -88,6 +88,8 @@ pub(super) struct Looks {
     /// Names that were looked at while an operation of ours was at work on them: to be looked at
     /// again when it is over.
     after: HashMap<NodeId, BTreeSet<(NodeId, Name)>>,
+    /// Nodes on the move whose directory went away meanwhile, and whether that was lost.
+    orphans: BTreeMap<NodeId, bool>,
     /// Nodes that wait for looks to come back.
     waiters: BTreeSet<NodeId>,
     /// Directories with racily read files, or that could not be read, and when to look at them
@@ -905,12 +907,30 @@ impl<T: Trees> Engine<T> {
         Ok(inside)
     }
 
+    /// A node has come to the end of its way: if that was in a directory that went away meanwhile, it
+    /// went with it.
+    pub(super) fn end_orphan(&mut self, id: NodeId) -> Result<(), T::Error> {
+        let Some(is_lost) = self.looks.orphans.remove(&id) else { return Ok(()) };
+        if let Some(local) = self.trees.get(id)?.local
+            && !local.parked
+            && self.dir_ref(local.place.parent)?.is_none()
+        {
+            self.take_away(id, is_lost)?;
+        }
+        Ok(())
+    }
+
     /// A node is no longer on this disk, nor is anything that was in it: it is lost, or somebody
     /// deleted it.
     fn take_away(&mut self, id: NodeId, is_lost: bool) -> Result<(), T::Error> {
         let mut stack = vec![id];
         self.paths.clear();
         while let Some(id) = stack.pop() {
+            if matches!(self.flights.get(&id), Some(Flight::Apply(_))) {
+                // It is on the move, out of there perhaps: that is seen when it has arrived.
+                self.looks.orphans.insert(id, is_lost);
+                continue;
+            }
             let mut entry = self.trees.get(id)?;
             let Some(local) = entry.local.take() else {
                 continue;
@@ -918,7 +938,8 @@ impl<T: Trees> Engine<T> {
             if local.body == LocalBody::Dir {
                 // Children keep their old parent in the tree until they are taken, one page at a
                 // time; each page is gone from the index before the next is asked for.
-                let children = self.children_inside(id, 512)?;
+                let mut children = self.children_inside(id, 512)?;
+                children.retain(|child| !self.looks.orphans.contains_key(child));
                 if !children.is_empty() {
                     stack.push(id);
                     stack.extend(children);

@@ -153,7 +153,7 @@ impl<T: Trees> Engine<T> {
                 self.agenda.retry_slowly(id, self.now.ms);
             }
         }
-        Ok(())
+        self.end_orphan(id)
     }
 
     fn done(
