@@ -200,9 +200,9 @@ macro_rules! decoders {
 decoders! {
     Hello Join Login Register Answer Resume Ping Subscribe PageSeen Commit FindMissing PutChunks
     PutList HasList GetList GetChunks Lookup ListDir ListDevices RevokeDevice Invite Logout
-    ChangePassword TotpBegin TotpConfirm TotpDisable ListHeld ApproveHeld HelloReply AuthReply Done
-    Subscribed Committed Missing Has ListPart Chunks Found Entries Devices Invited TotpSecret
-    HeldList Page Bye Failure
+    ChangePassword TotpBegin TotpConfirm TotpDisable ListHeld ApproveHeld RejectHeld HelloReply AuthReply
+    Done Subscribed Committed Missing Has ListPart Chunks Found Entries Devices Invited TotpSecret
+    HeldList HeldNow Page Bye Failure
 }
 
 /// A kind, then a body.
