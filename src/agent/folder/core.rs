@@ -231,6 +231,9 @@ impl Core {
                 self.live = None;
             }
             self.is_settled = self.engine.is_settled();
+            if self.is_settled && self.live.is_some() {
+                self.cx.partials.clear();
+            }
             self.show(clock::now().ms)?;
             self.save(clock::now().ms)?;
             let first = self.wait(runtime, did_something);
