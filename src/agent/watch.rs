@@ -55,6 +55,9 @@ pub trait Watcher: Send + Sync + std::fmt::Debug {
     /// Ends the watch of a directory, if there is one. One that is deleted ends by itself.
     fn unwatch(&self, dir: NodeId);
 
+    /// Forgets those of the directories beyond the limit that are not known any more.
+    fn keep_polled(&self, is_known: &mut dyn FnMut(NodeId) -> bool);
+
     /// Returns what a person should know.
     fn problem(&self) -> Option<String>;
 }
@@ -180,6 +183,16 @@ impl Watcher for InotifyWatcher {
 
     fn unwatch(&self, dir: NodeId) {
         lock(&self.watches).remove(dir);
+    }
+
+    fn keep_polled(&self, is_known: &mut dyn FnMut(NodeId) -> bool) {
+        // Asked without the lock: whoever answers reads a database.
+        let polled = lock(&self.watches).polled.clone();
+        let gone: Vec<NodeId> = polled.into_iter().filter(|dir| !is_known(*dir)).collect();
+        let mut map = lock(&self.watches);
+        for dir in gone {
+            map.polled.remove(&dir);
+        }
     }
 
     fn problem(&self) -> Option<String> {

@@ -25,15 +25,23 @@ impl<T: Trees> Engine<T> {
             self.begin_union()?;
             meta = self.trees.meta();
             meta.consistent = head == Rev::ZERO;
-        } else if meta.lineage.is_none() || meta.cursor < head {
+        } else {
             // Nothing is asked before everything is heard that was there at this moment: answers to
-            // what an earlier connection sent are part of it.
-            meta.consistent = meta.cursor == head;
+            // what an earlier connection sent are part of it. And nothing of it is believed before
+            // the digests agree: a server that went back to an older backup and has grown past our
+            // cursor since tells a journal in which what we know never was.
+            meta.consistent = from == Rev::ZERO && head == Rev::ZERO;
         }
         meta.lineage = Some(lineage);
         self.trees.set_meta(meta)?;
         self.link.online = true;
         self.link.head = head;
+        // Told from the beginning, the journal contradicts nothing.
+        self.link.is_proved = from == Rev::ZERO;
+        self.link.is_contradicted = false;
+        if head < self.link.newest_own {
+            self.contradicted()?;
+        }
         self.forget_word();
         self.agenda.sweep();
         Ok(())
@@ -128,10 +136,15 @@ impl<T: Trees> Engine<T> {
         }
         let mut meta = self.trees.meta();
         meta.cursor = meta.cursor.max(page.upto);
-        let was_consistent = meta.consistent;
-        meta.consistent = page.consistent;
         self.trees.set_meta(meta)?;
         self.link.head = self.link.head.max(page.head);
+        if !self.compare_digests(&page.digest, page.upto)? {
+            return Ok(());
+        }
+        let mut meta = self.trees.meta();
+        let was_consistent = meta.consistent;
+        meta.consistent = page.consistent && self.link.is_proved;
+        self.trees.set_meta(meta)?;
         if meta.consistent && !was_consistent {
             self.agenda.sweep();
         }
@@ -141,32 +154,58 @@ impl<T: Trees> Engine<T> {
             self.end_doubt()?;
         }
         self.agenda.reached(meta.cursor);
-        self.compare_digests(&page.digest, page.upto)
+        Ok(())
     }
 
-    fn compare_digests(&mut self, theirs: &Option<Digest>, upto: Rev) -> Result<(), T::Error> {
+    /// Compares the digests, if both are at hand; returns whether they do not differ.
+    fn compare_digests(&mut self, theirs: &Option<Digest>, upto: Rev) -> Result<bool, T::Error> {
         // Answers to our commits run ahead of the pages: compare only when the pages have caught up.
-        let Some(theirs) = theirs else { return Ok(()) };
+        let Some(theirs) = theirs else { return Ok(true) };
         if self.link.newest_own > upto {
-            return Ok(());
+            return Ok(true);
         }
         let agrees = self.trees.meta().digest == *theirs;
         self.link.agrees = Some(agrees);
         if agrees {
+            self.link.is_proved = true;
+            self.link.is_contradicted = false;
             self.solve(&Subject::Listing(NodeId::ROOT));
-            return Ok(());
+        } else {
+            self.contradicted()?;
         }
-        // The server went back to an older backup and has grown past our cursor since, or our state
-        // is damaged. Either way what we remember of the server is wrong: hear all of it again.
+        Ok(agrees)
+    }
+
+    /// The server went back to an older backup and has grown past our cursor since, or our state is
+    /// damaged. Either way what we remember of the server is wrong: hear all of it again.
+    fn contradicted(&mut self) -> Result<(), T::Error> {
         let reason = "The server's journal is not the one this device knows (was it restored from a \
                       backup?): everything is compared again, and nothing is deleted";
         self.problem(Subject::Listing(NodeId::ROOT), reason);
-        if self.now.ms >= self.link.resubscribe_after_ms {
+        // Until then nothing is planned.
+        let mut meta = self.trees.meta();
+        meta.consistent = false;
+        self.trees.set_meta(meta)?;
+        self.link.is_proved = false;
+        self.link.is_contradicted = true;
+        self.hear_anew()
+    }
+
+    /// Has the journal told from the beginning, once it was contradicted and not too soon after the
+    /// last time.
+    pub(super) fn hear_anew(&mut self) -> Result<(), T::Error> {
+        if self.link.is_contradicted && self.now.ms >= self.link.resubscribe_after_ms {
             self.link.resubscribe_after_ms = self.now.ms + RESUBSCRIBE_MS;
+            self.link.is_contradicted = false;
             self.link.needs_resubscribe = true;
             self.begin_union()?;
         }
         Ok(())
+    }
+
+    /// Returns when [`Engine::hear_anew`] will do something.
+    pub(super) fn hear_anew_at_ms(&self) -> Option<u64> {
+        self.link.is_contradicted.then_some(self.link.resubscribe_after_ms)
     }
 
     /// Takes the answers to a commit in.
@@ -274,5 +313,116 @@ impl<T: Trees> Engine<T> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::engine::memory::MemoryTrees;
+    use crate::engine::seam::{Action, Event, JournalPage, Look, Stat};
+    use crate::engine::trees::Trees as _;
+    use crate::engine::{Engine, Now, Settings};
+    use crate::model::{
+        Attrs, Body, Digest, IdSource, Kind, Lineage, Name, Node, NodeId, Place, Rev, Timestamp,
+        Versioned,
+    };
+
+    use super::RESUBSCRIBE_MS;
+
+    const ATTRS: Attrs = Attrs { mode: 0o755 };
+
+    struct Device {
+        engine: Engine<MemoryTrees>,
+        now: Now,
+    }
+
+    impl Device {
+        fn hears(&mut self, event: Event) {
+            self.engine.handle(self.now, event).unwrap();
+        }
+
+        /// How many directories it makes now.
+        fn makes(&mut self) -> usize {
+            let mut actions = Vec::new();
+            self.engine.poll(self.now, &mut actions).unwrap();
+            actions.iter().filter(|action| matches!(action, Action::Apply { .. })).count()
+        }
+
+        fn online(&mut self, from: u64, head: u64) {
+            self.hears(Event::Offline);
+            let lineage = Lineage::from_bytes([1; 16]);
+            self.hears(Event::Online { lineage, from: Rev(from), head: Rev(head) });
+        }
+
+        fn page(&mut self, dirs: &[u8], upto: u64, head: u64, digest: Option<Digest>) {
+            let dir = |number: &u8| {
+                let name = Name::new([b'a' + number]).unwrap();
+                let place = Place { parent: NodeId::ROOT, name };
+                let node = Some(Node { place, body: Body::Dir, attrs: ATTRS });
+                let id = NodeId::from_bytes([*number; 16]);
+                Versioned { id, rev: Rev(u64::from(*number)), node }
+            };
+            let nodes = dirs.iter().map(dir).collect();
+            let (upto, head) = (Rev(upto), Rev(head));
+            self.hears(Event::Page(JournalPage { upto, head, consistent: true, nodes, digest }));
+        }
+    }
+
+    #[test]
+    fn a_journal_is_acted_on_once_its_digest_agrees_and_heard_anew_when_it_does_not() {
+        let now = Now { ms: 1, wall: Timestamp::default() };
+        let engine =
+            Engine::new(MemoryTrees::new(), Settings::default(), IdSource::new([1; 32])).unwrap();
+        let mut device = Device { engine, now };
+        let zero = Timestamp::default();
+        let (birth, mtime, ctime) = (zero, zero, zero);
+        let dir =
+            Stat { kind: Some(Kind::Dir), ino: 1, birth, size: 0, mtime, ctime, attrs: ATTRS };
+        device.hears(Event::Rescan);
+        device.makes();
+        let look = Look::Entries { dir, entries: vec![] };
+        device.hears(Event::Looked { dir: NodeId::ROOT, names: None, look });
+
+        // From the beginning: nothing can be contradicted.
+        device.online(0, 3);
+        device.page(&[1], 1, 3, None);
+        assert_eq!(device.makes(), 1);
+        device.page(&[2, 3], 3, 3, None);
+        assert_eq!(device.makes(), 2);
+
+        // Going on: nothing is done before the end of the catch-up agrees.
+        device.online(3, 5);
+        device.page(&[4], 4, 5, None);
+        assert_eq!(device.makes(), 0);
+        let mut agrees = device.engine.trees().meta().digest;
+        let name = Name::new([b'a' + 5]).unwrap();
+        let place = Place { parent: NodeId::ROOT, name };
+        let five = Node { place, body: Body::Dir, attrs: ATTRS };
+        agrees.add(NodeId::from_bytes([5; 16]), Rev(5), &five);
+        device.page(&[5], 5, 5, Some(agrees));
+        assert_eq!(device.makes(), 2);
+        assert!(!device.engine.needs_resubscribe());
+
+        // It does not: all is heard anew, and only then anything is done.
+        device.online(5, 7);
+        device.page(&[6], 6, 7, None);
+        device.page(&[7], 7, 7, Some(Digest::default()));
+        assert_eq!(device.makes(), 0);
+        assert!(device.engine.needs_resubscribe());
+        assert_eq!(device.engine.trees().meta().cursor, Rev::ZERO);
+        device.online(0, 7);
+        device.page(&[1, 2, 3, 4, 5, 6, 7], 7, 7, None);
+        assert_eq!(device.makes(), 2);
+
+        // Again, and too soon: it waits, and does nothing meanwhile.
+        device.online(7, 8);
+        device.page(&[8], 8, 8, Some(Digest::default()));
+        assert_eq!(device.makes(), 0);
+        assert!(!device.engine.needs_resubscribe());
+        let due = device.engine.wake_at_ms().unwrap();
+        assert!(due <= 1 + RESUBSCRIBE_MS, "{due}");
+        device.now.ms = 1 + RESUBSCRIBE_MS;
+        assert_eq!(device.makes(), 0);
+        assert!(device.engine.needs_resubscribe());
     }
 }

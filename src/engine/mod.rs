@@ -169,6 +169,10 @@ struct Link {
     /// The newest rev that a commit of ours got; pages may be behind it.
     newest_own: Rev,
     agrees: Option<bool>,
+    /// Whether what the server tells on this connection goes on from what is known here.
+    is_proved: bool,
+    /// Whether it was found that it does not, and nothing was done about it yet.
+    is_contradicted: bool,
     needs_resubscribe: bool,
     /// Before this time the journal is not heard anew again because of a digest.
     resubscribe_after_ms: u64,
@@ -297,6 +301,7 @@ impl<T: Trees> Engine<T> {
     pub fn poll(&mut self, now: Now, actions: &mut Vec<Action>) -> Result<(), T::Error> {
         self.now = now;
         self.agenda.pass_time(now.ms);
+        self.hear_anew()?;
         self.advance_looks(actions)?;
         self.advance_deletions(actions)?;
         if now.ms >= self.next_sweep_ms {
@@ -346,8 +351,13 @@ impl<T: Trees> Engine<T> {
             }
         }
         let sweep = (self.pending() > 0).then_some(self.next_sweep_ms);
-        let due =
-            [self.agenda.next_due_ms(), self.looks.next_due_ms(), self.deletions_due_ms(), sweep];
+        let due = [
+            self.agenda.next_due_ms(),
+            self.looks.next_due_ms(),
+            self.deletions_due_ms(),
+            self.hear_anew_at_ms(),
+            sweep,
+        ];
         due.into_iter().flatten().min()
     }
 

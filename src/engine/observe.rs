@@ -492,8 +492,10 @@ impl<T: Trees> Engine<T> {
             }
             matched = true;
             self.looks.missing.remove(&id);
+            // Whether it can be read, and what happened while it could not, is told by no event.
+            let is_reopened = local.stat.attrs != found.stat.attrs;
             self.refresh(id, &mut entry, local, &found)?;
-            if deep && found.stat.kind == Some(Kind::Dir) {
+            if (deep || is_reopened) && found.stat.kind == Some(Kind::Dir) {
                 self.looks.want(id, Want::All { deep });
             }
         }

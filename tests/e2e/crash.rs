@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::{Device, Dice, World, settle};
+use crate::support::{Device, Dice, World, number, settle};
 
 /// What a device's writer last wrote to each of its files.
 type Tokens = Arc<Mutex<BTreeMap<String, String>>>;
@@ -98,9 +98,6 @@ fn all_content(device: &Device) -> String {
 
 #[test]
 fn kills_at_random_moments_lose_nothing_and_leave_nothing() {
-    let number = |name: &str, default: u64| {
-        std::env::var(name).map_or(default, |text| text.parse().unwrap())
-    };
     let kills = number("PICLOUD_KILLS", 8);
     let seed = number("PICLOUD_SEED", 1);
     println!("PICLOUD_KILLS={kills} PICLOUD_SEED={seed}");

@@ -12,13 +12,13 @@ use std::process::Command;
 use crate::support::{Device, Dice, World, eventually, settle, wait_same};
 
 /// A file system in memory, unmounted when dropped.
-struct SmallDisk {
-    path: PathBuf,
+pub struct SmallDisk {
+    pub path: PathBuf,
 }
 
 impl SmallDisk {
     /// Mounts one; nothing where that is not allowed.
-    fn mount(path: &Path, mib: u32) -> Option<Self> {
+    pub fn mount(path: &Path, mib: u32) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("skipped: only root can mount a small disk");
             return None;

@@ -11,6 +11,8 @@ mod accounts;
 mod changes;
 mod config;
 mod crash;
+mod faults_folder;
+mod faults_server;
 mod first_use;
 mod full_disk;
 mod join;

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 pub use process::Process;
 pub use proxy::Proxy;
-pub use tree::Tree;
+pub use tree::{Entry, Tree};
 
 /// How long anything may take before the test fails: generous, for busy machines.
 pub const LIMIT: Duration = Duration::from_secs(90);
@@ -111,6 +111,8 @@ impl Run {
 pub struct World {
     dir: tempfile::TempDir,
     pub port: u16,
+    /// For the server's environment.
+    pub server_env: Vec<(&'static str, PathBuf)>,
     server: Option<Process>,
 }
 
@@ -131,7 +133,7 @@ impl World {
     pub fn without_server(more: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("picloud-e2e-").tempdir().unwrap();
         let port = free_port();
-        let world = Self { dir, port, server: None };
+        let world = Self { dir, port, server_env: Vec::new(), server: None };
         world.write_server_config(more);
         world
     }
@@ -179,7 +181,7 @@ impl World {
     #[track_caller]
     pub fn start_server(&mut self) {
         let mut command = self.command(env!("CARGO_BIN_EXE_picloud-server"));
-        command.arg("--config").arg(self.server_config()).arg("run");
+        command.arg("--config").arg(self.server_config()).arg("run").envs(self.server_env.clone());
         let mut server = Process::spawn("server", command, &self.path().join("server.log"));
         let address = self.address();
         eventually("the server listens", || {
@@ -207,7 +209,7 @@ impl World {
     /// `picloud-server --config … ARGS`.
     pub fn picloud_server(&self, args: &[&str]) -> Run {
         let mut command = self.command(env!("CARGO_BIN_EXE_picloud-server"));
-        command.arg("--config").arg(self.server_config()).args(args);
+        command.arg("--config").arg(self.server_config()).args(args).envs(self.server_env.clone());
         Run::of(&command.output().unwrap())
     }
 
@@ -247,6 +249,8 @@ impl World {
             folder: dir.join("PiCloud"),
             config: dir.join("agent.toml"),
             dir,
+            agent_env: Vec::new(),
+            agent_wrapper: Vec::new(),
             home: self.path().to_owned(),
             agent: None,
         }
@@ -306,6 +310,10 @@ pub struct Device {
     pub dir: PathBuf,
     pub folder: PathBuf,
     pub config: PathBuf,
+    /// For the agent's environment.
+    pub agent_env: Vec<(&'static str, PathBuf)>,
+    /// A command that runs the agent, which is given as its last arguments.
+    pub agent_wrapper: Vec<String>,
     home: PathBuf,
     agent: Option<Process>,
 }
@@ -318,8 +326,14 @@ impl Device {
     }
 
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
+        self.command_in(&[], program)
+    }
+
+    fn command_in(&self, wrapper: &[String], program: &str) -> Command {
+        let mut words = wrapper.iter().map(String::as_str).chain([program]);
+        let mut command = Command::new(words.next().unwrap());
         command
+            .args(words)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("HOME", &self.home)
@@ -359,7 +373,9 @@ impl Device {
 
     pub fn start_without_waiting(&mut self) {
         assert!(self.agent.is_none(), "the agent of {} runs already", self.name);
-        let command = self.command(env!("CARGO_BIN_EXE_picloud-agent"));
+        let program = env!("CARGO_BIN_EXE_picloud-agent");
+        let mut command = self.command_in(&self.agent_wrapper, program);
+        command.envs(self.agent_env.clone());
         self.agent = Some(Process::spawn(&self.name, command, &self.log()));
     }
 
@@ -523,10 +539,13 @@ impl Device {
         names
     }
 
-    /// What is left in `.picloud/staging` and `.picloud/trash`.
+    /// What is left in the directories of the agent's own.
     pub fn leftovers(&self) -> Vec<PathBuf> {
-        ["staging", "trash"]
-            .iter()
+        self.leftovers_in(&["staging", "trash", "parked"])
+    }
+
+    fn leftovers_in(&self, dirs: &[&str]) -> Vec<PathBuf> {
+        dirs.iter()
             .filter_map(|dir| fs::read_dir(self.folder.join(".picloud").join(dir)).ok())
             .flatten()
             .map(|entry| entry.unwrap().path())
@@ -579,6 +598,37 @@ pub fn settle(devices: &[&Device]) -> Tree {
         before = Some(tree);
     }
     panic!("the folders do not come to rest");
+}
+
+/// As [`settle`]; then each device must say that all is well, and the server that both agree, and
+/// nothing half done may be left. What was replaced may stay in the trash for a little.
+#[track_caller]
+pub fn all_well(devices: &[&Device]) -> Tree {
+    let tree = settle(devices);
+    for device in devices {
+        device.wait_status("end in sync", |status| {
+            status["state"] == "in-sync" && status["folders"][0]["agrees"] == true
+        });
+        eventually("nothing half done is left", || {
+            device.leftovers_in(&["staging", "parked"]).is_empty().then_some(())
+        });
+    }
+    tree
+}
+
+/// Waits until even the trash of all devices is empty.
+#[track_caller]
+pub fn nothing_left(devices: &[&Device]) {
+    for device in devices {
+        eventually(&format!("nothing is left on {}", device.name), || {
+            device.leftovers().is_empty().then_some(())
+        });
+    }
+}
+
+/// A number from the environment, for a test that can be made larger.
+pub fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |text| text.parse().unwrap())
 }
 
 /// A name from bytes.

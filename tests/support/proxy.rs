@@ -1,4 +1,4 @@
-//! A TCP proxy that can slow a connection down, cut it, and refuse new ones.
+//! A TCP proxy that can slow a connection down, freeze it, cut it, and refuse new ones.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -15,6 +15,7 @@ struct State {
     target: String,
     open: AtomicBool,
     stopped: AtomicBool,
+    frozen: AtomicBool,
     /// Bytes per second and direction; 0 for no limit.
     rate: AtomicU64,
     /// Bytes that went through, both ways.
@@ -30,6 +31,7 @@ impl Proxy {
             target: target.to_owned(),
             open: AtomicBool::new(true),
             stopped: AtomicBool::new(false),
+            frozen: AtomicBool::new(false),
             rate: AtomicU64::new(0),
             carried: AtomicU64::new(0),
             streams: Mutex::new(Vec::new()),
@@ -58,6 +60,16 @@ impl Proxy {
 
     pub fn mend(&self) {
         self.state.open.store(true, Ordering::SeqCst);
+    }
+
+    /// Takes everything and passes nothing on, without closing anything: as a network that is gone.
+    /// After [`Proxy::thaw`] what was held back goes on its way, however late.
+    pub fn freeze(&self) {
+        self.state.frozen.store(true, Ordering::SeqCst);
+    }
+
+    pub fn thaw(&self) {
+        self.state.frozen.store(false, Ordering::SeqCst);
     }
 
     /// Bytes per second in each direction of each connection; 0 for no limit.
@@ -118,6 +130,9 @@ fn pump(mut from: TcpStream, mut to: TcpStream, state: &State) {
         let rate = state.rate.load(Ordering::SeqCst);
         if rate > 0 {
             std::thread::sleep(Duration::from_secs_f64(read as f64 / rate as f64));
+        }
+        while state.frozen.load(Ordering::SeqCst) && !state.stopped.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(10));
         }
         state.carried.fetch_add(read as u64, Ordering::SeqCst);
         if to.write_all(&buffer[..read]).is_err() {

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
 
 use rustix::fs::{
     AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps,
@@ -53,6 +53,8 @@ struct Inner {
     /// Whether this disk holds names for the same that differ in case.
     folds_case: bool,
     next_staged: AtomicU64,
+    /// Held for writing while a directory is lent.
+    lending: RwLock<()>,
 }
 
 impl DiskFolder {
@@ -170,7 +172,7 @@ impl DiskFolder {
         let Some(folds_case) = probe(staging.as_fd()).map_err(errno)? else {
             return Err(FolderError::Unsupported { path: path.to_owned() });
         };
-        Ok(Self(Arc::new(Inner {
+        let folder = Self(Arc::new(Inner {
             path: path.to_owned(),
             device: (statx.stx_dev_major, statx.stx_dev_minor),
             ino: statx.stx_ino,
@@ -183,7 +185,10 @@ impl DiskFolder {
             root: Arc::new(root),
             folds_case,
             next_staged: AtomicU64::new(1),
-        })))
+            lending: RwLock::new(()),
+        }));
+        folder.give_back().map_err(errno)?;
+        Ok(folder)
     }
 
     /// Returns the folder's path, for people.
@@ -204,6 +209,14 @@ impl DiskFolder {
         self.0.folds_case
     }
 
+    pub(super) fn lending(&self) -> &RwLock<()> {
+        &self.0.lending
+    }
+
+    pub(super) fn root(&self) -> BorrowedFd<'_> {
+        self.0.root.as_fd()
+    }
+
     /// Returns a name for a file in staging that no other has.
     pub(super) fn fresh_staged_name(&self) -> Result<Name, Fault> {
         let number = self.0.next_staged.fetch_add(1, Ordering::Relaxed);
@@ -221,6 +234,14 @@ impl DiskFolder {
             Ok((handle, stat))
         } else {
             Err(Fault::Changed)
+        }
+    }
+
+    /// Opens a directory with these flags, the root too.
+    pub(super) fn open_handle(&self, path: &RelPath, flags: OFlags) -> Result<OwnedFd, Errno> {
+        match path.names() {
+            [] => rustix::fs::openat(self.root(), ".", flags, Mode::empty()),
+            names => self.open_beneath(names, flags),
         }
     }
 
@@ -310,6 +331,7 @@ impl Folder for DiskFolder {
                 Arc::new(self.open_beneath(names, DIR_FLAGS).map_err(fault)?)
             }
         };
+        let _steady = self.steady();
         let stat = stat_of(&statx_fd(handle.as_fd()).map_err(fault)?);
         Ok((handle, stat))
     }
@@ -323,6 +345,7 @@ impl Folder for DiskFolder {
     }
 
     fn stat(&self, dir: &Self::Dir, name: &Name) -> Result<Stat, Fault> {
+        let _steady = self.steady();
         statx_at(dir.as_fd(), name).map_err(fault)
     }
 
@@ -370,17 +393,20 @@ impl Folder for DiskFolder {
 
     fn make_dir(&self, dir: &Self::Dir, name: &Name, attrs: Attrs) -> Result<(), Fault> {
         let mode = Mode::from_raw_mode(attrs.mode.into());
-        rustix::fs::mkdirat(&**dir, name.as_bytes(), mode).map_err(fault)?;
-        // The process's umask took bits away, perhaps; a handle cannot be led astray by a swap.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let made =
-            rustix::fs::openat(&**dir, name.as_bytes(), flags, Mode::empty()).map_err(fault)?;
+        let make = || {
+            rustix::fs::mkdirat(&**dir, name.as_bytes(), mode)?;
+            rustix::fs::openat(&**dir, name.as_bytes(), flags, Mode::empty())
+        };
+        // The process's umask took bits away, perhaps; a handle cannot be led astray by a swap.
+        let made = self.in_dirs(&[dir.as_fd()], make).map_err(fault)?;
         let statx = statx_fd(made.as_fd()).map_err(fault)?;
         set_mode(made.as_fd(), statx.stx_mode, attrs)
     }
 
     fn make_link(&self, dir: &Self::Dir, name: &Name, target: &[u8]) -> Result<(), Fault> {
-        rustix::fs::symlinkat(target, &**dir, name.as_bytes()).map_err(|errno| match errno {
+        let make = || rustix::fs::symlinkat(target, &**dir, name.as_bytes());
+        self.in_dirs(&[dir.as_fd()], make).map_err(|errno| match errno {
             // A link on a file system that has none.
             Errno::PERM => Fault::Other("This disk cannot hold symbolic links".into()),
             other => fault(other),
@@ -398,15 +424,19 @@ impl Folder for DiskFolder {
             Rename::Exchange => RenameFlags::EXCHANGE,
         };
         let (from_name, to_name) = (from.1.as_bytes(), to.1.as_bytes());
-        rustix::fs::renameat_with(&**from.0, from_name, &**to.0, to_name, flags).map_err(fault)
+        let rename = || rustix::fs::renameat_with(&**from.0, from_name, &**to.0, to_name, flags);
+        self.in_dirs_of_rename((from.0.as_fd(), from.1), (to.0.as_fd(), to.1), rename)
+            .map_err(fault)
     }
 
     fn unlink(&self, dir: &Self::Dir, name: &Name) -> Result<(), Fault> {
-        rustix::fs::unlinkat(&**dir, name.as_bytes(), AtFlags::empty()).map_err(fault)
+        let unlink = || rustix::fs::unlinkat(&**dir, name.as_bytes(), AtFlags::empty());
+        self.in_dirs(&[dir.as_fd()], unlink).map_err(fault)
     }
 
     fn remove_dir(&self, dir: &Self::Dir, name: &Name) -> Result<(), Fault> {
-        match rustix::fs::unlinkat(&**dir, name.as_bytes(), AtFlags::REMOVEDIR) {
+        let remove = || rustix::fs::unlinkat(&**dir, name.as_bytes(), AtFlags::REMOVEDIR);
+        match self.in_dirs(&[dir.as_fd()], remove) {
             Err(Errno::EXIST) => Err(Fault::NotEmpty),
             other => other.map_err(fault),
         }
@@ -420,6 +450,7 @@ impl Folder for DiskFolder {
         attrs: Attrs,
         mtime: Option<Timestamp>,
     ) -> Result<(), Fault> {
+        let _steady = self.steady();
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let handle =
             rustix::fs::openat(&**dir, name.as_bytes(), flags, Mode::empty()).map_err(fault)?;

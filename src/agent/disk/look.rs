@@ -106,7 +106,10 @@ impl OpenDir {
             Some(names) => self.look_at(names, &mut rules)?,
             None => self.look_at_all(&mut rules)?,
         };
-        let statx = statx_fd(self.handle.as_fd())?;
+        let statx = {
+            let _steady = self.folder.steady();
+            statx_fd(self.handle.as_fd())?
+        };
         let patterns = entries
             .iter()
             .find(|seen| seen.name.as_bytes() == FILE_NAME)
@@ -179,7 +182,11 @@ impl OpenDir {
     /// Returns what is at a name; nothing when it is gone.
     fn find(&self, name: &Name, rules: &mut DirRules) -> Result<Option<Found>, Errno> {
         for _ in 0..TRIES_MAX {
-            let stat = match statx_at(self.handle.as_fd(), name) {
+            let seen = {
+                let _steady = self.folder.steady();
+                statx_at(self.handle.as_fd(), name)
+            };
+            let stat = match seen {
                 Ok(stat) => stat,
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::STALE) => return Ok(None),
                 // A name that this disk cannot hold is not there.

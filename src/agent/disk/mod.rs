@@ -9,6 +9,7 @@
 mod folder;
 mod hash;
 mod identity;
+mod lend;
 mod look;
 mod pool;
 mod stage;

@@ -85,6 +85,12 @@ impl StagedFile {
         self.is_written.get(index).copied().unwrap_or(false)
     }
 
+    /// Returns whether nothing is missing.
+    #[must_use]
+    pub const fn is_complete(&self) -> bool {
+        self.missing == 0
+    }
+
     /// Writes the chunk at this index of the extents.
     ///
     /// # Errors

@@ -50,6 +50,10 @@ const TURN_MS: u64 = 1000;
 /// How often to see whether the folder is still there, in milliseconds.
 const CHECK_MS: u64 = 2000;
 
+/// How often to see which of the directories that cannot be watched are still there, in
+/// milliseconds; a complete look at everything tells it, too.
+const POLLED_MS: u64 = 60_000;
+
 /// How long to wait after a turn in which the engine did nothing, in milliseconds.
 const IDLE_TURN_MS: u64 = 2;
 
@@ -140,6 +144,9 @@ pub(super) struct Core {
     problems_at_ms: u64,
     lists_at_ms: u64,
     check_at_ms: u64,
+    polled_at_ms: u64,
+    /// How many complete looks at everything there were when that was done last.
+    polled_at_rescan: u64,
     shown: EngineView,
     /// As of this turn.
     is_settled: bool,
@@ -178,6 +185,8 @@ impl Core {
             problems_at_ms: now,
             lists_at_ms: now + LISTS_MS,
             check_at_ms: now + CHECK_MS,
+            polled_at_ms: now + POLLED_MS,
+            polled_at_rescan: 0,
             shown: EngineView::default(),
             is_settled: false,
         }
@@ -222,6 +231,9 @@ impl Core {
                 self.live = None;
             }
             self.is_settled = self.engine.is_settled();
+            if self.is_settled && self.live.is_some() {
+                self.cx.partials.clear();
+            }
             self.show(clock::now().ms)?;
             self.save(clock::now().ms)?;
             let first = self.wait(runtime, did_something);
@@ -287,12 +299,27 @@ impl Core {
                 return Err(Ended::State(self.engine.trees().gone()));
             }
         }
+        let rescan = self.engine.rescans_done();
+        if now >= self.polled_at_ms || rescan != self.polled_at_rescan {
+            self.polled_at_ms = now + POLLED_MS;
+            self.polled_at_rescan = rescan;
+            self.forget_polled();
+        }
         if now >= self.lists_at_ms && self.is_settled {
             self.lists_at_ms = now + LISTS_MS;
             let used = self.engine.trees().lists_in_use()?;
             self.cx.lists.drop_unused(&used);
         }
         Ok(())
+    }
+
+    /// Forgets directories beyond the limit of watches that were deleted: the kernel, which tells of
+    /// the end of a watch, knows nothing of them.
+    fn forget_polled(&self) {
+        let trees = self.engine.trees();
+        // What cannot be read counts as there.
+        self.watcher
+            .keep_polled(&mut |dir| trees.get(dir).map_or(true, |entry| entry.local.is_some()));
     }
 
     fn event(&mut self, event: Event) -> Result<(), Ended> {

@@ -2,7 +2,7 @@
 //!
 //! Chunks of small files are asked for together, whichever files they belong to. A larger file is
 //! put together in staging: what an old version on this disk shares with it is copied from there,
-//! the rest is asked for in order with several batches under way. Every chunk is checked against
+//! what had arrived when an earlier fetch of it broke off is there already, the rest is asked for in order with several batches under way. Every chunk is checked against
 //! its hash before it is written.
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -238,14 +238,16 @@ impl Fetch {
     }
 
     async fn stage(&self, job: Job) -> Result<Payload, Stop> {
-        let (list, _turn) = match job.content {
+        let (list, turn) = match job.content {
             Content::List { id, .. } => {
                 let (list, turn) = self.list(id).await?;
                 (Some(list), turn)
             }
             Content::Empty | Content::Chunk { .. } => (None, None),
         };
-        let (attrs, mtime) = (job.attrs, job.mtime);
+        let (attrs, mtime, node, content) = (job.attrs, job.mtime, job.node, job.content);
+        // The turn is held to the end.
+        let is_long = turn.is_some();
         let cx = Arc::clone(&self.cx);
         let staged = tokio::task::spawn_blocking(move || begin(&cx, &job, list.as_ref()))
             .await
@@ -264,13 +266,23 @@ impl Fetch {
             }
         }
         let (chunks, arrived) = mpsc::channel(2);
-        let writing = tokio::task::spawn_blocking(move || write(staged, &places, arrived));
+        let cx = Arc::clone(&self.cx);
+        // Whatever becomes of this task: the writer keeps what has arrived.
+        let writing = tokio::task::spawn_blocking(move || {
+            let staged = write(staged, &places, arrived)?;
+            if staged.is_complete() {
+                return Ok(Some(staged));
+            }
+            cx.partials.put(node, content, is_long, staged);
+            Ok::<_, Stop>(None)
+        });
         let got = self.get_all(missing, &chunks).await;
         drop(chunks);
         let staged = writing.await.map_err(|error| fault_of_program(&error))?;
         // A chunk that cannot be written ends the getting too, but the reason is with the writer.
         let staged = staged?;
         got?;
+        let staged = staged.ok_or_else(absent)?;
         tokio::task::spawn_blocking(move || staged.finish(attrs, mtime))
             .await
             .map_err(|error| fault_of_program(&error))?
@@ -385,6 +397,9 @@ fn open_all(chunks: Vec<ChunkData>) -> Vec<(ChunkId, Result<Vec<u8>, String>)> {
 
 /// Begins a file in staging with what an old version on this disk shares. Blocks on the disk.
 fn begin(cx: &Context, job: &Job, list: Option<&ContentList>) -> Result<StagedFile, Stop> {
+    if let Some(staged) = cx.partials.take(job.node, &job.content) {
+        return Ok(staged);
+    }
     let mut staged = StagedFile::begin(&cx.folder, &job.content, list)?;
     let Some((at, expected)) = &job.old else {
         return Ok(staged);

@@ -12,6 +12,7 @@ mod core;
 mod fetch;
 mod hands;
 mod link;
+mod partial;
 mod prepare;
 mod running;
 mod supervise;
@@ -23,6 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use self::partial::Partials;
 pub(super) use self::supervise::{FolderTask, Settings};
 pub(super) use self::view::View;
 use super::cache::Cache;
@@ -66,6 +68,7 @@ pub(super) struct Context {
     pub rates: Arc<Rates>,
     pub incoming: Cache<Arc<ChunkData>>,
     pub outgoing: Cache<Arc<Vec<u8>>>,
+    pub partials: Partials,
     pub inputs: mpsc::Sender<Input>,
     /// Wakes the link out of its back-off.
     pub reconnect: Arc<Notify>,

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use super::core::{Core, Ended, Parts};
 use super::hands::Hands;
 use super::link::Link;
+use super::partial::Partials;
 use super::prepare::Preparer;
 use super::running::RunningNote;
 use super::view::LinkView;
@@ -344,6 +345,7 @@ impl Supervisor {
             rates: Arc::clone(&self.settings.rates),
             incoming: Cache::new(INCOMING_LEN_MAX),
             outgoing: Cache::new(OUTGOING_LEN_MAX),
+            partials: Partials::default(),
             inputs: inputs.clone(),
             reconnect: Arc::clone(&self.wake),
             journal: self.journal.clone(),
