@@ -24,6 +24,10 @@ const BLOCK: usize = 4096;
 /// The length of each disk.
 const DISK_LEN: u64 = 64 << 20;
 
+/// The kernel's file system, with no care that programs did not ask for: bytes may come to the disk
+/// after the names and lengths that tell of them, also where a file is renamed over another.
+const MOUNT: &[&str] = &["-o", "loop,data=writeback,noauto_da_alloc"];
+
 const TTL: Duration = Duration::from_secs(3600);
 
 /// What arrived at a disk.
@@ -79,7 +83,7 @@ impl Disks {
         let disks = Self { log, dir: dir.to_owned(), points, _session: session };
         for (index, point) in disks.points.iter().enumerate() {
             fs::create_dir_all(point).unwrap();
-            run("mount", &["-o", "loop"], &[&blocks.join(index.to_string()), point]);
+            run("mount", MOUNT, &[&blocks.join(index.to_string()), point]);
         }
         disks
     }
@@ -111,7 +115,7 @@ impl Disks {
             let image = self.dir.join(format!("image {disk}"));
             run("cp", &["--sparse=always"], &[&base, &image]);
             self.replay(disk, cut, *fate, dice, &File::options().write(true).open(&image).unwrap());
-            run("mount", &["-o", "loop"], &[&image, point]);
+            run("mount", MOUNT, &[&image, point]);
         }
         fates
     }

@@ -138,7 +138,7 @@ impl Ledger {
         for (path, bytes) in found {
             match self.version_of(bytes) {
                 Some((file, index)) => seen.entry(file).or_default().push((path, index)),
-                None if bytes.is_empty() && self.may_be_empty(path, cut) => {}
+                None if self.may_be_torn(path, cut) => {}
                 None => complaints.push(format!(
                     "{path} holds {} bytes that nobody wrote: {:?}…",
                     bytes.len(),
@@ -158,6 +158,22 @@ impl Ledger {
         complaints
     }
 
+    /// Says which files on a device's disk hold what nobody wrote, as the cut left it: none that came
+    /// from elsewhere may.
+    pub fn torn(&self, found: &Files, device: &Device, cut: usize) -> Vec<String> {
+        let is_own = |path: &str| {
+            self.0.values().flatten().any(|version| {
+                let is_plain = version.save == Save::Plain && version.by == device.name;
+                is_plain && version.begun < cut && version.path == path
+            })
+        };
+        let torn = found.iter().filter(|(path, bytes)| {
+            let is_copy = path.contains("(conflicted copy ");
+            self.version_of(bytes).is_none() && !is_own(path) && !is_copy
+        });
+        torn.map(|(path, bytes)| format!("{path} is torn: {} bytes", bytes.len())).collect()
+    }
+
     fn version_of(&self, bytes: &[u8]) -> Option<(&str, usize)> {
         let header = bytes.split(|byte| *byte == b'\n').next()?;
         let (file, _) = std::str::from_utf8(header).ok()?.rsplit_once(' ')?;
@@ -166,13 +182,19 @@ impl Ledger {
         Some((file, index))
     }
 
-    /// A plainly written new file may have lost its bytes with the power before anybody else knew it.
-    fn may_be_empty(&self, path: &str, cut: usize) -> bool {
-        self.0.values().any(|versions| {
+    /// Who saves a file without making it durable may find anything in it after a power cut: where it
+    /// is, if nobody else had it; else in a conflict copy of that device.
+    fn may_be_torn(&self, path: &str, cut: usize) -> bool {
+        self.0.iter().any(|(file, versions)| {
             let begun = versions.iter().filter(|version| version.begun < cut);
-            versions[0].path == path
-                && !versions.iter().any(|version| is_safe(version, cut))
-                && begun.into_iter().any(|version| version.save == Save::Plain)
+            let mut plain = begun.into_iter().filter(|version| version.save == Save::Plain);
+            let nobody_had_it = !versions.iter().any(|version| is_safe(version, cut));
+            plain.any(|version| {
+                let copy_of = |name: &str| format!("{name} (conflicted copy {}", version.by);
+                path == version.path && nobody_had_it
+                    || path.starts_with(&copy_of(file))
+                    || path.starts_with(&copy_of("recovered"))
+            })
         })
     }
 }

@@ -19,6 +19,7 @@
 //! - No content is visible, on the server or on a device, that nobody wrote: no part of a file, no
 //!   mixture. One exception is a person's own: who saves a new file without making it durable may
 //!   find it empty, unless another device or the server had it already.
+//! - Nor does the cut leave such a file in a device's folder, but where its person did.
 //! - All folders become the same, and agree with the server.
 //! - What was deleted at most comes back: when the device where it was deleted lost that with its power.
 //! - A conflict copy names a device at which the file was written. A device that only received it
@@ -82,7 +83,7 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 fn cut_the_power() {
-    let (cuts, seed) = (number("PICLOUD_CUTS", 12), number("PICLOUD_SEED", 1));
+    let (cuts, seed) = (number("PICLOUD_CUTS", 20), number("PICLOUD_SEED", 1));
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let mut world = World::without_server("[limits]\ndisk_free_min_mib = 1\n");
     let mut devices = ["a", "b"].map(|name| world.blank_device(name));
@@ -126,6 +127,10 @@ fn cut_the_power() {
         let fates = disks.mount_after_cut(cut, &mut dice);
         println!("cut {number} after {cut} of {last}: {fates:?}");
         for device in &devices {
+            for torn in ledger.torn(&files_of(device), device, cut) {
+                println!("  on the disk of {}: {torn}", device.name);
+                complaints.push(format!("cut {number}, on the disk of {}: {torn}", device.name));
+            }
             say_another_boot(&device.dir.join("state"));
         }
         world.start_server();
