@@ -229,7 +229,7 @@ fn complaints_of(
             complaints.push(format!("{path} holds version {index}, which is of later"));
         } else if is_possible(path, index) {
             is_there = true;
-        } else if !is_copy_of_author(path, versions) && !(is_copy(path) && is_recent(index)) {
+        } else if !(is_copy_of_author(path, versions) || is_copy(path) && is_recent(index)) {
             complaints.push(format!(
                 "{path} holds version {index}, but {:?} of {} was safe",
                 safe,

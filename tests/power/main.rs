@@ -60,9 +60,15 @@ fn what_was_acknowledged_outlives_a_power_cut_at_any_moment() {
     if std::env::var_os(INSIDE).is_some() {
         return cut_the_power();
     }
-    let can_serve = Path::new("/dev/fuse").exists() && Path::new("/dev/loop-control").exists();
-    if !rustix::process::geteuid().is_root() || !can_serve {
-        eprintln!("skipped: it takes root, /dev/fuse and /dev/loop-control to make disks");
+    let works = |program: &str, args: &[&str]| {
+        Command::new(program).args(args).output().is_ok_and(|output| output.status.success())
+    };
+    let can_mount = rustix::process::geteuid().is_root()
+        && ["/dev/fuse", "/dev/loop-control"].iter().all(|path| Path::new(path).exists())
+        && works("mkfs.ext4", &["-V"])
+        && works("unshare", &["--mount", "true"]);
+    if !can_mount {
+        eprintln!("skipped: it takes root, /dev/fuse, loop devices and mkfs.ext4 to make disks");
         return;
     }
     // In a mount namespace of its own all mounts go when the process does, however it ends. It is
