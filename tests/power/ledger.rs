@@ -138,7 +138,7 @@ impl Ledger {
         for (path, bytes) in found {
             match self.version_of(bytes) {
                 Some((file, index)) => seen.entry(file).or_default().push((path, index)),
-                None if self.may_be_torn(path, cut) => {}
+                None if self.may_be_torn(path, bytes, cut) => {}
                 None => complaints.push(format!(
                     "{path} holds {} bytes that nobody wrote: {:?}…",
                     bytes.len(),
@@ -183,8 +183,8 @@ impl Ledger {
     }
 
     /// Who saves a file without making it durable may find anything in it after a power cut: where it
-    /// is, if nobody else had it; else in a conflict copy of that device.
-    fn may_be_torn(&self, path: &str, cut: usize) -> bool {
+    /// is, if nobody else had it; else in a conflict copy of that device, but none of nothing.
+    fn may_be_torn(&self, path: &str, bytes: &[u8], cut: usize) -> bool {
         self.0.iter().any(|(file, versions)| {
             let begun = versions.iter().filter(|version| version.begun < cut);
             let mut plain = begun.into_iter().filter(|version| version.save == Save::Plain);
@@ -192,8 +192,8 @@ impl Ledger {
             plain.any(|version| {
                 let copy_of = |name: &str| format!("{name} (conflicted copy {}", version.by);
                 path == version.path && nobody_had_it
-                    || path.starts_with(&copy_of(file))
-                    || path.starts_with(&copy_of("recovered"))
+                    || !bytes.is_empty()
+                        && [file, "recovered"].iter().any(|name| path.starts_with(&copy_of(name)))
             })
         })
     }
