@@ -97,7 +97,9 @@ pub(crate) fn decide(entry: &Entry) -> Need {
         (None, Some(_)) => Need::Revive,
         (Some(there), None) if here.body.same_bytes(&there.body) => Need::TakeLocalAsBase,
         (Some(there), None) if here.body.kind() != there.body.kind() => Need::Revive,
-        (Some(_), None) => Need::PullBody { keep: true },
+        (Some(there), None) => {
+            Need::PullBody { keep: !here.body.holds_nothing_against(&there.body) }
+        }
         (Some(there), Some(base)) => three_way(local, &here, there, base),
     }
 }

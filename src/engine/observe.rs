@@ -104,6 +104,9 @@ pub(super) struct Looks {
     pub(super) rescans_done: u64,
     /// Whether everything was looked at once, and nothing of that is left open.
     pub(super) is_known: bool,
+    /// Files that look as they did before an unclean stop, but may have lost bytes: they are being
+    /// read, and count as what both sides agreed on only if they still hold it.
+    pub(super) torn: HashSet<NodeId>,
 }
 
 impl Looks {
@@ -268,10 +271,15 @@ impl<T: Trees> Engine<T> {
                 self.looks.rescans_done += 1;
                 self.agenda.sweep();
             }
-            self.looks.is_known |= self.looks.rescans_done > 0
+            let is_known = self.looks.rescans_done > 0
                 && self.looks.missing.is_empty()
                 && self.looks.newcomers.is_empty()
                 && self.looks.astray.is_empty();
+            if is_known && self.is_after_unclean_stop() {
+                // What was not to be planned until now.
+                self.agenda.sweep();
+            }
+            self.looks.is_known |= is_known;
             for (dir, want) in std::mem::take(&mut self.looks.hints) {
                 self.looks.want(dir, want);
             }
@@ -534,6 +542,7 @@ impl<T: Trees> Engine<T> {
             }
             return Ok(());
         }
+        let is_as_it_was = local.stat.unchanged(&found.stat) && !target_changed;
         local.set_stat(found.stat);
         local.racy = false;
         match (&mut local.body, &found.target) {
@@ -541,7 +550,10 @@ impl<T: Trees> Engine<T> {
             (LocalBody::Link(target), Some(new)) => *target = new.clone(),
             (LocalBody::Link(_) | LocalBody::Dir, _) => {}
         }
-        if self.is_after_unclean_stop() {
+        if may_be_torn && is_as_it_was {
+            // Only its bytes can tell, once they are read.
+            self.looks.torn.insert(id);
+        } else if self.is_after_unclean_stop() {
             suspect(entry, &mut local);
         }
         entry.local = Some(local);
@@ -952,6 +964,7 @@ impl<T: Trees> Engine<T> {
                 entry.synced = None;
             }
             self.looks.missing.remove(&id);
+            self.looks.torn.remove(&id);
             self.uploaded.remove(&id);
             self.solve(&Subject::Node(id));
             self.agenda.clear_retry(id);
@@ -972,7 +985,7 @@ fn inode_of(stat: &Stat) -> (u64, Timestamp) {
 /// agreed on counts for it any more, and where it differs from the server's it becomes a conflict
 /// copy. An empty file holds nothing that could be lost: its emptiness becomes the merge base, and
 /// the server's bytes come back.
-fn suspect(entry: &mut Entry, local: &mut Local) {
+pub(super) fn suspect(entry: &mut Entry, local: &mut Local) {
     let LocalBody::File(content) = &mut local.body else { return };
     let Some(remote) = &entry.remote else { return };
     entry.synced = None;

@@ -2,6 +2,7 @@
 
 use std::collections::hash_map::Entry;
 
+use super::observe::suspect;
 use super::seam::{Hashed, Outcome, Stat, Uploaded};
 use super::trees::{Local, LocalBody, StandsFor, Trees};
 use super::{ApplyKind, Applying, Engine, Flight, Subject, normal};
@@ -30,6 +31,18 @@ impl<T: Trees> Engine<T> {
                 local.set_stat(stat);
                 local.body = LocalBody::File(Some(content));
                 local.racy = racy;
+                if self.looks.torn.remove(&id) {
+                    let mut local = local.clone();
+                    let here = local.node();
+                    let is_whole = match (&here, &entry.synced) {
+                        (Some(here), Some(base)) => here.body.same_bytes(&base.body),
+                        _ => false,
+                    };
+                    if !is_whole {
+                        suspect(&mut entry, &mut local);
+                        entry.local = Some(local);
+                    }
+                }
                 self.agenda.clear_retry(id);
                 self.solve(&Subject::Node(id));
                 self.put(id, &entry)?;

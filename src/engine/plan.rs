@@ -63,6 +63,9 @@ impl<T: Trees> Engine<T> {
         }
         let entry = self.trees.get(id)?;
         let need = decide(&entry);
+        if need != Need::Hash {
+            self.looks.torn.remove(&id);
+        }
         match need {
             Need::Rest => return Ok(()),
             Need::Forget => return self.put(id, &Entry::default()),
@@ -955,11 +958,16 @@ impl<T: Trees> Engine<T> {
                 return Ok(Ready::After(other));
             }
             let same = |coming: &Body| match &local.node() {
-                Some(here) => here.is_dir() && *coming == Body::Dir || here.body.same_bytes(coming),
+                Some(here) => {
+                    here.is_dir() && *coming == Body::Dir
+                        || here.body.same_bytes(coming)
+                        || here.body.holds_nothing_against(coming)
+                }
                 None => false,
             };
             if entry.remote.is_none() && entry.synced.is_none() && coming.is_some_and(same) {
-                // Made on both sides: directories merge, equal files are one.
+                // Made on both sides: directories merge, equal files are one, and an empty one
+                // gives way.
                 self.give_local(other, id)?;
                 return Ok(Ready::Again);
             }

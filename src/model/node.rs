@@ -83,6 +83,14 @@ impl Body {
         }
     }
 
+    /// Returns whether this is an empty file and the other one a file: nothing is lost where the
+    /// other takes its place. A power cut leaves such files where bytes were not on disk yet.
+    #[must_use]
+    pub const fn holds_nothing_against(&self, other: &Self) -> bool {
+        matches!(self, Self::File { content: Content::Empty, .. })
+            && matches!(other, Self::File { .. })
+    }
+
     /// Returns the length of a file's content, 0 for anything else.
     #[must_use]
     pub const fn content_len(&self) -> u64 {

@@ -145,10 +145,11 @@ impl Device {
         };
         trees.crash();
         let device = self.name();
-        self.applier = Applier::new(self.folder.clone(), device.clone());
+        self.is_unclean |= death == Death::PowerCut;
+        self.applier =
+            Applier::new(self.folder.clone(), device.clone()).after_power_cut(self.is_unclean);
         let is_parked = |node| trees.get(node).is_ok_and(|e| e.local.is_some_and(|l| l.parked));
         let recovered = self.applier.recover(TODAY, is_parked);
-        self.is_unclean |= death == Death::PowerCut;
         let suspect_since = self.is_unclean.then(Timestamp::default);
         let settings = Settings { suspect_since, ..Settings::default() };
         self.engine = engine(self.seed, self.incarnation, trees, settings);

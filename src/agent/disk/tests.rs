@@ -789,6 +789,28 @@ fn what_a_crash_left_goes_back_to_its_directory_or_the_root() {
 }
 
 #[test]
+fn what_lost_its_bytes_with_the_power_is_no_version() {
+    for is_after_power_cut in [true, false] {
+        let world = world();
+        world.write("a", b"old");
+        let path = world.path("a");
+        let hook = || fs::write(&path, b"").unwrap();
+        let over = world.expected("a");
+        let (op, payload) = write_op(world.at("a"), b"new", Some(over), false);
+        let mut watched = Watched::before_rename(&world.folder, 1, &hook);
+        // As in the test before: stopped before what came out is examined.
+        watched.stop_at = Some(7);
+        apply_with(&mut Applier::new(watched, "pi"), op, payload).unwrap_err();
+        assert_eq!(world.read("a"), "new");
+        let mut applier = world.applier().after_power_cut(is_after_power_cut);
+        let recovered = applier.recover(TODAY, |_| false).unwrap();
+        // Without a power cut it was a person who emptied it.
+        assert_eq!(recovered.brought_back.is_empty(), is_after_power_cut);
+        assert_eq!(world.leftovers(), Vec::<PathBuf>::new());
+    }
+}
+
+#[test]
 fn a_link_swapped_in_for_a_directory_leads_nowhere() {
     let world = world();
     let outside = TempDir::new().unwrap();

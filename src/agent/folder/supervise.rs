@@ -452,7 +452,8 @@ fn open(settings: &Settings) -> Result<Opened, String> {
     let lists = Lists::open(&dir.join("lists.sqlite"))
         .map_err(|error| format!("The cache of content lists cannot be used: {error}"))?;
     let trees = state.trees;
-    let mut applier = Applier::new(folder.clone(), settings.device_name.clone());
+    let mut applier = Applier::new(folder.clone(), settings.device_name.clone())
+        .after_power_cut(suspect_since.is_some());
     let recovered = applier
         .recover(&clock::today(), |node| {
             // What cannot be read counts as parked: it then stays where it is.

@@ -118,6 +118,8 @@ pub struct Applier<F: Folder> {
     trash: VecDeque<Discarded>,
     /// How many entries of the trash each batch's note is still needed for.
     notes: HashMap<u32, usize>,
+    /// Whether what the last run left may have lost bytes with the power.
+    is_after_power_cut: bool,
 }
 
 /// What each operation of a batch came to, in the order of the batch.
@@ -166,7 +168,15 @@ impl<F: Folder> Applier<F> {
             next_batch: 1,
             trash: VecDeque::new(),
             notes: HashMap::new(),
+            is_after_power_cut: false,
         }
+    }
+
+    /// Says that the machine stopped uncleanly, so that what the last run left may have lost bytes.
+    #[must_use]
+    pub fn after_power_cut(mut self, is_after_power_cut: bool) -> Self {
+        self.is_after_power_cut = is_after_power_cut;
+        self
     }
 
     /// Returns the folder.

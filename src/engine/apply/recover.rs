@@ -128,7 +128,12 @@ impl<F: Folder> Applier<F> {
                 .get(&(leftover.batch, leftover.index))
                 .cloned()
                 .unwrap_or_else(|| RelPath::from_names(vec![ascii_name("recovered".into())]));
-            match self.resolve(&trash, name, &leftover, &place, today) {
+            let resolved = match self.drop_if_emptied(&trash, name) {
+                Ok(true) => continue,
+                Ok(false) => self.resolve(&trash, name, &leftover, &place, today),
+                Err(fault) => Err(fault),
+            };
+            match resolved {
                 Ok(back) => recovered.brought_back.extend(back),
                 Err(fault) => {
                     left.insert(leftover.batch);
@@ -187,6 +192,20 @@ impl<F: Folder> Applier<F> {
             }
         }
         Ok(())
+    }
+
+    /// Drops a file whose bytes went with the power: it is no version, and nobody can be writing to it
+    /// any more. Returns whether it was one.
+    fn drop_if_emptied(&self, trash: &F::Dir, name: &Name) -> Result<bool, Fault> {
+        if !self.is_after_power_cut {
+            return Ok(false);
+        }
+        let stat = self.folder.stat(trash, name)?;
+        let is_emptied = stat.kind == Some(Kind::File) && stat.size == 0;
+        if is_emptied {
+            self.folder.unlink(trash, name)?;
+        }
+        Ok(is_emptied)
     }
 
     /// Drops what is in the trash if it did not change there, else sees to it by its content.
