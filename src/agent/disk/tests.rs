@@ -168,6 +168,8 @@ struct Watched<'a> {
     fails_to_sync: bool,
     before_rename: Option<(u32, &'a dyn Fn())>,
     renames: Cell<u32>,
+    before_list: Option<&'a dyn Fn()>,
+    after_list: Option<&'a dyn Fn()>,
 }
 
 impl<'a> Watched<'a> {
@@ -179,6 +181,8 @@ impl<'a> Watched<'a> {
             fails_to_sync: false,
             before_rename: None,
             renames: Cell::new(0),
+            before_list: None,
+            after_list: None,
         }
     }
 
@@ -217,7 +221,10 @@ impl Folder for Watched<'_> {
     }
 
     fn list(&self, dir: &Self::Dir) -> Result<Vec<Name>, Fault> {
-        self.folder.list(dir)
+        self.before_list.into_iter().for_each(|hook| hook());
+        let names = self.folder.list(dir);
+        self.after_list.into_iter().for_each(|hook| hook());
+        names
     }
 
     fn read_link(&self, dir: &Self::Dir, name: &Name) -> Result<Vec<u8>, Fault> {
@@ -443,6 +450,23 @@ fn a_name_that_is_taken_is_left_alone() {
         assert!(matches!(outcome, Outcome::NameImpossible { .. }), "{outcome:?}");
     }
     assert_eq!(world.leftovers(), Vec::<PathBuf>::new());
+}
+
+/// In a storm of renames a file had another name for good on one device, and nobody was told.
+#[test]
+fn what_comes_and_goes_at_a_name_does_not_make_it_an_impossible_one() {
+    let world = world();
+    world.write("a", b"mine");
+    world.write("twin", b"other");
+    let (from, to) = (world.path("a"), world.path("b"));
+    let (away, back) = (|| fs::rename(&from, &to).unwrap(), || fs::rename(&to, &from).unwrap());
+    let mut watched = Watched::new(&world.folder);
+    watched.before_list = Some(&away);
+    watched.after_list = Some(&back);
+    let make = DiskOp::MakeDir { at: world.at("a"), attrs: MODE };
+    let outcome = apply_with(&mut Applier::new(watched, "pi"), make, Payload::None);
+    assert_eq!(outcome.unwrap(), Outcome::Taken);
+    assert_eq!(world.read("a"), "mine");
 }
 
 #[test]

@@ -97,18 +97,27 @@ impl<F: Folder> Applier<F> {
         let path = at.path();
         match self.folder.list(dir) {
             Ok(names) if names.contains(&at.name) => Outcome::Taken.into(),
-            Ok(_) => match self.folder.stat(dir, &at.name) {
-                Ok(_) => Outcome::NameImpossible {
+            Ok(names) => match self.folder.stat(dir, &at.name) {
+                // Only a listed name that leads to the same inode proves it: something may have
+                // come and gone at this one meanwhile.
+                Ok(there) if self.is_listed_as(dir, &names, &there) => Outcome::NameImpossible {
                     reason: format!(
                         "This disk holds the name for the same as another one there: {path}"
                     ),
                 }
                 .into(),
                 Err(Fault::Gone(gone)) => gone.into(),
-                Err(_) => Outcome::Taken.into(),
+                Ok(_) | Err(_) => Outcome::Taken.into(),
             },
             Err(fault) => stop(fault, &path),
         }
+    }
+
+    /// Returns whether one of these names of a directory leads to this very inode.
+    fn is_listed_as(&self, dir: &F::Dir, names: &[Name], there: &Stat) -> bool {
+        names
+            .iter()
+            .any(|name| self.folder.stat(dir, name).is_ok_and(|stat| stat.same_inode(there)))
     }
 
     /// As [`stop`], for an operation that fills a name.
