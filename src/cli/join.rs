@@ -76,6 +76,8 @@ impl Plan {
             _ => {}
         }
         check_not_linked(machine, &folder)?;
+        check_not_within(machine, &folder)?;
+        check_no_secrets_within(machine, &folder)?;
         let device = match (device, &machine.config) {
             (Some(device), _) => device.to_owned(),
             (None, Some(config)) => config.device_name.clone(),
@@ -211,6 +213,38 @@ fn check_not_linked(machine: &Machine, folder: &Path) -> Result<Option<Identity>
         ))
         .hint("remove its .picloud directory to sync it as a folder of its own")),
     }
+}
+
+/// Passes when no directory above is synced, by whatever agent: two that fill one another's folder
+/// never come to an end.
+fn check_not_within(machine: &Machine, folder: &Path) -> Result<(), Failure> {
+    for above in folder.ancestors().skip(1) {
+        let is_linked = matches!(above.join(".picloud/identity").try_exists(), Ok(true));
+        if is_linked && check_not_linked(machine, above).is_err() {
+            return Err(Failure::failed(format!(
+                "{folder:?} lies in {above:?}, which is synced already"
+            ))
+            .hint("choose another folder with --folder PATH"));
+        }
+    }
+    Ok(())
+}
+
+/// Passes when the agent's own settings, with its token and its state, are not in the folder: they
+/// would go to the server and to all devices, and change with everything that is synced.
+fn check_no_secrets_within(machine: &Machine, folder: &Path) -> Result<(), Failure> {
+    let state = machine.config.as_ref().map(|config| &config.state_dir);
+    for own in [Some(&machine.config_path), state].into_iter().flatten() {
+        if real_path(own).starts_with(folder) {
+            return Err(Failure::failed(format!(
+                "{folder:?} holds the agent's own files ({own:?}), which must not be synced"
+            ))
+            .hint(
+                "choose another folder with --folder PATH, or other settings with --config FILE",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// `picloud join`.

@@ -137,6 +137,28 @@ fn second_config(device: &Device, link: &str, folder: &Path) -> Run {
 }
 
 #[test]
+fn a_folder_that_holds_another_or_the_agents_own_files_is_refused() {
+    let world = World::new();
+    let a = world.joined("ann", "a");
+    let link = world.invite("ann");
+    let within = a.folder.join("sub");
+    let stderr = second_config(&a, &link, &within).fails(1);
+    assert!(stderr.contains("lies in") && stderr.contains("synced already"), "{stderr}");
+    // The settings, the token and the state of the agent that is to sync it are below.
+    let home = world.path().join("home");
+    let run = |folder: &Path| {
+        world.picloud_at(&home, &["join", &link, "--folder", folder.to_str().unwrap()])
+    };
+    for folder in [home.as_path(), Path::new("/")] {
+        let stderr = run(folder).fails(1);
+        assert!(stderr.contains("the agent's own files"), "{stderr}");
+        assert!(!folder.join(".picloud").exists(), "{folder:?}");
+    }
+    // None of these used the link up.
+    run(&home.join("PiCloud")).ok();
+}
+
+#[test]
 fn a_folder_is_joined_by_one_agent_only() {
     let world = World::new();
     let mut a = world.joined("ann", "a");
