@@ -135,11 +135,7 @@ pub async fn get(
         Some(dir) if dir.is_dir() => dir.join(name),
         Some(file) => file.to_owned(),
     };
-    if target.is_dir() {
-        return Err(
-            Failure::failed(format!("{target:?} is a directory")).hint("name a file to write")
-        );
-    }
+    let target = regular_target(target)?;
     let entry = session.get_file(&path, &target).await.map_err(refused)?;
     let size = entry.node.body.content_len();
     if output.json() {
@@ -156,6 +152,24 @@ pub async fn get(
         told(output.line(&format!("Got {target} ({})", bytes(size))))?;
     }
     Ok(Exit::Done)
+}
+
+/// Returns the file that is to be written: what a link leads to, and never something that only looks
+/// like a file (a device, a FIFO), which would be replaced by one.
+fn regular_target(target: PathBuf) -> Result<PathBuf, Failure> {
+    match std::fs::metadata(&target) {
+        Ok(there) if there.is_dir() => {
+            Err(Failure::failed(format!("{target:?} is a directory")).hint("name a file to write"))
+        }
+        Ok(there) if !there.is_file() => {
+            Err(Failure::failed(format!("{target:?} is no regular file"))
+                .hint("name a file to write, or - for the standard output"))
+        }
+        Ok(_) => std::fs::canonicalize(&target)
+            .map_err(|error| Failure::file("Cannot use", &target, &error)),
+        // Nothing is there yet, or what is in the way is told when it is written.
+        Err(_) => Ok(target),
+    }
 }
 
 /// `picloud ls`.

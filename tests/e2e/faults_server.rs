@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Device, Dice, Entry, Proxy, World, all_well, eventually, nothing_left, number, wait_same,
+    Device, Dice, Proxy, World, all_well, eventually, nothing_left, number, tree, wait_same,
 };
 
 /// The longest until a connection that is silently dead has to be noticed: the protocol's bound on
@@ -241,7 +241,7 @@ fn a_server_restored_from_an_old_backup_loses_nobodys_newer_files() {
     world.start_server();
     let tree = all_well(&[&a, &b]);
     // What the server has keeps the name, the newer version is beside it.
-    let kept: Vec<&Entry> = tree.0.values().collect();
+    let kept: Vec<&tree::Entry> = tree.0.values().collect();
     for (path, entry) in &newest.0 {
         assert!(path == b"d/4" || kept.contains(&entry), "{}\n{tree}", path.escape_ascii());
     }

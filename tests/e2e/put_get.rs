@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
 
 use crate::support::{Dice, World, name};
 
@@ -66,6 +67,26 @@ fn what_is_missing_is_said_and_leaves_nothing_behind() {
     device.picloud(&["put", "."]).fails(2);
     assert_eq!(fs::read_dir(&device.dir).unwrap().count_names(), before);
     assert_eq!(device.picloud(&["ls"]).ok(), "");
+}
+
+/// Devices and FIFOs were replaced by files, and so were links.
+#[test]
+fn what_is_no_regular_file_is_never_replaced_by_one() {
+    let world = World::new();
+    let device = world.joined("ann", "a");
+    fs::write(device.dir.join("file"), "got").unwrap();
+    device.picloud(&["put", "file"]).ok();
+    let fifo = device.dir.join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let stderr = device.picloud(&["get", "file", fifo.to_str().unwrap()]).fails(1);
+    assert!(stderr.contains("is no regular file"), "{stderr}");
+    assert!(!fs::symlink_metadata(&fifo).unwrap().is_file());
+    fs::write(device.dir.join("target"), "old").unwrap();
+    let link = device.dir.join("link");
+    std::os::unix::fs::symlink("target", &link).unwrap();
+    device.picloud(&["get", "file", link.to_str().unwrap()]).ok();
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!(fs::read_to_string(device.dir.join("target")).unwrap(), "got");
 }
 
 trait CountNames {

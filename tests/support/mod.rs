@@ -8,7 +8,7 @@
 
 mod process;
 mod proxy;
-mod tree;
+pub mod tree;
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 pub use process::Process;
 pub use proxy::Proxy;
-pub use tree::{Entry, Tree};
+pub use tree::Tree;
 
 /// How long anything may take before the test fails: generous, for busy machines.
 pub const LIMIT: Duration = Duration::from_secs(90);
