@@ -303,6 +303,11 @@ async fn a_drive_of_another_user_is_not_there_whatever_is_asked() {
         HasList { drive, list },
         GetList { drive, list, offset: 0 },
         GetChunks { drive, chunks: vec![known] },
+        GetSums { drive, bases: vec![vec![known]] },
+        GetDeltas { drive, wanted: vec![WantedDelta { chunk: known, base: vec![] }] },
+        PutDeltas { drive, deltas: vec![] },
+        GetSplice { drive, list, base: list },
+        PutSplice { drive, list, base: list, splice: vec![] },
         Lookup { drive, path: RelPath::parse(b"file 1").unwrap() },
         ListDir { drive, dir: NodeId::ROOT, after: None },
         ListHeld { drive },
@@ -325,6 +330,22 @@ async fn knowing_a_hash_gives_no_right_to_the_bytes() {
     let get = GetChunks { drive, chunks: vec![known] };
     let got = mallory.connection.call(&get).await.unwrap();
     assert!(got.chunks.is_empty() && got.absent == [known]);
+    let sums = mallory.connection.call(&GetSums { drive, bases: vec![vec![known]] }).await.unwrap();
+    assert_eq!(sums.sums, [BlockSums::NONE]);
+    let mine = PutChunks { drive, chunks: vec![chunk(b"my own")] };
+    mallory.connection.call(&mine).await.unwrap();
+    let wanted = |chunk, base| vec![WantedDelta { chunk, base: vec![base] }];
+    let get = GetDeltas { drive, wanted: wanted(known, ChunkId::of(b"my own")) };
+    let got = mallory.connection.call(&get).await.unwrap();
+    assert!(got.chunks.is_empty() && got.deltas.is_empty() && got.absent == [known]);
+    // A delta that copies all of the base would make it the drive's own.
+    let steps = [&1_u32.to_be_bytes()[..], &[0; 4], &11_u32.to_be_bytes(), &[0; 4]].concat();
+    let delta = ChunkDelta { id: known, plain_len: 11, base: vec![known], steps: chunk(&steps) };
+    let put = PutDeltas { drive, deltas: vec![delta.clone()] };
+    assert_eq!(code(mallory.connection.call(&put).await), FailureCode::NotFound);
+    // Where the drive has the base, the same delta is as good as the chunk.
+    let its_own = PutDeltas { drive: bystander.0.drive, deltas: vec![delta] };
+    bystander.0.connection.call(&its_own).await.unwrap();
     let id = mallory.id();
     let stolen = create(id, file(NodeId::ROOT, "stolen", b"undisturbed"));
     let committed = mallory.commit(vec![stolen.clone()], vec![]).await;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use peak_alloc::PeakAlloc;
 use picloud::agent::disk::{DiskFolder, Identity};
 use picloud::agent::ignore::Ignore;
-use picloud::content::{pack, unpack};
+use picloud::content::{delta, pack, splice, unpack};
 use picloud::engine::apply::Applier;
 use picloud::engine::seam::Stat;
 use picloud::model::*;
@@ -74,6 +74,8 @@ pub const ALL: &[Target] = &[
         ..target("ignore", 4096, 64 * MIB, ignore)
     },
     target("content_list", 64 * 1024, MIB, content_list),
+    target("splices", 64 * 1024, 16 * MIB, splices),
+    target("deltas", 64 * 1024, 8 * MIB, deltas),
     Target { words: &["\u{28}\u{b5}/\u{fd}"], ..target("packing", 64 * 1024, 8 * MIB, packing) },
     Target {
         words: &[" (conflicted copy ", ")", "/", "..", " 2"],
@@ -202,7 +204,8 @@ decoders! {
     PutList HasList GetList GetChunks Lookup ListDir ListDevices RevokeDevice Invite Logout
     ChangePassword TotpBegin TotpConfirm TotpDisable ListHeld ApproveHeld RejectHeld HelloReply AuthReply
     Done Subscribed Committed Missing Has ListPart Chunks Found Entries Devices Invited TotpSecret
-    HeldList HeldNow Page Bye Failure
+    HeldList HeldNow Page Bye Failure GetSums Sums PutDeltas GetDeltas Deltas PutSplice GetSplice
+    Splice
 }
 
 /// A kind, then a body.
@@ -426,6 +429,45 @@ fn content_list(bytes: &[u8]) {
         assert_eq!(list.len(), list.extents().iter().map(Extent::len).sum::<u64>());
         assert!(list.len() <= Content::LEN_MAX);
         assert_eq!(ContentList::new(list.extents().to_vec()).as_ref(), Ok(&list));
+    }
+}
+
+/// How many extents the old list has, then a splice, which may also be a list of its own.
+fn splices(bytes: &[u8]) {
+    let Some((&count, bytes)) = bytes.split_first() else { return };
+    let extent = |number: u8| match number % 5 {
+        4 => Extent::Hole { len: 1 + u64::from(number) },
+        _ => Extent::Chunk { id: ChunkId::of(&[number]), len: 1 + u32::from(number) },
+    };
+    let Ok(old) = ContentList::new((0..count).map(extent).collect()) else { return };
+    if let Ok(new) = splice::unsplice(&old, bytes) {
+        assert!(new.encoded_len() <= splice::SPLICED_LEN_MAX);
+        if let Some(splice) = splice::splice(&old, &new) {
+            assert_eq!(splice::unsplice(&old, &splice).expect("a splice can be undone"), new);
+        }
+        for chunk in splice::new_chunks(old.extents(), new.extents()) {
+            assert!(chunk.base.len() <= delta::BASE_CHUNKS_MAX);
+        }
+    }
+}
+
+/// Where the base ends and the rest begins: steps, sums, or a new chunk.
+fn deltas(bytes: &[u8]) {
+    let Some((&[a, b, c, d], bytes)) = bytes.split_first_chunk::<4>() else { return };
+    let (base, rest) = bytes.split_at(usize::from(u16::from_be_bytes([a, b])).min(bytes.len()));
+    if rest.is_empty() {
+        return;
+    }
+    let id = ChunkId::of(rest);
+    let plain_len = u32::from(u16::from_be_bytes([c, d]));
+    let lie = ChunkDelta { id, plain_len, base: vec![], steps: pack(id, rest) };
+    if let Ok(plain) = delta::apply(&lie, base) {
+        assert_eq!((ChunkId::of(&plain), plain.len()), (id, plain_len as usize));
+    }
+    let sums = BlockSums { block_len: 512 * (u32::from(c) + 1), sums: base.to_vec() };
+    drop(delta::make(id, rest, &[], &sums));
+    if let Some(delta) = delta::make(id, rest, &[], &BlockSums::of(base)) {
+        assert_eq!(delta::apply(&delta, base).expect("a delta can be applied"), rest);
     }
 }
 

@@ -369,7 +369,11 @@ impl<T: Trees> Engine<T> {
                     self.agenda.crowd_out(id);
                 } else {
                     self.launch(id, Flight::Upload { content: *content });
-                    actions.push(Action::Upload { node: id, at, expected });
+                    let base = match known {
+                        Some(Body::File { content, .. }) => Some(*content),
+                        _ => None,
+                    };
+                    actions.push(Action::Upload { node: id, at, expected, base });
                 }
                 Ok(None)
             }

@@ -308,6 +308,8 @@ pub enum Action {
         at: Spot,
         /// What must be there.
         expected: Expected,
+        /// What the server has of an older version: most of the new one may be in it.
+        base: Option<Content>,
     },
     /// Send changes, in this order, after all earlier commits, once everything written to the trees
     /// so far is durable: they remember what is asked for here. What

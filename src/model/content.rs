@@ -117,6 +117,57 @@ impl Extent {
     pub const fn is_empty(&self) -> bool {
         false
     }
+
+    const TAG_CHUNK: u8 = 0;
+    const TAG_HOLE: u8 = 1;
+
+    /// Returns how many bytes the encoding takes.
+    #[must_use]
+    pub const fn encoded_len(&self) -> usize {
+        match self {
+            Self::Chunk { .. } => 1 + 4 + 32,
+            Self::Hole { .. } => 1 + 8,
+        }
+    }
+
+    /// Appends the encoding: a tag byte, then for a chunk its length as u32 and its id, for a hole
+    /// its length as u64, all big-endian.
+    pub fn encode(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Chunk { id, len } => {
+                bytes.push(Self::TAG_CHUNK);
+                bytes.extend_from_slice(&len.to_be_bytes());
+                bytes.extend_from_slice(id.as_bytes());
+            }
+            Self::Hole { len } => {
+                bytes.push(Self::TAG_HOLE);
+                bytes.extend_from_slice(&len.to_be_bytes());
+            }
+        }
+    }
+
+    /// Reads one extent off the front of its encoding, and returns what follows. Whether its length
+    /// is legal, [`ContentList::new`] says.
+    ///
+    /// # Errors
+    /// When the bytes end inside the extent, or it has an unknown tag.
+    pub fn decode(bytes: &[u8]) -> Result<(Self, &[u8]), ContentListError> {
+        let truncated = ContentListError::Truncated;
+        let (&tag, rest) = bytes.split_first().ok_or(truncated)?;
+        match tag {
+            Self::TAG_CHUNK => {
+                let (len, rest) = rest.split_first_chunk::<4>().ok_or(truncated)?;
+                let (id, rest) = rest.split_first_chunk::<32>().ok_or(truncated)?;
+                let (id, len) = (ChunkId::from_bytes(*id), u32::from_be_bytes(*len));
+                Ok((Self::Chunk { id, len }, rest))
+            }
+            Self::TAG_HOLE => {
+                let (len, rest) = rest.split_first_chunk::<8>().ok_or(truncated)?;
+                Ok((Self::Hole { len: u64::from_be_bytes(*len) }, rest))
+            }
+            unknown => Err(ContentListError::UnknownTag(unknown)),
+        }
+    }
 }
 
 /// Why some bytes are not a content list.
@@ -144,8 +195,6 @@ pub struct ContentList {
 }
 
 impl ContentList {
-    const TAG_CHUNK: u8 = 0;
-    const TAG_HOLE: u8 = 1;
     const KEY: &'static str = "picloud 2026 content list v1";
 
     /// Checks and wraps extents.
@@ -192,23 +241,18 @@ impl ContentList {
         false
     }
 
-    /// Returns the canonical encoding: per extent a tag byte, then for a chunk its length as u32
-    /// and its id, for a hole its length as u64, all big-endian.
+    /// Returns how many bytes the canonical encoding takes.
+    #[must_use]
+    pub fn encoded_len(&self) -> usize {
+        self.extents.iter().map(Extent::encoded_len).sum()
+    }
+
+    /// Returns the canonical encoding: the extents' own, one after the other.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.extents.len() * 37);
+        let mut bytes = Vec::with_capacity(self.encoded_len());
         for extent in &self.extents {
-            match extent {
-                Extent::Chunk { id, len } => {
-                    bytes.push(Self::TAG_CHUNK);
-                    bytes.extend_from_slice(&len.to_be_bytes());
-                    bytes.extend_from_slice(id.as_bytes());
-                }
-                Extent::Hole { len } => {
-                    bytes.push(Self::TAG_HOLE);
-                    bytes.extend_from_slice(&len.to_be_bytes());
-                }
-            }
+            extent.encode(&mut bytes);
         }
         bytes
     }
@@ -221,44 +265,24 @@ impl ContentList {
         // Counted first, so that a list takes the memory of its extents and no more; refused early
         // when a hole follows a hole, which is the only way to have many extents in few bytes.
         let mut extents = Vec::with_capacity(Self::count(bytes)?);
-        while let Some((&tag, rest)) = bytes.split_first() {
-            match tag {
-                Self::TAG_CHUNK => {
-                    let (len, rest) =
-                        rest.split_first_chunk::<4>().ok_or(ContentListError::Truncated)?;
-                    let (id, rest) =
-                        rest.split_first_chunk::<32>().ok_or(ContentListError::Truncated)?;
-                    let (id, len) = (ChunkId::from_bytes(*id), u32::from_be_bytes(*len));
-                    extents.push(Extent::Chunk { id, len });
-                    bytes = rest;
-                }
-                Self::TAG_HOLE => {
-                    let (len, rest) =
-                        rest.split_first_chunk::<8>().ok_or(ContentListError::Truncated)?;
-                    extents.push(Extent::Hole { len: u64::from_be_bytes(*len) });
-                    bytes = rest;
-                }
-                unknown => return Err(ContentListError::UnknownTag(unknown)),
-            }
+        while !bytes.is_empty() {
+            let (extent, rest) = Extent::decode(bytes)?;
+            extents.push(extent);
+            bytes = rest;
         }
         Self::new(extents)
     }
 
     /// Returns how many extents an encoding has.
     fn count(mut bytes: &[u8]) -> Result<usize, ContentListError> {
-        let (mut count, mut last) = (0, None);
-        while let Some(&tag) = bytes.first() {
-            let len = match tag {
-                Self::TAG_CHUNK => 37,
-                Self::TAG_HOLE if last == Some(Self::TAG_HOLE) => {
-                    return Err(ContentListError::NotCanonical);
-                }
-                Self::TAG_HOLE => 9,
-                unknown => return Err(ContentListError::UnknownTag(unknown)),
-            };
-            bytes = bytes.get(len..).ok_or(ContentListError::Truncated)?;
-            count += 1;
-            last = Some(tag);
+        let (mut count, mut last_is_hole) = (0, false);
+        while !bytes.is_empty() {
+            let (extent, rest) = Extent::decode(bytes)?;
+            let is_hole = matches!(extent, Extent::Hole { .. });
+            if is_hole && last_is_hole {
+                return Err(ContentListError::NotCanonical);
+            }
+            (count, last_is_hole, bytes) = (count + 1, is_hole, rest);
         }
         Ok(count)
     }

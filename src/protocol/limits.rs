@@ -24,6 +24,12 @@ pub const BATCH_COUNT_MAX: usize = 512;
 /// The most ids in one `FindMissing` or `GetChunks`.
 pub const IDS_MAX: usize = 1024;
 
+/// The most bases in one `GetSums`, and chunks in one `PutDeltas` or `GetDeltas`.
+pub const BASES_MAX: usize = 16;
+
+/// The most chunks in all the bases of one such request: 64 MiB at the very most, about 20 as a rule.
+pub const BASE_CHUNKS_MAX: usize = 64;
+
 /// Files up to this length travel inside the commit and inside the journal page.
 pub const INLINE_LEN_MAX: u32 = 64 * 1024;
 

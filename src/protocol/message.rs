@@ -11,6 +11,7 @@ use std::fmt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use crate::content::{BlockSums, ChunkDelta};
 pub use crate::model::{ChunkData, Codec};
 
 use super::limits::BATCH_COUNT_MAX;
@@ -83,6 +84,12 @@ messages! {
     28 ListHeld => HeldList;
     29 ApproveHeld => Done;
     30 RejectHeld => Done;
+    // Content as the difference to what the other side has.
+    40 GetSums => Sums;
+    41 PutDeltas => Done;
+    42 GetDeltas => Deltas;
+    43 PutSplice => Done;
+    44 GetSplice => Splice;
     // Replies.
     64 HelloReply;
     65 AuthReply;
@@ -99,6 +106,9 @@ messages! {
     76 Invited;
     77 TotpSecret;
     78 HeldList;
+    90 Sums;
+    91 Deltas;
+    92 Splice;
     // Pushes.
     128 Page;
     129 Bye;
@@ -498,6 +508,97 @@ pub struct Chunks {
     /// Those that the drive does not have, among the ones dealt with.
     #[serde(default)]
     pub absent: Vec<ChunkId>,
+}
+
+/// Asks for the block sums of bases that the drive has, for making deltas to them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GetSums {
+    /// The drive.
+    pub drive: DriveId,
+    /// Each base as chunks of the drive, one after the other, at most
+    /// [`crate::content::delta::BASE_CHUNKS_MAX`]; at most [`super::limits::BASES_MAX`] bases.
+    pub bases: Vec<Vec<ChunkId>>,
+}
+
+/// The block sums, in the order of the bases: none for one that the drive does not have whole.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Sums {
+    /// One per base.
+    pub sums: Vec<BlockSums>,
+}
+
+/// Puts chunks into a drive, as deltas to chunks it has. The reply comes when they are on stable
+/// storage.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PutDeltas {
+    /// The drive.
+    pub drive: DriveId,
+    /// At most [`super::limits::BASES_MAX`]; the chunks together at most about two batches long.
+    pub deltas: Vec<ChunkDelta>,
+}
+
+/// Asks for chunks of a drive, as deltas to chunks that the device has.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GetDeltas {
+    /// The drive.
+    pub drive: DriveId,
+    /// At most [`super::limits::BASES_MAX`].
+    pub wanted: Vec<WantedDelta>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantedDelta {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// What the device has, as in [`GetSums`].
+    pub base: Vec<ChunkId>,
+}
+
+/// The first so many of the chunks asked for as fit a batch, at least one; ask again for the rest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Deltas {
+    /// Those for which a delta pays.
+    pub deltas: Vec<ChunkDelta>,
+    /// The others, whole.
+    pub chunks: Vec<ChunkData>,
+    /// Those that the drive does not have, among the ones dealt with.
+    #[serde(default)]
+    pub absent: Vec<ChunkId>,
+}
+
+/// Puts a content list into a drive, as a splice of one that the drive has; checked as with
+/// [`PutList`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PutSplice {
+    /// The drive.
+    pub drive: DriveId,
+    /// The list.
+    pub list: ListId,
+    /// The list it is made of.
+    pub base: ListId,
+    /// How, see [`crate::content::splice`]; at most [`super::limits::LIST_PART_LEN_MAX`] bytes.
+    #[serde(with = "serde_bytes")]
+    pub splice: Vec<u8>,
+}
+
+/// Asks for a content list as a splice of one that the device has.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GetSplice {
+    /// The drive.
+    pub drive: DriveId,
+    /// The list.
+    pub list: ListId,
+    /// The list that the device has.
+    pub base: ListId,
+}
+
+/// The splice.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Splice {
+    /// None when the drive does not have both lists, or when a splice does not pay.
+    #[serde(default, with = "serde_bytes")]
+    pub splice: Option<Vec<u8>>,
 }
 
 /// Asks for the node at a path.

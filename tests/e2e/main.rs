@@ -11,6 +11,7 @@ mod accounts;
 mod changes;
 mod config;
 mod crash;
+mod deltas;
 mod faults_folder;
 mod faults_server;
 mod first_use;

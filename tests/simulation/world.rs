@@ -544,7 +544,7 @@ impl World {
                 let hashed = self.devices[n].folder.hash(&at, &stat);
                 self.devices[n].events.push(Event::Hashed { node, hashed });
             }
-            Action::Upload { node, at, expected } => {
+            Action::Upload { node, at, expected, .. } => {
                 if !self.devices[n].online {
                     return;
                 }

@@ -480,8 +480,8 @@ impl Core {
         match action {
             Action::Look { dir, names } => self.hands.push(Task::Look { dir, names }),
             Action::Hash { node, at, stat } => self.hands.push(Task::Hash { node, at, stat }),
-            Action::Upload { node, at, expected } => {
-                let job = upload::Job { node, at, expected };
+            Action::Upload { node, at, expected, base } => {
+                let job = upload::Job { node, at, expected, base };
                 let taken =
                     self.live.as_ref().is_some_and(|live| live.uploads.try_send(job).is_ok());
                 if !taken {

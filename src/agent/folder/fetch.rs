@@ -2,8 +2,9 @@
 //!
 //! Chunks of small files are asked for together, whichever files they belong to. A larger file is
 //! put together in staging: what an old version on this disk shares with it is copied from there,
-//! what had arrived when an earlier fetch of it broke off is there already, the rest is asked for in order with several batches under way. Every chunk is checked against
-//! its hash before it is written.
+//! what had arrived when an earlier fetch of it broke off is there already, the rest is asked for in
+//! order with several batches under way, as deltas to the old version where it has something in the
+//! same place. Every chunk is checked against its hash before it is written.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -12,8 +13,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::{Context, Fetched, Input, Session};
-use crate::agent::disk::StagedFile;
-use crate::content::unpack;
+use crate::agent::disk::{OpenFile, StagedFile};
+use crate::content::{ChunkDelta, delta, splice, unpack};
 use crate::engine::apply::Payload;
 use crate::engine::folder::Fault;
 use crate::engine::seam::{Expected, Outcome, Spot};
@@ -21,9 +22,12 @@ use crate::model::{
     Attrs, ChunkData, ChunkId, Content, ContentList, Extent, ListId, NodeId, Timestamp,
 };
 use crate::protocol::limits::{
-    BATCH_LEN_MAX, IDS_MAX, INLINE_LEN_MAX, LIST_LEN_MAX, LIST_PART_LEN_MAX,
+    BASE_CHUNKS_MAX, BASES_MAX, BATCH_LEN_MAX, IDS_MAX, INLINE_LEN_MAX, LIST_LEN_MAX,
+    LIST_PART_LEN_MAX,
 };
-use crate::protocol::message::{FailureCode, GetChunks, GetList};
+use crate::protocol::message::{
+    FailureCode, GetChunks, GetDeltas, GetList, GetSplice, WantedDelta,
+};
 use crate::protocol::{CallError, Pending};
 
 /// Fetches that wait: more than the engine has disk operations under way.
@@ -37,6 +41,9 @@ const SMALL_BATCHES_MAX: usize = 4;
 
 /// Batches of chunks asked for at once, per larger file; each at most 2 MiB.
 const FILE_BATCHES_MAX: usize = 4;
+
+/// Shorter chunks are fetched whole.
+const DELTA_FROM: u32 = 8 * 1024;
 
 /// A content list with more extents than this takes megabytes, and one at its limit hundreds: such
 /// files are fetched one at a time.
@@ -240,7 +247,11 @@ impl Fetch {
     async fn stage(&self, job: Job) -> Result<Payload, Stop> {
         let (list, turn) = match job.content {
             Content::List { id, .. } => {
-                let (list, turn) = self.list(id).await?;
+                let old = match job.old.as_ref().and_then(|(_, expected)| expected.content) {
+                    Some(Content::List { id, .. }) => Some(id),
+                    Some(Content::Chunk { .. } | Content::Empty) | None => None,
+                };
+                let (list, turn) = self.list(id, old).await?;
                 (Some(list), turn)
             }
             Content::Empty | Content::Chunk { .. } => (None, None),
@@ -249,7 +260,7 @@ impl Fetch {
         // The turn is held to the end.
         let is_long = turn.is_some();
         let cx = Arc::clone(&self.cx);
-        let staged = tokio::task::spawn_blocking(move || begin(&cx, &job, list.as_ref()))
+        let (staged, old) = tokio::task::spawn_blocking(move || begin(&cx, &job, list.as_ref()))
             .await
             .map_err(|error| fault_of_program(&error))??;
         let mut places: HashMap<ChunkId, Vec<usize>> = HashMap::new();
@@ -260,7 +271,8 @@ impl Fetch {
             {
                 let indexes = places.entry(id).or_default();
                 if indexes.is_empty() {
-                    missing.push_back((id, len));
+                    let base = old.as_ref().and_then(|old| old.bases.get(&id)).cloned();
+                    missing.push_back(Wanted { id, len, base: base.unwrap_or_default() });
                 }
                 indexes.push(index);
             }
@@ -269,7 +281,7 @@ impl Fetch {
         let cx = Arc::clone(&self.cx);
         // Whatever becomes of this task: the writer keeps what has arrived.
         let writing = tokio::task::spawn_blocking(move || {
-            let staged = write(staged, &places, arrived)?;
+            let staged = write(staged, &places, old.as_ref(), arrived)?;
             if staged.is_complete() {
                 return Ok(Some(staged));
             }
@@ -292,51 +304,52 @@ impl Fetch {
     /// Asks for chunks in order, with several batches under way, and hands them on.
     async fn get_all(
         &self,
-        mut missing: VecDeque<(ChunkId, u32)>,
-        chunks: &mpsc::Sender<Vec<ChunkData>>,
+        mut missing: VecDeque<Wanted>,
+        chunks: &mpsc::Sender<Vec<Arrived>>,
     ) -> Result<(), Stop> {
-        type Batch = Vec<(ChunkId, u32)>;
-        let mut under_way: VecDeque<(Batch, Pending<GetChunks>)> = VecDeque::new();
+        let mut under_way: VecDeque<(Vec<Wanted>, Asked)> = VecDeque::new();
         loop {
-            while under_way.len() < FILE_BATCHES_MAX && !missing.is_empty() {
-                let mut batch = Vec::new();
-                let mut len = 0;
-                while len < BATCH_LEN_MAX
-                    && batch.len() < IDS_MAX
-                    && let Some(next) = missing.pop_front()
-                {
-                    len += next.1 as usize;
-                    batch.push(next);
-                }
-                let get = GetChunks {
-                    drive: self.cx.drive,
-                    chunks: batch.iter().map(|(id, _)| *id).collect(),
-                };
-                let pending = self.session.bulk.send(&get).await?;
-                under_way.push_back((batch, pending));
+            while under_way.len() < FILE_BATCHES_MAX
+                && let Some(first) = missing.pop_front()
+            {
+                let batch = batch_of(first, &mut missing);
+                let asked = self.ask(&batch).await?;
+                under_way.push_back((batch, asked));
             }
-            let Some((batch, pending)) = under_way.pop_front() else {
+            let Some((batch, asked)) = under_way.pop_front() else {
                 return Ok(());
             };
-            let reply = pending.reply().await?;
-            if !reply.absent.is_empty() {
-                return Err(absent());
-            }
-            let packed: usize = reply.chunks.iter().map(|chunk| chunk.data.len()).sum();
+            let arrived = asked.reply().await?;
+            let packed: usize = arrived.iter().map(Arrived::packed_len).sum();
             self.cx.rates.down.pass(packed as u64).await;
-            let got: HashSet<ChunkId> = reply.chunks.iter().map(|chunk| chunk.id).collect();
-            let rest: Vec<_> = batch.iter().filter(|(id, _)| !got.contains(id)).copied().collect();
-            if rest.len() == batch.len() {
+            let got: HashSet<ChunkId> = arrived.iter().map(Arrived::id).collect();
+            let before = batch.len();
+            if arrived.len() > before {
+                return Err(failed("The server sent chunks that were not asked for"));
+            }
+            let rest: Vec<_> = batch.into_iter().filter(|one| !got.contains(&one.id)).collect();
+            if rest.len() == before {
                 return Err(absent());
             }
             for chunk in rest.into_iter().rev() {
                 missing.push_front(chunk);
             }
-            if chunks.send(reply.chunks).await.is_err() {
+            if chunks.send(arrived).await.is_err() {
                 // The writer ended early, and tells why.
                 return Ok(());
             }
         }
+    }
+
+    async fn ask(&self, batch: &[Wanted]) -> Result<Asked, Stop> {
+        let drive = self.cx.drive;
+        if batch.iter().all(|one| one.base.is_empty()) {
+            let get = GetChunks { drive, chunks: batch.iter().map(|one| one.id).collect() };
+            return Ok(Asked::Whole(self.session.bulk.send(&get).await?));
+        }
+        let wanted = batch.iter().map(|one| WantedDelta { chunk: one.id, base: one.base.clone() });
+        let get = GetDeltas { drive, wanted: wanted.collect() };
+        Ok(Asked::Deltas(self.session.bulk.send(&get).await?))
     }
 
     /// Waits until no other file with a long content list is being fetched.
@@ -347,12 +360,38 @@ impl Fetch {
 
     /// Returns a content list, from this disk or from the server; for a long one with the turn to
     /// hold while it is worked with.
-    async fn list(&self, id: ListId) -> Result<(ContentList, Option<OwnedSemaphorePermit>), Stop> {
+    async fn list(
+        &self,
+        id: ListId,
+        old: Option<ListId>,
+    ) -> Result<(ContentList, Option<OwnedSemaphorePermit>), Stop> {
         let cx = Arc::clone(&self.cx);
-        let here = tokio::task::spawn_blocking(move || cx.lists.get(id)).await;
-        if let Ok(Some(list)) = here {
+        let here = tokio::task::spawn_blocking(move || {
+            let list = cx.lists.get(id);
+            let old = if list.is_none() { old } else { None };
+            (list, old.and_then(|old| Some((old, cx.lists.get(old)?))))
+        });
+        let (here, old) = here.await.map_err(|error| fault_of_program(&error))?;
+        if let Some(list) = here {
             let is_long = list.extents().len() > LONG_LIST;
             return Ok((list, if is_long { Some(self.turn().await?) } else { None }));
+        }
+        if let Some((base, old)) = old
+            && splice::may_be_spliced(&old)
+        {
+            let turn = self.turn().await?;
+            let get = GetSplice { drive: self.cx.drive, list: id, base };
+            if let Some(splice) = self.session.bulk.call(&get).await?.splice {
+                self.cx.rates.down.pass(splice.len() as u64).await;
+                let list = splice::unsplice(&old, &splice);
+                let list = list.map_err(|error| failed(error.to_string()))?;
+                if list.id() != id {
+                    return Err(failed("The server sent another content list than was asked for"));
+                }
+                self.keep(id, &list).await;
+                let is_long = list.extents().len() > LONG_LIST;
+                return Ok((list, is_long.then_some(turn)));
+            }
         }
         let mut encoded = Vec::new();
         let mut turn = None;
@@ -376,10 +415,14 @@ impl Fetch {
             return Err(failed("The server sent another content list than was asked for"));
         }
         let list = ContentList::decode(&encoded).map_err(|error| failed(error.to_string()))?;
-        let (cx, kept) = (Arc::clone(&self.cx), list.clone());
-        // A list that could not be kept is asked for again another time.
-        tokio::task::spawn_blocking(move || cx.lists.put(id, &kept)).await.ok();
+        self.keep(id, &list).await;
         Ok((list, turn))
+    }
+
+    /// Keeps a list; one that could not be kept is asked for again another time.
+    async fn keep(&self, id: ListId, list: &ContentList) {
+        let (cx, kept) = (Arc::clone(&self.cx), list.clone());
+        tokio::task::spawn_blocking(move || cx.lists.put(id, &kept)).await.ok();
     }
 }
 
@@ -395,63 +438,185 @@ fn open_all(chunks: Vec<ChunkData>) -> Vec<(ChunkId, Result<Vec<u8>, String>)> {
         .collect()
 }
 
+/// A chunk of a larger file to ask for.
+struct Wanted {
+    id: ChunkId,
+    len: u32,
+    /// Chunks of the old version on this disk that it may be made of.
+    base: Vec<ChunkId>,
+}
+
+/// Takes chunks off the front that are asked for together with the first one: all with a base, or
+/// all without.
+fn batch_of(first: Wanted, missing: &mut VecDeque<Wanted>) -> Vec<Wanted> {
+    let has_base = !first.base.is_empty();
+    let (mut len, mut base_chunks) = (first.len as usize, first.base.len());
+    let mut batch = vec![first];
+    while len < BATCH_LEN_MAX
+        && batch.len() < if has_base { BASES_MAX } else { IDS_MAX }
+        && let Some(next) = missing.front()
+        && next.base.is_empty() != has_base
+        && base_chunks + next.base.len() <= BASE_CHUNKS_MAX
+        && let Some(next) = missing.pop_front()
+    {
+        len += next.len as usize;
+        base_chunks += next.base.len();
+        batch.push(next);
+    }
+    batch
+}
+
+/// A request for chunks under way.
+enum Asked {
+    Whole(Pending<GetChunks>),
+    Deltas(Pending<GetDeltas>),
+}
+
+impl Asked {
+    async fn reply(self) -> Result<Vec<Arrived>, Stop> {
+        let (absent_ids, arrived) = match self {
+            Self::Whole(pending) => {
+                let reply = pending.reply().await?;
+                (reply.absent, reply.chunks.into_iter().map(Arrived::Whole).collect())
+            }
+            Self::Deltas(pending) => {
+                let reply = pending.reply().await?;
+                let deltas = reply.deltas.into_iter().map(Arrived::Delta);
+                let whole = reply.chunks.into_iter().map(Arrived::Whole);
+                (reply.absent, deltas.chain(whole).collect())
+            }
+        };
+        if absent_ids.is_empty() { Ok(arrived) } else { Err(absent()) }
+    }
+}
+
+/// A chunk that came.
+enum Arrived {
+    Whole(ChunkData),
+    Delta(ChunkDelta),
+}
+
+impl Arrived {
+    const fn id(&self) -> ChunkId {
+        match self {
+            Self::Whole(chunk) => chunk.id,
+            Self::Delta(delta) => delta.id,
+        }
+    }
+
+    const fn packed_len(&self) -> usize {
+        match self {
+            Self::Whole(chunk) => chunk.data.len(),
+            Self::Delta(delta) => delta.steps.data.len(),
+        }
+    }
+}
+
+/// The old version on this disk.
+struct Old {
+    file: OpenFile,
+    /// Where each of its chunks is, and how long.
+    places: HashMap<ChunkId, (u64, u32)>,
+    /// For chunks of the new version, which of the old ones they may be made of. All of these were
+    /// seen to be there.
+    bases: HashMap<ChunkId, Vec<ChunkId>>,
+}
+
+impl Old {
+    /// Returns the bytes of chunks of the old version, one after the other, if they are there.
+    fn read(&self, chunks: &[ChunkId]) -> Result<Option<Vec<u8>>, Fault> {
+        if chunks.len() > delta::BASE_CHUNKS_MAX {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        for id in chunks {
+            let Some((offset, len)) = self.places.get(id) else {
+                return Ok(None);
+            };
+            match self.file.read_chunk_at(*offset, id, *len)? {
+                Some(chunk) => bytes.extend_from_slice(&chunk),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(bytes))
+    }
+}
+
 /// Begins a file in staging with what an old version on this disk shares. Blocks on the disk.
-fn begin(cx: &Context, job: &Job, list: Option<&ContentList>) -> Result<StagedFile, Stop> {
+fn begin(
+    cx: &Context,
+    job: &Job,
+    list: Option<&ContentList>,
+) -> Result<(StagedFile, Option<Old>), Stop> {
     if let Some(staged) = cx.partials.take(job.node, &job.content) {
-        return Ok(staged);
+        return Ok((staged, None));
     }
     let mut staged = StagedFile::begin(&cx.folder, &job.content, list)?;
     let Some((at, expected)) = &job.old else {
-        return Ok(staged);
+        return Ok((staged, None));
     };
-    let mut offsets: HashMap<ChunkId, u64> = HashMap::new();
-    match expected.content {
-        Some(Content::Chunk { id, .. }) => {
-            offsets.insert(id, 0);
-        }
+    let old_extents = match expected.content {
+        Some(Content::Chunk { id, len }) => vec![Extent::Chunk { id, len }],
         Some(Content::List { id, .. }) => {
-            let mut offset = 0;
-            for extent in cx.lists.get(id).iter().flat_map(ContentList::extents) {
-                if let Extent::Chunk { id, .. } = extent {
-                    offsets.entry(*id).or_insert(offset);
-                }
-                offset += extent.len();
-            }
+            cx.lists.get(id).map_or_else(Vec::new, |list| list.extents().to_vec())
         }
-        Some(Content::Empty) | None => {}
+        Some(Content::Empty) | None => Vec::new(),
+    };
+    let mut places = HashMap::new();
+    let mut offset = 0;
+    for extent in &old_extents {
+        if let Extent::Chunk { id, len } = *extent {
+            places.entry(id).or_insert((offset, len));
+        }
+        offset += extent.len();
     }
-    if offsets.is_empty() {
-        return Ok(staged);
+    if places.is_empty() {
+        return Ok((staged, None));
     }
     // What cannot be read here is fetched: the old version is a help, not a need.
-    let Ok(old) = cx.folder.open_file(at, &expected.stat) else {
-        return Ok(staged);
+    let Ok(file) = cx.folder.open_file(at, &expected.stat) else {
+        return Ok((staged, None));
     };
-    let wanted: Vec<(usize, u64)> = staged
-        .extents()
-        .enumerate()
-        .filter_map(|(index, (_, extent))| match extent {
-            Extent::Chunk { id, .. } => offsets.get(&id).map(|offset| (index, *offset)),
-            Extent::Hole { .. } => None,
-        })
-        .collect();
-    for (index, offset) in wanted {
-        staged.copy(index, &old, offset)?;
+    let extents: Vec<Extent> = staged.extents().map(|(_, extent)| extent).collect();
+    for (index, extent) in extents.iter().enumerate() {
+        if let Extent::Chunk { id, .. } = extent
+            && let Some((offset, _)) = places.get(id)
+        {
+            staged.copy(index, &file, *offset)?;
+        }
     }
-    Ok(staged)
+    let mut old = Old { file, places, bases: HashMap::new() };
+    for new in splice::new_chunks(&old_extents, &extents) {
+        // Read once more when the delta is there: by then it is known to be of use.
+        if new.len >= DELTA_FROM && !new.base.is_empty() && old.read(&new.base)?.is_some() {
+            old.bases.insert(new.id, new.base);
+        }
+    }
+    Ok((staged, Some(old)))
 }
 
 /// Unpacks, checks and writes chunks as they arrive. Blocks on the disk.
 fn write(
     mut staged: StagedFile,
     places: &HashMap<ChunkId, Vec<usize>>,
-    mut arrived: mpsc::Receiver<Vec<ChunkData>>,
+    old: Option<&Old>,
+    mut arrived: mpsc::Receiver<Vec<Arrived>>,
 ) -> Result<StagedFile, Stop> {
+    let damaged = |reason: String| Stop::Outcome(Outcome::NoContent { reason });
     while let Some(chunks) = arrived.blocking_recv() {
-        for chunk in chunks {
-            let bytes = unpack(&chunk)
-                .map_err(|error| Stop::Outcome(Outcome::NoContent { reason: error.to_string() }))?;
-            for index in places.get(&chunk.id).into_iter().flatten() {
+        for one in chunks {
+            let bytes = match &one {
+                Arrived::Whole(chunk) => {
+                    unpack(chunk).map_err(|error| damaged(error.to_string()))?
+                }
+                Arrived::Delta(delta) => {
+                    let base = old.map(|old| old.read(&delta.base)).transpose()?.flatten();
+                    let base = base.ok_or_else(|| failed("The old version changed meanwhile"))?;
+                    let bytes = delta::apply(delta, &base);
+                    bytes.map_err(|error| damaged(error.to_string()))?.into()
+                }
+            };
+            for index in places.get(&one.id()).into_iter().flatten() {
                 staged.write(*index, &bytes)?;
             }
         }

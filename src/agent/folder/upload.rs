@@ -1,23 +1,31 @@
 //! Bringing larger contents to the server before the change that needs them.
 //!
 //! A file is read again by its extents, each checked against its hash, so that what was hashed is
-//! what is sent, whoever writes to the file meanwhile. Only chunks that the drive lacks travel.
+//! what is sent, whoever writes to the file meanwhile. Only chunks that the drive lacks travel, and
+//! those of an edited file as deltas to what they replace: the bytes that were there before the edit
+//! are gone here, but the server has them, and tells their block sums.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::{Context, Input, Session};
 use crate::agent::disk::OpenFile;
-use crate::content::{Chunker, pack};
+use crate::content::splice::NewChunk;
+use crate::content::{BlockSums, ChunkDelta, Chunker, delta, pack, splice};
 use crate::engine::folder::Fault;
 use crate::engine::seam::{Expected, Spot, Uploaded};
 use crate::model::{ChunkData, ChunkId, Content, ContentList, Extent, ListId, NodeId};
 use crate::protocol::CallError;
-use crate::protocol::limits::{BATCH_LEN_MAX, IDS_MAX, LIST_PART_LEN_MAX};
-use crate::protocol::message::{FailureCode, FindMissing, HasList, PutChunks, PutList};
+use crate::protocol::limits::{
+    BASE_CHUNKS_MAX, BASES_MAX, BATCH_LEN_MAX, IDS_MAX, LIST_PART_LEN_MAX,
+};
+use crate::protocol::message::{
+    Failure, FailureCode, FindMissing, GetSums, HasList, PutChunks, PutDeltas, PutList, PutSplice,
+};
 
 /// Uploads that wait: more than the engine has under way.
 pub(super) const JOBS_MAX: usize = 64;
@@ -28,12 +36,38 @@ const FILES_MAX: usize = 8;
 /// Batches of chunks read, packed or under way at once, of all files together; each at most 2 MiB.
 const BATCHES_MAX: usize = 6;
 
+/// Shorter chunks are not worth a question for sums.
+const DELTA_FROM: u32 = 8 * 1024;
+
+/// So many requests for sums that lead to no delta, one after the other, and the rest of the file is
+/// taken to be all new.
+const FRUITLESS_MAX: u32 = 4;
+
 /// An upload of the engine's.
 #[derive(Debug)]
 pub(in crate::agent) struct Job {
     pub node: NodeId,
     pub at: Spot,
     pub expected: Expected,
+    /// What the server has of an older version.
+    pub base: Option<Content>,
+}
+
+/// An older version that the server has.
+enum Old {
+    List(ListId, ContentList),
+    Chunk(Extent),
+    Unknown,
+}
+
+impl Old {
+    fn extents(&self) -> &[Extent] {
+        match self {
+            Self::List(_, list) => list.extents(),
+            Self::Chunk(extent) => std::slice::from_ref(extent),
+            Self::Unknown => &[],
+        }
+    }
 }
 
 /// Why an upload ended early.
@@ -71,6 +105,7 @@ pub(super) async fn run(cx: Arc<Context>, session: Session, mut jobs: mpsc::Rece
                     session: session.clone(),
                     batches: Arc::clone(&batches),
                     list_turn: Arc::clone(&list_turn),
+                    fruitless: Arc::default(),
                 };
                 files.spawn(upload.run(job));
             }
@@ -86,6 +121,8 @@ struct Upload {
     batches: Arc<Semaphore>,
     /// Held while a list is put: the pieces of two would mix on the connection.
     list_turn: Arc<Mutex<()>>,
+    /// How many requests for sums in a row led to no delta, for this file.
+    fruitless: Arc<AtomicU32>,
 }
 
 impl Upload {
@@ -120,7 +157,11 @@ impl Upload {
         match job.expected.content {
             None => Err(changed()),
             Some(Content::Empty) => Ok(()),
-            Some(Content::Chunk { id, len }) => self.put_missing(&file, vec![(0, id, len)]).await,
+            Some(Content::Chunk { id, len }) => {
+                let old = self.old(job.base).await?;
+                let extent = Extent::Chunk { id, len };
+                self.put_missing(&file, chunks(&[extent], old.extents())).await
+            }
             Some(Content::List { id, .. }) => {
                 let drive = self.cx.drive;
                 let has = self.session.bulk.call(&HasList { drive, list: id }).await?;
@@ -128,9 +169,36 @@ impl Upload {
                     return Ok(());
                 }
                 let list = self.list(id, job).await?.ok_or_else(changed)?;
-                self.put_list_chunks(&file, &list).await?;
+                let old = self.old(job.base).await?;
+                if let Old::List(old_id, old_list) = &old
+                    && let Some(splice) = splice::splice(old_list, &list)
+                {
+                    // What the old list has, the drive has: nobody need ask.
+                    let new = splice::new_chunks(old_list.extents(), list.extents());
+                    self.put_in_turns(&file, new).await?;
+                    let put = PutSplice { drive, list: id, base: *old_id, splice };
+                    match self.session.bulk.call(&put).await {
+                        // A server put back from a backup has less than was thought.
+                        Err(CallError::Failed(failure)) if is_not_there(&failure) => {}
+                        put => return put.map(drop).map_err(Stop::from),
+                    }
+                }
+                self.put_in_turns(&file, chunks(list.extents(), old.extents())).await?;
                 self.put_list(id, &list).await
             }
+        }
+    }
+
+    /// Returns what is known of the older version that the server has.
+    async fn old(&self, base: Option<Content>) -> Result<Old, Stop> {
+        match base {
+            Some(Content::Chunk { id, len }) => Ok(Old::Chunk(Extent::Chunk { id, len })),
+            Some(Content::List { id, .. }) => {
+                let cx = Arc::clone(&self.cx);
+                let list = blocking(move || cx.lists.get(id)).await?;
+                Ok(list.map_or(Old::Unknown, |list| Old::List(id, list)))
+            }
+            Some(Content::Empty) | None => Ok(Old::Unknown),
         }
     }
 
@@ -148,44 +216,30 @@ impl Upload {
         .await
     }
 
-    async fn put_list_chunks(&self, file: &Arc<OpenFile>, list: &ContentList) -> Result<(), Stop> {
-        let mut asked = HashSet::new();
-        let mut wanted = Vec::new();
-        let mut offset = 0;
-        for extent in list.extents() {
-            if let Extent::Chunk { id, len } = extent
-                && asked.insert(*id)
-            {
-                wanted.push((offset, *id, *len));
-                if wanted.len() == IDS_MAX {
-                    self.put_missing(file, std::mem::take(&mut wanted)).await?;
-                }
-            }
-            offset += extent.len();
+    async fn put_in_turns(&self, file: &Arc<OpenFile>, chunks: Vec<NewChunk>) -> Result<(), Stop> {
+        let mut chunks = chunks.into_iter().peekable();
+        while chunks.peek().is_some() {
+            self.put_missing(file, chunks.by_ref().take(IDS_MAX).collect()).await?;
         }
-        self.put_missing(file, wanted).await
+        Ok(())
     }
 
-    /// Puts those of the chunks, given with their offsets, that the drive lacks.
-    async fn put_missing(
-        &self,
-        file: &Arc<OpenFile>,
-        chunks: Vec<(u64, ChunkId, u32)>,
-    ) -> Result<(), Stop> {
+    /// Puts those of the chunks, at most [`IDS_MAX`], that the drive lacks.
+    async fn put_missing(&self, file: &Arc<OpenFile>, chunks: Vec<NewChunk>) -> Result<(), Stop> {
         if chunks.is_empty() {
             return Ok(());
         }
         let find = FindMissing {
             drive: self.cx.drive,
-            chunks: chunks.iter().map(|(_, id, _)| *id).collect(),
+            chunks: chunks.iter().map(|chunk| chunk.id).collect(),
         };
         let missing: HashSet<ChunkId> =
             self.session.bulk.call(&find).await?.chunks.into_iter().collect();
         let mut puts = JoinSet::new();
         let mut batch = Vec::new();
         let mut len = 0;
-        for chunk in chunks.into_iter().filter(|(_, id, _)| missing.contains(id)) {
-            len += chunk.2 as usize;
+        for chunk in chunks.into_iter().filter(|chunk| missing.contains(&chunk.id)) {
+            len += chunk.len as usize;
             batch.push(chunk);
             if len >= BATCH_LEN_MAX {
                 len = 0;
@@ -205,7 +259,7 @@ impl Upload {
     async fn put(
         &self,
         file: &Arc<OpenFile>,
-        batch: Vec<(u64, ChunkId, u32)>,
+        batch: Vec<NewChunk>,
         puts: &mut JoinSet<Result<(), Stop>>,
     ) -> Result<(), Stop> {
         while let Some(put) = puts.try_join_next() {
@@ -217,13 +271,67 @@ impl Upload {
         let (this, file) = (self.clone(), Arc::clone(file));
         puts.spawn(async move {
             let _permit = permit;
-            let chunks = blocking(move || read(&file, &batch)).await??;
-            let len: usize = chunks.iter().map(|chunk| chunk.data.len()).sum();
-            this.cx.rates.up.pass(len as u64).await;
-            let drive = this.cx.drive;
-            this.session.bulk.call(&PutChunks { drive, chunks }).await?;
-            Ok(())
+            let (with_base, whole) = batch.into_iter().partition(|chunk| this.may_be_delta(chunk));
+            let whole = this.put_deltas(&file, with_base, whole).await?;
+            this.put_whole(&file, whole).await
         });
+        Ok(())
+    }
+
+    /// Returns whether it is worth while to ask for the sums of what a chunk may be made of.
+    fn may_be_delta(&self, chunk: &NewChunk) -> bool {
+        !chunk.base.is_empty()
+            && chunk.len >= DELTA_FROM
+            && self.fruitless.load(Ordering::Relaxed) < FRUITLESS_MAX
+    }
+
+    /// Puts chunks as deltas where that pays; returns the others with those that are put whole.
+    async fn put_deltas(
+        &self,
+        file: &Arc<OpenFile>,
+        chunks: Vec<NewChunk>,
+        mut whole: Vec<NewChunk>,
+    ) -> Result<Vec<NewChunk>, Stop> {
+        let drive = self.cx.drive;
+        for group in groups(chunks) {
+            let mut bases: Vec<Vec<ChunkId>> = Vec::new();
+            for chunk in &group {
+                if bases.last() != Some(&chunk.base) {
+                    bases.push(chunk.base.clone());
+                }
+            }
+            let sums = self.session.bulk.call(&GetSums { drive, bases: bases.clone() }).await?.sums;
+            let sums: HashMap<Vec<ChunkId>, BlockSums> = bases.into_iter().zip(sums).collect();
+            let (from, tried) = (Arc::clone(file), group.clone());
+            let deltas = blocking(move || make_deltas(&from, &tried, &sums)).await??;
+            if deltas.is_empty() {
+                self.fruitless.fetch_add(1, Ordering::Relaxed);
+                whole.extend(group);
+                continue;
+            }
+            self.fruitless.store(0, Ordering::Relaxed);
+            let made: HashSet<ChunkId> = deltas.iter().map(|delta| delta.id).collect();
+            let len: usize = deltas.iter().map(|delta| delta.steps.data.len()).sum();
+            self.cx.rates.up.pass(len as u64).await;
+            let put = self.session.bulk.call(&PutDeltas { drive, deltas }).await;
+            let put = match put {
+                Err(CallError::Failed(failure)) if is_not_there(&failure) => false,
+                put => put.map(|_| true)?,
+            };
+            whole.extend(group.into_iter().filter(|chunk| !put || !made.contains(&chunk.id)));
+        }
+        Ok(whole)
+    }
+
+    async fn put_whole(&self, file: &Arc<OpenFile>, batch: Vec<NewChunk>) -> Result<(), Stop> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let file = Arc::clone(file);
+        let chunks = blocking(move || read(&file, &batch)).await??;
+        let len: usize = chunks.iter().map(|chunk| chunk.data.len()).sum();
+        self.cx.rates.up.pass(len as u64).await;
+        self.session.bulk.call(&PutChunks { drive: self.cx.drive, chunks }).await?;
         Ok(())
     }
 
@@ -264,16 +372,71 @@ fn finished(put: Result<Result<(), Stop>, tokio::task::JoinError>) -> Result<(),
     })
 }
 
+fn is_not_there(failure: &Failure) -> bool {
+    failure.code == FailureCode::NotFound
+}
+
+/// Returns the chunks of some extents, each once, with what of the old ones each may be made of.
+fn chunks(extents: &[Extent], old: &[Extent]) -> Vec<NewChunk> {
+    let mut bases: HashMap<ChunkId, Vec<ChunkId>> =
+        splice::new_chunks(old, extents).into_iter().map(|new| (new.id, new.base)).collect();
+    let mut found = HashSet::new();
+    let mut offset = 0;
+    let mut chunks = Vec::new();
+    for extent in extents {
+        if let Extent::Chunk { id, len } = *extent
+            && found.insert(id)
+        {
+            let base = bases.remove(&id).unwrap_or_default();
+            chunks.push(NewChunk { offset, id, len, base });
+        }
+        offset += extent.len();
+    }
+    chunks
+}
+
+/// Divides chunks so that each part's bases fit a request.
+fn groups(chunks: Vec<NewChunk>) -> Vec<Vec<NewChunk>> {
+    let mut groups: Vec<Vec<NewChunk>> = Vec::new();
+    let mut base_chunks = 0;
+    for chunk in chunks {
+        base_chunks += chunk.base.len();
+        match groups.last_mut() {
+            Some(last) if last.len() < BASES_MAX && base_chunks <= BASE_CHUNKS_MAX => {
+                last.push(chunk);
+            }
+            _ => {
+                base_chunks = chunk.base.len();
+                groups.push(vec![chunk]);
+            }
+        }
+    }
+    groups
+}
+
+/// Reads chunks, and makes the deltas that pay. Blocks on the disk.
+fn make_deltas(
+    file: &OpenFile,
+    chunks: &[NewChunk],
+    sums: &HashMap<Vec<ChunkId>, BlockSums>,
+) -> Result<Vec<ChunkDelta>, Stop> {
+    let mut deltas = Vec::new();
+    for chunk in chunks {
+        let plain = read_chunk(file, chunk)?;
+        let sums = sums.get(&chunk.base);
+        deltas.extend(sums.and_then(|sums| delta::make(chunk.id, &plain, &chunk.base, sums)));
+    }
+    Ok(deltas)
+}
+
 /// Reads and packs chunks. Blocks on the disk.
-fn read(file: &OpenFile, batch: &[(u64, ChunkId, u32)]) -> Result<Vec<ChunkData>, Stop> {
-    batch
-        .iter()
-        .map(|(offset, id, len)| {
-            let bytes = file.read_chunk_at(*offset, id, *len)?;
-            let bytes = bytes.ok_or(Stop::Uploaded(Uploaded::Changed))?;
-            Ok(pack(*id, &bytes))
-        })
-        .collect()
+fn read(file: &OpenFile, batch: &[NewChunk]) -> Result<Vec<ChunkData>, Stop> {
+    batch.iter().map(|chunk| Ok(pack(chunk.id, &read_chunk(file, chunk)?))).collect()
+}
+
+fn read_chunk(file: &OpenFile, chunk: &NewChunk) -> Result<Vec<u8>, Stop> {
+    let bytes = file.read_chunk_at(chunk.offset, &chunk.id, chunk.len)?;
+    bytes.ok_or(Stop::Uploaded(Uploaded::Changed))
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Stop> {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::deltas;
 use super::outbox::Outbox;
 use super::own::OwnRevs;
 use super::shared::Shared;
@@ -20,7 +21,8 @@ use crate::model::{ChunkData, ChunkId, ContentList, DriveId, Extent, ListId};
 use crate::protocol::IncomingFrame;
 use crate::protocol::limits::{BATCH_COUNT_MAX, IDS_MAX, LIST_LEN_MAX, LIST_PART_LEN_MAX};
 use crate::protocol::message::{
-    ChangeResult, Commit, Committed, Done, FailureCode, Message, PutChunks, PutList,
+    ChangeResult, Commit, Committed, Done, FailureCode, Message, PutChunks, PutDeltas, PutList,
+    PutSplice,
 };
 use crate::server::accounts;
 use crate::server::clock::now_ms;
@@ -47,11 +49,13 @@ pub enum Prepared {
     Commit(Commit, Vec<Record>),
     Chunks(Vec<Record>),
     List(PutList),
+    /// A list that was put as a splice: its id and its encoding.
+    Spliced(ListId, Vec<u8>),
 }
 
 /// Returns the drive that a write request is for, without keeping what it brings.
 pub fn decode_drive(frame: &IncomingFrame) -> Result<DriveId> {
-    /// Any of the three: unknown fields are skipped.
+    /// Any of them: unknown fields are skipped.
     #[derive(serde::Deserialize)]
     struct Head {
         drive: DriveId,
@@ -62,15 +66,26 @@ pub fn decode_drive(frame: &IncomingFrame) -> Result<DriveId> {
         .map_err(|error| malformed(error.to_string()))
 }
 
-fn malformed(reason: impl Into<String>) -> StoreError {
+pub fn malformed(reason: impl Into<String>) -> StoreError {
     StoreError::request(FailureCode::Malformed, reason)
 }
 
 /// Decodes and verifies a write request on a blocking thread.
-pub fn prepare(shared: &Arc<Shared>, frame: IncomingFrame) -> JoinHandle<Result<Prepared>> {
+pub fn prepare(
+    shared: &Arc<Shared>,
+    drive: i64,
+    frame: IncomingFrame,
+) -> JoinHandle<Result<Prepared>> {
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         let _permit = shared.verifying.acquire().await.map_err(|_| StoreError::Closed)?;
+        match frame.kind {
+            PutDeltas::KIND => return deltas::undo(&shared, drive, super::decode(&frame)?).await,
+            PutSplice::KIND => {
+                return deltas::unsplice(&shared, drive, super::decode(&frame)?).await;
+            }
+            _ => {}
+        }
         let work = move || match frame.kind {
             Commit::KIND => {
                 let mut commit: Commit = super::decode(&frame)?;
@@ -113,15 +128,20 @@ fn verify(chunks: Vec<ChunkData>) -> Result<Vec<Record>> {
         .into_iter()
         .map(|chunk| {
             content::unpack(&chunk).map_err(|error| malformed(error.to_string()))?;
-            Ok(Record {
-                kind: RecordKind::Chunk,
-                codec: chunk.codec.into(),
-                plain_len: chunk.plain_len,
-                id: *chunk.id.as_bytes(),
-                data: chunk.data,
-            })
+            Ok(record(chunk))
         })
         .collect()
+}
+
+/// Returns what is stored of a chunk that was verified.
+pub fn record(chunk: ChunkData) -> Record {
+    Record {
+        kind: RecordKind::Chunk,
+        codec: chunk.codec.into(),
+        plain_len: chunk.plain_len,
+        id: *chunk.id.as_bytes(),
+        data: chunk.data,
+    }
 }
 
 /// A content list of several pieces on its way in, kept in a file that has no name.
@@ -186,7 +206,17 @@ impl Lane {
                 let contents = Contents { drive: turn.drive, chunks, list: None };
                 self.put(turn, contents).await
             }
-            Prepared::List(put) => self.put_list(turn, put).await,
+            Prepared::List(put) => match self.gather(turn.drive, put).await {
+                Ok(Some(whole)) => self.put_list(turn, whole).await,
+                Ok(None) => {
+                    self.outbox.reply(turn.request, &Done {}).await;
+                    Ok(())
+                }
+                Err(error) => Err((error, turn.permit)),
+            },
+            Prepared::Spliced(list, bytes) => {
+                self.put_list(turn, Whole { list, part: Part::Bytes(bytes) }).await
+            }
         }
     }
 
@@ -295,17 +325,8 @@ impl Lane {
         Ok(())
     }
 
-    async fn put_list(&mut self, turn: Turn, put: PutList) -> std::result::Result<(), Failed> {
+    async fn put_list(&mut self, turn: Turn, whole: Whole) -> std::result::Result<(), Failed> {
         let drive = turn.drive;
-        let gathered = self.gather(drive, put).await;
-        let whole = match gathered {
-            Ok(Some(whole)) => whole,
-            Ok(None) => {
-                self.outbox.reply(turn.request, &Done {}).await;
-                return Ok(());
-            }
-            Err(error) => return Err((error, turn.permit)),
-        };
         // The chunks that were sent before the list must be in the drive when it is checked.
         while self.answers.join_next().await.is_some() {}
         match self.check_list(drive, whole).await {

@@ -6,6 +6,7 @@
 //! not read on, and TCP slows the device down.
 
 mod account;
+mod deltas;
 mod guest;
 mod held;
 mod lane;
@@ -33,8 +34,9 @@ use super::throttle::address_key;
 use crate::model::{DriveId, Rev};
 use crate::protocol::limits::{GUEST_SECS, IN_FLIGHT_MAX};
 use crate::protocol::message::{
-    Answer, Commit, Done, Failure, FailureCode, GetChunks, GetList, Join, Login, Message, PageSeen,
-    Ping, PutChunks, PutList, Register, Resume, Subscribe, Subscribed,
+    Answer, Commit, Done, Failure, FailureCode, GetChunks, GetDeltas, GetList, GetSplice, GetSums,
+    Join, Login, Message, PageSeen, Ping, PutChunks, PutDeltas, PutList, PutSplice, Register,
+    Resume, Subscribe, Subscribed,
 };
 use crate::protocol::{FrameError, FrameReader, IncomingFrame, ServerConnection, kind_name};
 use guest::{Guest, Member, Outcome};
@@ -334,13 +336,18 @@ impl Session {
                 }
             }
             Subscribe::KIND => self.subscribe(frame.request, decode(&frame)?).await?,
-            Commit::KIND | PutChunks::KIND | PutList::KIND => {
-                let permit = self.permit(frame.body.len()).await?;
+            Commit::KIND | PutChunks::KIND | PutList::KIND | PutDeltas::KIND | PutSplice::KIND => {
+                let bytes = match frame.kind {
+                    // What they bring is as long as a batch, however short they are.
+                    PutDeltas::KIND | PutSplice::KIND => CONTENT_REPLY_LEN,
+                    _ => frame.body.len(),
+                };
+                let permit = self.permit(bytes).await?;
                 let drive = self.drive(lane::decode_drive(&frame)?)?;
                 let write = Write {
                     request: frame.request,
                     drive,
-                    prepared: lane::prepare(&self.shared, frame),
+                    prepared: lane::prepare(&self.shared, drive, frame),
                     own: self.subscriptions.get(&drive).map(|running| Arc::clone(&running.own)),
                     permit,
                 };
@@ -356,7 +363,11 @@ impl Session {
             }
             _ => {
                 let bytes = match frame.kind {
-                    GetChunks::KIND | GetList::KIND => CONTENT_REPLY_LEN,
+                    GetChunks::KIND
+                    | GetList::KIND
+                    | GetDeltas::KIND
+                    | GetSplice::KIND
+                    | GetSums::KIND => CONTENT_REPLY_LEN,
                     _ => frame.body.len(),
                 };
                 let permit = self.permit(bytes).await?;

@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
-use super::decode;
 use super::guest::Member;
 use super::outbox::Outbox;
 use super::pump::chunk_data;
 use super::shared::Shared;
+use super::{decode, deltas};
 use crate::model::{DriveId, NodeId, Versioned};
 use crate::protocol::IncomingFrame;
 use crate::protocol::limits::{BATCH_COUNT_MAX, BATCH_LEN_MAX, IDS_MAX, LIST_PART_LEN_MAX};
 use crate::protocol::message::{
-    ApproveHeld, Chunks, Entries, FailureCode, FindMissing, Found, GetChunks, GetList, Has,
-    HasList, HeldList, ListDir, ListHeld, ListPart, Lookup, Message, Missing, RejectHeld,
+    ApproveHeld, Chunks, Entries, FailureCode, FindMissing, Found, GetChunks, GetDeltas, GetList,
+    GetSplice, GetSums, Has, HasList, HeldList, ListDir, ListHeld, ListPart, Lookup, Message,
+    Missing, RejectHeld,
 };
 use crate::server::gate::Decision;
 use crate::server::store::StoreError;
@@ -37,6 +38,9 @@ pub fn drive_of(frame: &IncomingFrame) -> Result<Option<DriveId>> {
         | HasList::KIND
         | GetList::KIND
         | GetChunks::KIND
+        | GetSums::KIND
+        | GetDeltas::KIND
+        | GetSplice::KIND
         | Lookup::KIND
         | ListDir::KIND
         | ListHeld::KIND
@@ -78,6 +82,18 @@ impl Answering {
             }
             GetChunks::KIND => {
                 let reply = self.get_chunks(drive, decode(&frame)?).await?;
+                self.outbox.reply(request, &reply).await;
+            }
+            GetSums::KIND => {
+                let reply = deltas::get_sums(&self.shared, drive, decode(&frame)?).await?;
+                self.outbox.reply(request, &reply).await;
+            }
+            GetDeltas::KIND => {
+                let reply = deltas::get_deltas(&self.shared, drive, decode(&frame)?).await?;
+                self.outbox.reply(request, &reply).await;
+            }
+            GetSplice::KIND => {
+                let reply = deltas::get_splice(&self.shared, drive, decode(&frame)?).await?;
                 self.outbox.reply(request, &reply).await;
             }
             Lookup::KIND => {
