@@ -26,9 +26,9 @@ use crate::model::{Body, Content, DriveId, FolderId, ListId, Name, Node, NodeId,
 /// The format written here, in `PRAGMA user_version`.
 const FORMAT: i32 = 1;
 
-/// Entries of each of the two generations of the read cache. An entry is about half a KiB, so both
-/// generations full are about 16 MiB.
-const CACHED_MAX: usize = 16 * 1024;
+/// Entries of each of the two generations of the read cache: more than the engine has operations
+/// under way. An entry is about 600 bytes, so both generations full are about 5 MiB.
+const CACHED_MAX: usize = 4 * 1024;
 
 /// Commits that were sent and not answered yet. Younger than the rest of the schema; a version that
 /// does not know it is not disturbed by it.
@@ -322,8 +322,8 @@ fn lists_of(entry: &Entry) -> impl Iterator<Item = ListId> + '_ {
 /// old one, and the old one goes.
 #[derive(Default)]
 struct Cache {
-    young: HashMap<NodeId, (Option<i64>, Entry), IdHash>,
-    old: HashMap<NodeId, (Option<i64>, Entry), IdHash>,
+    young: HashMap<NodeId, (Option<i64>, Box<Entry>), IdHash>,
+    old: HashMap<NodeId, (Option<i64>, Box<Entry>), IdHash>,
 }
 
 /// Hashes node ids faster than the standard hasher does. Ids come from other devices, so the hash is
@@ -372,7 +372,7 @@ impl Hasher for IdHasher {
 }
 
 impl Cache {
-    fn get(&mut self, id: NodeId) -> Option<&(Option<i64>, Entry)> {
+    fn get(&mut self, id: NodeId) -> Option<&(Option<i64>, Box<Entry>)> {
         if !self.old.is_empty()
             && let Some((seq, entry)) = self.old.remove(&id)
         {
@@ -381,7 +381,7 @@ impl Cache {
         self.young.get(&id)
     }
 
-    fn insert(&mut self, id: NodeId, seq: Option<i64>, entry: Entry) {
+    fn insert(&mut self, id: NodeId, seq: Option<i64>, entry: Box<Entry>) {
         if self.young.len() >= CACHED_MAX {
             self.old = std::mem::take(&mut self.young);
         }
@@ -476,6 +476,14 @@ impl SqliteTrees {
             }
         }
         Ok(is_there.then(|| suffixed(path, &format!(".damaged-{number}"))))
+    }
+
+    /// Gives back the memory that made work fast, until there is work again.
+    pub fn rest(&self) {
+        *self.cache.borrow_mut() = Cache::default();
+        if let Err(error) = self.connection.execute_batch("PRAGMA shrink_memory") {
+            tracing::debug!(%error, "the database keeps its memory");
+        }
     }
 
     /// Returns whether the database is still where it was opened. One that was removed while it is
@@ -644,7 +652,7 @@ impl SqliteTrees {
             None => (None, Entry::default()),
         };
         let looked = look(seq, &entry);
-        self.cache.borrow_mut().insert(id, seq, entry);
+        self.cache.borrow_mut().insert(id, seq, Box::new(entry));
         Ok(looked)
     }
 
@@ -872,7 +880,7 @@ impl Trees for SqliteTrees {
         };
         self.totals.count(&old, false);
         self.totals.count(entry, true);
-        self.cache.borrow_mut().insert(id, seq, entry.clone());
+        self.cache.borrow_mut().insert(id, seq, Box::new(entry.clone()));
         Ok(())
     }
 

@@ -60,6 +60,9 @@ const IDLE_TURN_MS: u64 = 2;
 /// How often unused content lists are dropped, in milliseconds.
 const LISTS_MS: u64 = 3_600_000;
 
+/// A folder in sync for so long gives memory back.
+const REST_MS: u64 = 5_000;
+
 /// The most conflict copies and problems told at once.
 const TOLD_MAX: usize = 10_000;
 
@@ -143,6 +146,8 @@ pub(super) struct Core {
     show_at_ms: u64,
     problems_at_ms: u64,
     lists_at_ms: u64,
+    /// When memory is given back; never once it is.
+    rest_at_ms: u64,
     check_at_ms: u64,
     polled_at_ms: u64,
     /// How many complete looks at everything there were when that was done last.
@@ -184,6 +189,7 @@ impl Core {
             show_at_ms: now,
             problems_at_ms: now,
             lists_at_ms: now + LISTS_MS,
+            rest_at_ms: u64::MAX,
             check_at_ms: now + CHECK_MS,
             polled_at_ms: now + POLLED_MS,
             polled_at_rescan: 0,
@@ -304,6 +310,10 @@ impl Core {
             self.polled_at_ms = now + POLLED_MS;
             self.polled_at_rescan = rescan;
             self.forget_polled();
+        }
+        if now >= self.rest_at_ms && self.is_settled {
+            self.rest_at_ms = u64::MAX;
+            self.engine.trees().rest();
         }
         if now >= self.lists_at_ms && self.is_settled {
             self.lists_at_ms = now + LISTS_MS;
@@ -594,6 +604,7 @@ impl Core {
             // Memory follows the work: what is dropped too early is read or fetched again.
             self.cx.incoming.clear();
             self.cx.outgoing.clear();
+            self.rest_at_ms = now + REST_MS;
         }
         let trees = self.engine.trees();
         let mut shown = EngineView {
