@@ -1,5 +1,6 @@
 //! Making a folder of this machine a copy of a drive: by a link, or after a log-in.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,9 @@ use crate::model::{FolderId, JoinLink};
 
 /// How long an agent that was told of a log-out may take to let go of the folder.
 const LETTING_GO: Duration = Duration::from_secs(3);
+
+/// How many entries are looked at for synced folders in the one that is joined: a second at most.
+const WALK_MAX: u32 = 50_000;
 
 /// What is to be joined.
 #[derive(Debug)]
@@ -78,6 +82,7 @@ impl Plan {
         check_not_linked(machine, &folder)?;
         check_not_within(machine, &folder)?;
         check_no_secrets_within(machine, &folder)?;
+        check_none_within(machine, &folder)?;
         let device = match (device, &machine.config) {
             (Some(device), _) => device.to_owned(),
             (None, Some(config)) => config.device_name.clone(),
@@ -225,6 +230,46 @@ fn check_not_within(machine: &Machine, folder: &Path) -> Result<(), Failure> {
                 "{folder:?} lies in {above:?}, which is synced already"
             ))
             .hint("choose another folder with --folder PATH"));
+        }
+    }
+    Ok(())
+}
+
+/// Passes when no directory below is a synced folder of its own, as far as a short walk tells: an
+/// agent does not look into one, so what is in it would be missing on the other devices.
+fn check_none_within(machine: &Machine, folder: &Path) -> Result<(), Failure> {
+    // The upper levels first: that is where folders are.
+    let mut dirs = VecDeque::from([folder.to_owned()]);
+    let mut left = WALK_MAX;
+    while let Some(dir) = dirs.pop_front() {
+        // What cannot be read is told by the agent, as a problem.
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            left -= 1;
+            if left == 0 {
+                return Ok(());
+            }
+            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if !is_dir || (dir == folder && entry.file_name() == ".picloud") {
+                continue;
+            }
+            let inner = entry.path();
+            if !matches!(inner.join(".picloud/identity").try_exists(), Ok(true)) {
+                dirs.push_back(inner);
+            } else if check_not_linked(machine, &inner).is_err() {
+                return Err(Failure::failed(format!(
+                    "{folder:?} lies around {inner:?}, which is synced already"
+                ))
+                .hint("choose another folder with --folder PATH"));
+            } else {
+                return Err(Failure::failed(format!(
+                    "{folder:?} lies around {inner:?}, which was a synced folder of its own"
+                ))
+                .hint(format!(
+                    "remove {} to sync it with the rest, or choose another folder with --folder \
+                     PATH",
+                    inner.join(".picloud").display()
+                )));
+            }
         }
     }
     Ok(())

@@ -23,7 +23,7 @@ mod plan;
 pub mod seam;
 pub mod trees;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use self::agenda::Agenda;
@@ -380,7 +380,8 @@ impl<T: Trees> Engine<T> {
 
     /// Returns what a person should know, with its path.
     pub fn problems(&self) -> Vec<(RelPath, String)> {
-        self.problems
+        let told: BTreeSet<(RelPath, String)> = self
+            .problems
             .iter()
             .map(|(subject, reason)| {
                 let path = match subject {
@@ -389,7 +390,9 @@ impl<T: Trees> Engine<T> {
                 };
                 (path, reason.clone())
             })
-            .collect()
+            // What is in the way of a node of that name is told once.
+            .collect();
+        told.into_iter().collect()
     }
 
     /// Returns how many paths have a problem.

@@ -116,8 +116,19 @@ impl<T: Trees> Engine<T> {
                 self.done(id, applying, normal(stat), kept)?;
             }
             Outcome::Changed | Outcome::Taken => {
+                let in_the_way = applying
+                    .targets
+                    .iter()
+                    .find_map(|(dir, name)| self.problems.get(&Subject::Spot(*dir, name.clone())))
+                    .cloned();
                 for (dir, name) in applying.targets {
                     self.looks.hint_name(dir, name);
+                }
+                if let Some(reason) = in_the_way {
+                    // A person has to see to it, and then the look tells.
+                    self.problem(subject, reason);
+                    self.agenda.retry_slowly(id, self.now.ms);
+                    return self.end_orphan(id);
                 }
                 let is_parked = self.trees.get(id)?.local.is_some_and(|local| local.parked);
                 if is_parked && outcome == Outcome::Changed {

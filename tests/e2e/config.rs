@@ -6,12 +6,7 @@ use std::time::Instant;
 use crate::support::{Device, Dice, Proxy, World, settle};
 
 fn edit(device: &Device, change: impl FnOnce(String) -> String) {
-    let text = fs::read_to_string(&device.config).unwrap();
-    let edited = change(text);
-    // As editors do it: whole or not at all.
-    let temporary = device.config.with_extension("new");
-    fs::write(&temporary, edited).unwrap();
-    fs::rename(temporary, &device.config).unwrap();
+    device.edit_config(change);
 }
 
 #[test]

@@ -144,6 +144,13 @@ fn a_folder_that_holds_another_or_the_agents_own_files_is_refused() {
     let within = a.folder.join("sub");
     let stderr = second_config(&a, &link, &within).fails(1);
     assert!(stderr.contains("lies in") && stderr.contains("synced already"), "{stderr}");
+    // Around one, some levels above.
+    let around = world.path().join("around");
+    let mut other = world.blank_device("other");
+    other.folder = around.join("deep/PiCloud");
+    other.join(&world.invite("ann")).ok();
+    let stderr = second_config(&a, &link, &around).fails(1);
+    assert!(stderr.contains("lies around") && stderr.contains("synced already"), "{stderr}");
     // The settings, the token and the state of the agent that is to sync it are below.
     let home = world.path().join("home");
     let run = |folder: &Path| {
