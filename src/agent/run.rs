@@ -494,10 +494,8 @@ impl Shared {
                 .iter()
                 .filter(|(id, task)| {
                     let wanted = config.folders.iter().find(|folder| folder.id == **id);
-                    let is_same = wanted.is_some_and(|wanted| {
-                        wanted.same_binding(&task.settings.config)
-                            && config.device_name == task.settings.device_name
-                    });
+                    let is_same =
+                        wanted.is_some_and(|wanted| wanted.same_binding(&task.settings.config));
                     !is_same || task.view.borrow().is_refused()
                 })
                 .map(|(id, _)| *id)
@@ -516,7 +514,6 @@ impl Shared {
         }
         let settings = Settings {
             config: folder.clone(),
-            device_name: config.device_name.clone(),
             state_dir: config.folder_state_dir(folder.id),
             credentials: credentials::path_beside(&self.options.config),
             rates: Arc::clone(&self.rates),

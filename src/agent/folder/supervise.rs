@@ -49,7 +49,6 @@ const HINTS_MAX: usize = 1024;
 #[derive(Debug, Clone)]
 pub(in crate::agent) struct Settings {
     pub config: FolderConfig,
-    pub device_name: String,
     /// Where its databases are.
     pub state_dir: PathBuf,
     pub credentials: PathBuf,
@@ -86,7 +85,7 @@ pub(in crate::agent) struct FolderTask {
 
 impl FolderTask {
     pub(in crate::agent) fn start(settings: Settings, paused: bool, scan_every_ms: u64) -> Self {
-        let view = View::new(settings.config.clone(), settings.device_name.clone(), paused);
+        let view = View::new(settings.config.clone(), paused);
         let (view_sender, view) = watch::channel(view);
         let (journal_sender, journal) = watch::channel(None);
         let (wish, wished) = watch::channel(Wish {
@@ -452,7 +451,7 @@ fn open(settings: &Settings) -> Result<Opened, String> {
     let lists = Lists::open(&dir.join("lists.sqlite"))
         .map_err(|error| format!("The cache of content lists cannot be used: {error}"))?;
     let trees = state.trees;
-    let mut applier = Applier::new(folder.clone(), settings.device_name.clone())
+    let mut applier = Applier::new(folder.clone(), config.device_name.clone())
         .after_power_cut(suspect_since.is_some());
     let recovered = applier
         .recover(&clock::today(), |node| {
