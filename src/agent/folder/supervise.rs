@@ -16,6 +16,7 @@ use super::hands::Hands;
 use super::link::Link;
 use super::partial::Partials;
 use super::prepare::Preparer;
+use super::progress::Progress;
 use super::running::RunningNote;
 use super::view::LinkView;
 use super::{Context, INCOMING_LEN_MAX, INPUTS_MAX, Input, OUTGOING_LEN_MAX, Rates, View};
@@ -345,6 +346,8 @@ impl Supervisor {
             incoming: Cache::new(INCOMING_LEN_MAX),
             outgoing: Cache::new(OUTGOING_LEN_MAX),
             partials: Partials::default(),
+            up: Progress::default(),
+            down: Progress::default(),
             inputs: inputs.clone(),
             reconnect: Arc::clone(&self.wake),
             journal: self.journal.clone(),
