@@ -142,7 +142,9 @@ impl Machine {
         self.config_path.with_file_name("session.toml")
     }
 
-    fn folders(&self) -> &[FolderConfig] {
+    /// Returns the folders of the settings.
+    #[must_use]
+    pub fn folders(&self) -> &[FolderConfig] {
         self.config.as_ref().map_or(&[], |config| &config.folders)
     }
 

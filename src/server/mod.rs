@@ -91,6 +91,8 @@ pub struct RunningServer {
 /// # Errors
 /// When its data or certificate cannot be opened, or its address cannot be listened on.
 pub async fn start(config: Config) -> Result<RunningServer, ServerError> {
+    // First: a port that is taken leaves nothing behind. Who connects meanwhile waits.
+    let listener = listen(config.server.listen).await?;
     let opening = tokio::task::spawn_blocking(move || {
         let layout = Layout::create(&config.server.data_dir)?;
         let identity = admin::identity(&config, &layout)?;
@@ -101,7 +103,6 @@ pub async fn start(config: Config) -> Result<RunningServer, ServerError> {
     let opened = opening.await.map_err(|_| ServerError::Failed("opening its data"))?;
     let (config, layout, identity, store) = opened?;
     let acceptor = identity.acceptor(&[ALPN])?;
-    let listener = listen(config.server.listen).await?;
     let address = listener
         .local_addr()
         .map_err(|source| ServerError::Listen { address: config.server.listen, source })?;

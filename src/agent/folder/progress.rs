@@ -10,7 +10,7 @@ const NODES_MAX: usize = 1024;
 
 /// The bytes that are over already of nodes that are still pending, in one direction.
 #[derive(Debug, Default)]
-pub(super) struct Progress(Mutex<HashMap<NodeId, u64>>);
+pub(in crate::agent) struct Progress(Mutex<HashMap<NodeId, u64>>);
 
 impl Progress {
     fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, u64>> {
