@@ -232,6 +232,21 @@ impl Config {
         Ok(config)
     }
 
+    /// Returns the names of the sections in which two settings differ.
+    #[must_use]
+    pub fn differs_in(&self, other: &Self) -> Vec<&'static str> {
+        [
+            ("server", self.server != other.server),
+            ("accounts", self.accounts != other.accounts),
+            ("limits", self.limits != other.limits),
+            ("tls", self.tls != other.tls),
+            ("log", self.log != other.log),
+        ]
+        .into_iter()
+        .filter_map(|(name, differs)| differs.then_some(name))
+        .collect()
+    }
+
     /// What the types alone do not say. Returns the key and what is wrong with its value.
     fn check(&self) -> Result<(), (&'static str, String)> {
         let limits = &self.limits;

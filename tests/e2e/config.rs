@@ -97,7 +97,9 @@ fn an_edit_is_taken_over_and_a_bad_one_keeps_the_old_settings() {
             .any(|problem| problem["reason"].as_str().unwrap().contains("interval_secs"))
     });
     device.write("meanwhile", "x");
-    assert_eq!(device.picloud(&["sync", "--timeout", "90"]).code, 3);
+    let stderr = device.picloud(&["sync", "--timeout", "90"]).fails(3);
+    assert!(stderr.starts_with("Error: A person is needed\n"), "{stderr}");
+    assert!(stderr.contains("found \"often\", expected a whole number"), "{stderr}");
     let listed = fs::read_to_string(&device.config).unwrap();
     assert!(listed.contains("often"));
 
@@ -110,6 +112,35 @@ fn an_edit_is_taken_over_and_a_bad_one_keeps_the_old_settings() {
         device.sync();
         fs::read_to_string(&log).ok().filter(|text| text.contains("logged"))
     });
+}
+
+#[test]
+fn another_control_socket_takes_effect_at_once_and_settings_that_are_gone_are_said_so() {
+    let world = World::new();
+    let mut device = world.device("ann", "a");
+    device.sync();
+    edit(&device, |text| text.replace("\nsocket = ", "\nsocket = \"other.sock\" #"));
+    crate::support::eventually("it answers there", || {
+        (device.picloud(&["status"]).code == 0).then_some(())
+    });
+    assert!(device.dir.join("other.sock").exists() && !device.dir.join("agent.sock").exists());
+    // One that cannot be leaves the one before.
+    edit(&device, |text| text.replace("other.sock", "agent.toml"));
+    edit(&device, |text| text.replace("agent.toml", "agent.sock"));
+    crate::support::eventually("it answers here again", || {
+        (device.picloud(&["status"]).code == 0).then_some(())
+    });
+    // Moved away: the agent goes on, and says so; without one, it is not taken for a new machine.
+    let away = device.dir.join("away.toml");
+    fs::rename(&device.config, &away).unwrap();
+    let reason = device.wait_problem("");
+    assert!(reason.contains("Cannot read") && reason.contains("agent.toml"), "{reason}");
+    device.stop();
+    let stderr = device.picloud(&["status"]).fails(6);
+    assert!(stderr.contains("agent.toml") && stderr.contains("missing"), "{stderr}");
+    fs::rename(&away, &device.config).unwrap();
+    device.start();
+    device.sync();
 }
 
 #[test]

@@ -201,5 +201,9 @@ fn wrong_usage_is_exit_code_two() {
         [&["nonsense"][..], &["sync", "--timeout", "soon"], &["join"], &["--no-such-option"]]
     {
         assert_eq!(world.picloud_at(&home, args).code, 2, "{args:?}");
+        let args = [&["--json"], args].concat();
+        let run = world.picloud_at(&home, &args);
+        let error = &run.objects()[0];
+        assert_eq!((&error["type"], &error["exit"]), (&"error".into(), &2.into()), "{args:?}");
     }
 }
