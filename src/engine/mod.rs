@@ -94,6 +94,8 @@ enum Subject {
     Listing(NodeId),
     /// A name in a directory, where no node is.
     Spot(NodeId, Name),
+    /// A node that is on this disk under another name than its own.
+    Alias(NodeId),
 }
 
 /// An action under way for a node.
@@ -205,7 +207,7 @@ pub struct Engine<T> {
     /// The commits they were in, as the trees remember them.
     commits_in_doubt: Vec<u64>,
     /// Other names for nodes whose own the disk cannot hold.
-    aliases: HashMap<NodeId, Name>,
+    aliases: HashMap<NodeId, (Place, Name)>,
     /// Directories that were not empty although nothing of ours was in them.
     stubborn: HashMap<NodeId, u32>,
     problems: BTreeMap<Subject, String>,
@@ -385,7 +387,9 @@ impl<T: Trees> Engine<T> {
             .iter()
             .map(|(subject, reason)| {
                 let path = match subject {
-                    Subject::Node(id) | Subject::Listing(id) => self.any_path(*id),
+                    Subject::Node(id) | Subject::Listing(id) | Subject::Alias(id) => {
+                        self.any_path(*id)
+                    }
                     Subject::Spot(dir, name) => self.any_path(*dir).join(name),
                 };
                 (path, reason.clone())
@@ -485,6 +489,7 @@ impl<T: Trees> Engine<T> {
     /// Writes an entry, and readies whoever has to do with it.
     fn put(&mut self, id: NodeId, entry: &Entry) -> Result<(), T::Error> {
         self.trees.put(id, entry)?;
+        self.tell_alias(id, entry.local.as_ref());
         self.agenda.wake(id);
         if entry.is_dirty() {
             self.agenda.schedule(id);
@@ -493,6 +498,21 @@ impl<T: Trees> Engine<T> {
             self.solve(&Subject::Node(id));
         }
         Ok(())
+    }
+
+    /// A node that has another name here than in the drive is a problem, for as long as it has.
+    fn tell_alias(&mut self, id: NodeId, local: Option<&Local>) {
+        match local.filter(|local| local.alias.is_some()) {
+            Some(local) => self.problem(
+                Subject::Alias(id),
+                format!(
+                    "In the drive its name is \"{}\", which this disk cannot hold, or holds for the \
+                     same as another's there; rename it, here or on another device",
+                    local.place.name
+                ),
+            ),
+            None => self.solve(&Subject::Alias(id)),
+        }
     }
 
     fn problem(&mut self, subject: Subject, reason: impl Into<String>) {

@@ -515,6 +515,8 @@ impl<T: Trees> Engine<T> {
             }
             matched = true;
             self.looks.missing.remove(&id);
+            // After a start it is only the looks that find it.
+            self.tell_alias(id, Some(&local));
             // Whether it can be read, and what happened while it could not, is told by no event.
             let is_reopened = local.stat.attrs != found.stat.attrs;
             self.refresh(id, &mut entry, local, &found)?;
