@@ -82,6 +82,20 @@ impl Wrong {
         Self { line: line + 1, key, reason }
     }
 
+    /// As [`Wrong::at`], where a key is set.
+    #[must_use]
+    pub fn at_key(text: &str, key: &str, reason: &str) -> Self {
+        let start = text
+            .match_indices(key)
+            .map(|(at, _)| at)
+            .find(|at| {
+                let head = text[..*at].rsplit('\n').next().unwrap_or_default().trim();
+                head.is_empty() || head.ends_with('.')
+            })
+            .unwrap_or(0);
+        Self::at(text, start, reason)
+    }
+
     /// As [`Wrong::at`], with the reason of the library that reads the text in words for a person:
     /// what was found, what is expected, and an example out of the documented settings.
     #[must_use]
@@ -109,10 +123,14 @@ fn in_plain_words(wrong: &Wrong, documented: &str) -> Option<String> {
         let known = known.trim_start_matches("one of ").replace('`', "\"");
         return Some(format!("found {}, expected {known}", found.replace('`', "\"")));
     }
-    let rest =
-        reason.strip_prefix("invalid type: ").or_else(|| reason.strip_prefix("invalid value: "))?;
-    let (found, expected) = rest.rsplit_once(", expected ")?;
-    let found = found.strip_prefix("string ").unwrap_or(found);
+    let (found, expected) = match reason {
+        "wanted string or table" => (None, "a string"),
+        "invalid socket address syntax" => (None, "ADDRESS:PORT, an IPv6 address in brackets"),
+        reason => {
+            let (found, expected) = found_and_expected(reason)?;
+            (Some(found), expected)
+        }
+    };
     let expected = match expected {
         "u16" => "a whole number from 0 to 65535",
         "u32" => "a whole number from 0 to 4294967295",
@@ -124,11 +142,19 @@ fn in_plain_words(wrong: &Wrong, documented: &str) -> Option<String> {
         other if other.starts_with("struct ") => "a section",
         other => other,
     };
-    let mut told = format!("found {found}, expected {expected}");
+    let mut told = found.map_or_else(String::new, |found| format!("found {found}, "));
+    write!(told, "expected {expected}").ok()?;
     if let Some(example) = wrong.key.as_deref().and_then(|key| example_of(key, documented)) {
         write!(told, ", as in: {example}").ok()?;
     }
     Some(told)
+}
+
+fn found_and_expected(reason: &str) -> Option<(&str, &str)> {
+    let rest =
+        reason.strip_prefix("invalid type: ").or_else(|| reason.strip_prefix("invalid value: "))?;
+    let (found, expected) = rest.rsplit_once(", expected ")?;
+    Some((found.strip_prefix("string ").unwrap_or(found), expected))
 }
 
 /// Returns the line of the documented settings that shows a key, in force or behind a comment sign.

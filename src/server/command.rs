@@ -18,6 +18,7 @@ use super::admin::Admin;
 use super::clock::timestamp;
 use super::config::Config;
 use super::gate::Decision;
+use super::store::Layout;
 use super::store::metadata::Device;
 use super::{log, service};
 
@@ -193,6 +194,16 @@ pub struct Outcome {
     pub stderr: String,
 }
 
+/// Takes the numbers of the operating system's errors out of a text: they help nobody.
+fn without_numbers(text: &str) -> String {
+    let mut parts = text.split(" (os error ");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        plain.push_str(part.split_once(')').map_or(part, |(_, rest)| rest));
+    }
+    plain
+}
+
 impl Outcome {
     /// Tells a failure as an object as well, where that is wanted.
     fn add_json(&mut self, json: bool, message: &str) {
@@ -219,7 +230,7 @@ pub fn execute(arguments: &[OsString]) -> Outcome {
             Ok(text) => outcome.stdout = text,
             Err(error) => {
                 // One line, the causes after the event.
-                let text = format!("{error:#}").replace('\n', " ");
+                let text = without_numbers(&format!("{error:#}").replace('\n', " "));
                 outcome.stderr = format!("Error: {text}\n");
                 outcome.code = 1;
                 outcome.add_json(json, &text);
@@ -242,6 +253,11 @@ fn run(cli: Cli, arguments: &[OsString]) -> anyhow::Result<String> {
     };
     let config = path.map_or_else(|| Ok(Config::default()), Config::load)?;
     become_owner(&config.server.data_dir, arguments)?;
+    let data_dir = &config.server.data_dir;
+    if let Err(error) = Layout::create(data_dir) {
+        let reason = format!("{data_dir:?} cannot be used: {:#}", anyhow::Error::from(error));
+        return Err(Config::cannot_use(path, "data_dir", &reason).into());
+    }
     let command = cli.command.unwrap_or(Command::Run);
     if let Command::Run = command {
         log::start(&config.log)?;

@@ -218,18 +218,21 @@ impl Config {
             let start = error.span().map_or(0, |span| span.start);
             line_error(path, Wrong::of_toml(text, start, error.message(), DOCUMENTED))
         })?;
-        config.check().map_err(|(key, reason)| {
-            let start = text
-                .match_indices(key)
-                .map(|(at, _)| at)
-                .find(|at| {
-                    let head = text[..*at].rsplit('\n').next().unwrap_or_default().trim();
-                    head.is_empty() || head.ends_with('.')
-                })
-                .unwrap_or(0);
-            line_error(path, Wrong::at(text, start, &reason))
-        })?;
+        config
+            .check()
+            .map_err(|(key, reason)| line_error(path, Wrong::at_key(text, key, &reason)))?;
         Ok(config)
+    }
+
+    /// Tells that what a key names cannot be used, with where the file at `path` sets it.
+    #[must_use]
+    pub fn cannot_use(path: Option<&Path>, key: &str, reason: &str) -> ConfigError {
+        let path = path.unwrap_or_else(|| Path::new("the default settings"));
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let mut wrong = Wrong::at_key(&text, key, reason);
+        // Where it is not set, it is the default that is meant.
+        wrong.key = Some(key.to_owned());
+        line_error(path, wrong)
     }
 
     /// Returns the names of the sections in which two settings differ.
@@ -249,6 +252,9 @@ impl Config {
 
     /// What the types alone do not say. Returns the key and what is wrong with its value.
     fn check(&self) -> Result<(), (&'static str, String)> {
+        if self.server.data_dir.as_os_str().is_empty() {
+            return Err(("data_dir", "must name a directory".to_owned()));
+        }
         let limits = &self.limits;
         let positive = [
             ("connections_max", limits.connections_max),
