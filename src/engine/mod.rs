@@ -206,6 +206,9 @@ pub struct Engine<T> {
     in_doubt: HashMap<NodeId, Option<Node>>,
     /// The commits they were in, as the trees remember them.
     commits_in_doubt: Vec<u64>,
+    /// How far directories that are not here yet are below one that is, as far as that was asked in
+    /// this poll: a deep tree is not walked anew for each node in it.
+    depths: HashMap<NodeId, usize>,
     /// Other names for nodes whose own the disk cannot hold.
     aliases: HashMap<NodeId, (Place, Name)>,
     /// Directories that were not empty although nothing of ours was in them.
@@ -260,6 +263,7 @@ impl<T: Trees> Engine<T> {
             uploaded: HashMap::new(),
             in_doubt,
             commits_in_doubt,
+            depths: HashMap::new(),
             aliases: HashMap::new(),
             stubborn: HashMap::new(),
             problems: BTreeMap::new(),
@@ -312,6 +316,7 @@ impl<T: Trees> Engine<T> {
                 self.agenda.sweep();
             }
         }
+        self.depths.clear();
         let mut budget = PLANS_PER_POLL;
         loop {
             while budget > 0

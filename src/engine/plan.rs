@@ -897,18 +897,30 @@ impl<T: Trees> Engine<T> {
 
     /// Returns whether the directories of the server's, from `dir` upwards, lead to one that is here.
     /// In a ring each would wait for the next, and all be planned for ever.
-    fn can_come_here(&self, dir: NodeId) -> Result<bool, T::Error> {
+    fn can_come_here(&mut self, dir: NodeId) -> Result<bool, T::Error> {
         let mut at = dir;
-        for _ in 0..DEPTH_MAX {
+        let mut walked = Vec::new();
+        let mut depth = loop {
+            if let Some(depth) = self.depths.get(&at) {
+                break *depth;
+            }
             let entry = self.trees.get(at)?;
             match &entry.remote {
                 Some(remote) if at != NodeId::ROOT && entry.local.is_none() => {
+                    walked.push(at);
                     at = remote.node.place.parent;
                 }
-                _ => return Ok(true),
+                _ => break 0,
             }
+            if walked.len() >= DEPTH_MAX {
+                return Ok(false);
+            }
+        };
+        for at in walked.into_iter().rev() {
+            depth += 1;
+            self.depths.insert(at, depth);
         }
-        Ok(false)
+        Ok(depth < DEPTH_MAX)
     }
 
     /// Sees to it that a name is free on this disk for a node of the server's.
