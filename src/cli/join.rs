@@ -230,7 +230,8 @@ fn check_not_linked(machine: &Machine, folder: &Path) -> Result<Option<Identity>
 fn synced_already(folder: &Path, config: &Path) -> Failure {
     Failure::failed(format!("{folder:?} is synced already, with the settings {config:?}")).hint(
         format!(
-            "`picloud --config {} logout --folder {}` ends that; then it can be joined again",
+            "name another folder with --folder PATH; or `picloud --config {} logout --folder {}` ends \
+             that, and it can be joined again",
             config.display(),
             folder.display()
         ),

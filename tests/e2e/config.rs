@@ -262,6 +262,25 @@ fn a_folder_joined_while_the_agent_runs_is_taken_up() {
 }
 
 #[test]
+fn a_folder_that_is_let_go_of_while_it_is_opened_holds_nothing_up() {
+    let world = World::new();
+    let mut a = world.device("ann", "a");
+    let second = a.dir.join("Second");
+    let folder = second.to_str().unwrap();
+    for _ in 0..8 {
+        a.picloud(&["join", &world.invite("bob"), "--folder", folder]).ok();
+        a.picloud(&["logout", "--folder", folder]).ok();
+    }
+    // Edits are still taken over, and it ends when it is told to.
+    a.picloud(&["join", &world.invite("bob"), "--folder", folder]).ok();
+    a.wait_status("the folder", |status| {
+        status["folders"].as_array().is_some_and(|folders| folders.len() == 2)
+    });
+    a.sync();
+    a.stop();
+}
+
+#[test]
 fn a_folder_joined_this_moment_is_synced_by_the_next_sync() {
     let world = World::new();
     let mut a = world.joined("ann", "a");

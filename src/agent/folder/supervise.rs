@@ -297,6 +297,10 @@ impl Supervisor {
         mut ended: oneshot::Receiver<Ended>,
         mut wish: Wish,
     ) -> Result<Ended, String> {
+        if wish.stop {
+            // Said while the folder was being opened: no change will tell of it.
+            inputs.send(Input::Stop).await.ok();
+        }
         loop {
             tokio::select! {
                 ended = &mut ended => {
