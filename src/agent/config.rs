@@ -4,6 +4,7 @@
 //! An unknown key, a bad value or an unreadable file is an error that names the file, the line and
 //! the key. Secrets are not here but in [`super::credentials`].
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,7 +13,10 @@ use toml::Spanned;
 
 use super::durable;
 use super::ignore;
-use crate::model::{DeviceId, DriveId, Fingerprint, FolderId, check_log_filter};
+use crate::model::{
+    DeviceId, DriveId, Fingerprint, FolderId, Wrong, check_device_name, check_log_filter,
+    is_host_and_port,
+};
 
 /// The documented defaults: what a new file begins as.
 pub const DOCUMENTED: &str = include_str!("../../config/agent.toml");
@@ -99,6 +103,8 @@ pub struct FolderConfig {
     pub user: String,
     /// This device there.
     pub device: DeviceId,
+    /// Its name there, as conflict copies show it.
+    pub device_name: String,
     /// The drive.
     pub drive: DriveId,
     /// Patterns left out.
@@ -119,7 +125,7 @@ impl FolderConfig {
 /// All settings, with paths made absolute.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// The name of this device.
+    /// What this device is called where a folder does not say otherwise.
     pub device_name: String,
     /// Bounds on transfers.
     pub limits: Limits,
@@ -214,6 +220,7 @@ struct RawFolder {
     authority: Option<Spanned<RawAuthority>>,
     user: String,
     device: DeviceId,
+    device_name: Option<Spanned<String>>,
     drive: DriveId,
     #[serde(default)]
     ignore: Vec<Spanned<String>>,
@@ -228,7 +235,7 @@ enum RawAuthority {
 }
 
 /// What [`Config::parse`] found wrong: where in the text, and what.
-type Wrong = (usize, String);
+type Found = (usize, String);
 
 impl Config {
     /// Returns where the settings are when nobody says otherwise.
@@ -259,30 +266,20 @@ impl Config {
     /// # Errors
     /// When a line of it is wrong.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let raw: RawConfig = toml::from_str(text).map_err(|error| {
-            let start = error.span().map_or(0, |span| span.start);
-            line_error(text, path, start, error.message())
-        })?;
-        Self::check(raw, path).map_err(|(start, reason)| line_error(text, path, start, &reason))
+        let raw: RawConfig = toml::from_str(text)
+            .map_err(|error| toml_error(text, path, error.span(), error.message()))?;
+        Self::check(raw, path)
+            .map_err(|(start, reason)| line_error(path, Wrong::at(text, start, &reason)))
     }
 
     /// Checks what the types alone do not say, and fills in what follows from the machine.
-    fn check(raw: RawConfig, path: &Path) -> Result<Self, Wrong> {
+    fn check(raw: RawConfig, path: &Path) -> Result<Self, Found> {
         let dir = std::path::absolute(path)
             .ok()
             .and_then(|path| path.parent().map(Path::to_owned))
             .unwrap_or_default();
         let device_name = match raw.device.name {
-            Some(name) => {
-                let is_legal = !name.get_ref().trim().is_empty()
-                    && name.get_ref().chars().count() <= 40
-                    && !name.get_ref().chars().any(char::is_control);
-                if !is_legal {
-                    let reason = "must have 1 to 40 characters, none of them control characters";
-                    return Err((name.span().start, reason.to_owned()));
-                }
-                name.into_inner()
-            }
+            Some(name) => legal_device_name(name)?,
             None => machine_name(),
         };
         check_log_filter(raw.log.level.get_ref())
@@ -295,7 +292,8 @@ impl Config {
         let mut folders: Vec<FolderConfig> = Vec::with_capacity(raw.folder.len());
         for folder in raw.folder {
             let start = folder.span().start;
-            folders.push(Self::check_folder(start, folder.into_inner(), &dir, &folders)?);
+            let name = &device_name;
+            folders.push(Self::check_folder(start, folder.into_inner(), name, &dir, &folders)?);
         }
         Ok(Self {
             device_name,
@@ -312,9 +310,10 @@ impl Config {
     fn check_folder(
         start: usize,
         raw: RawFolder,
+        device_name: &str,
         dir: &Path,
         others: &[FolderConfig],
-    ) -> Result<FolderConfig, Wrong> {
+    ) -> Result<FolderConfig, Found> {
         let authority = match (raw.fingerprint, raw.authority) {
             (Some(fingerprint), None) => Authority::Fingerprint(fingerprint.into_inner()),
             (None, Some(_)) => Authority::Public,
@@ -353,6 +352,10 @@ impl Config {
             authority,
             user: raw.user,
             device: raw.device,
+            device_name: match raw.device_name {
+                Some(name) => legal_device_name(name)?,
+                None => device_name.to_owned(),
+            },
             drive: raw.drive,
             ignore: raw.ignore.into_iter().map(Spanned::into_inner).collect(),
             paused: raw.paused,
@@ -363,6 +366,13 @@ impl Config {
     #[must_use]
     pub fn folder_state_dir(&self, folder: FolderId) -> PathBuf {
         self.state_dir.join(folder.to_string())
+    }
+}
+
+fn legal_device_name(name: Spanned<String>) -> Result<String, Found> {
+    match check_device_name(name.get_ref()) {
+        Ok(()) => Ok(name.into_inner()),
+        Err(reason) => Err((name.span().start, reason.to_owned())),
     }
 }
 
@@ -397,8 +407,7 @@ pub fn add_folder(
     }
     let mut document: toml_edit::DocumentMut =
         text.parse().map_err(|error: toml_edit::TomlError| {
-            let start = error.span().map_or(0, |span| span.start);
-            line_error(&text, path, start, error.message())
+            toml_error(&text, path, error.span(), error.message())
         })?;
     if let Some(name) = device_name {
         let device = document.entry("device").or_insert_with(toml_edit::table).as_table_like_mut();
@@ -429,6 +438,7 @@ pub fn add_folder(
     }
     table.insert("user", toml_edit::value(folder.user.as_str()));
     table.insert("device", toml_edit::value(folder.device.to_string()));
+    table.insert("device_name", toml_edit::value(folder.device_name.as_str()));
     table.insert("drive", toml_edit::value(folder.drive.to_string()));
     if !folder.ignore.is_empty() {
         let patterns: toml_edit::Array = folder.ignore.iter().map(String::as_str).collect();
@@ -443,7 +453,8 @@ pub fn add_folder(
     if let Some(folders) = folders.as_array_of_tables_mut() {
         folders.push(table);
     } else {
-        return Err(line_error(&text, path, 0, "folder must be sections [[folder]]"));
+        let wrong = Wrong::at(&text, 0, "folder must be sections [[folder]]");
+        return Err(line_error(path, wrong));
     }
     write_checked(path, &document.to_string())
 }
@@ -459,8 +470,7 @@ pub fn remove_folder(path: &Path, folder: FolderId) -> Result<bool, ConfigError>
     Config::parse(&text, path)?;
     let mut document: toml_edit::DocumentMut =
         text.parse().map_err(|error: toml_edit::TomlError| {
-            let start = error.span().map_or(0, |span| span.start);
-            line_error(&text, path, start, error.message())
+            toml_error(&text, path, error.span(), error.message())
         })?;
     let id = folder.to_string();
     let mut is_removed = false;
@@ -489,17 +499,6 @@ fn write_checked(path: &Path, text: &str) -> Result<(), ConfigError> {
     write().map_err(|source| ConfigError::Write { path: path.to_owned(), source })
 }
 
-fn is_host_and_port(text: &str) -> bool {
-    text.rsplit_once(':').is_some_and(|(host, port)| {
-        let bracketed = host.starts_with('[') && host.ends_with(']');
-        !host.is_empty()
-            && host.len() <= 255
-            && host.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
-            && (bracketed || !host.contains(':'))
-            && port.parse::<u16>().is_ok()
-    })
-}
-
 /// Replaces a leading `~` by the home directory.
 fn expand(path: &Path) -> PathBuf {
     match (path.strip_prefix("~"), std::env::var_os("HOME")) {
@@ -520,26 +519,16 @@ pub fn machine_name() -> String {
         .filter(|c| !c.is_control())
         .take(40)
         .collect();
-    if short.trim().is_empty() { "device".to_owned() } else { short }
+    if check_device_name(&short).is_ok() { short } else { "device".to_owned() }
 }
 
-fn line_error(text: &str, path: &Path, start: usize, reason: &str) -> ConfigError {
-    let before = text.get(..start).unwrap_or_default();
-    let line = before.matches('\n').count();
-    let lines: Vec<&str> = text.lines().take(line + 1).collect();
-    // A string on a line of its own is a part of an array: its key stands above it.
-    let key = lines
-        .iter()
-        .rev()
-        .find(|line| !line.trim_start().starts_with(['"', '\'', '#']))
-        .and_then(|line| line.split_once('='))
-        .map(|(key, _)| key.trim().to_owned());
-    ConfigError::Line {
-        path: path.to_owned(),
-        line: line + 1,
-        key,
-        reason: reason.lines().collect::<Vec<_>>().join(", "),
-    }
+fn line_error(path: &Path, Wrong { line, key, reason }: Wrong) -> ConfigError {
+    ConfigError::Line { path: path.to_owned(), line, key, reason }
+}
+
+fn toml_error(text: &str, path: &Path, span: Option<Range<usize>>, message: &str) -> ConfigError {
+    let start = span.map_or(0, |span| span.start);
+    line_error(path, Wrong::of_toml(text, start, message, DOCUMENTED))
 }
 
 #[cfg(test)]
@@ -591,13 +580,14 @@ mod tests {
     fn an_error_names_file_line_and_key_and_says_what_would_be_right() {
         assert_eq!(
             error("[limits]\n\nupload = 5\n"),
-            "\"/etc/agent.toml\", line 3, key \"upload\": unknown field `upload`, \
-             expected `upload_kib_per_s` or `download_kib_per_s`"
+            "\"/etc/agent.toml\", line 3, key \"upload\": there is no key or section `upload` \
+             here; there are `upload_kib_per_s`, `download_kib_per_s`"
         );
         assert_eq!(
             error("[limits]\nupload_kib_per_s = \"fast\"\n"),
             "\"/etc/agent.toml\", line 2, key \"upload_kib_per_s\": \
-             invalid type: string \"fast\", expected u32"
+             found \"fast\", expected a whole number from 0 to 4294967295, \
+             as in: upload_kib_per_s = 0"
         );
         assert_eq!(
             error("[scan]\ninterval_secs = 1"),
@@ -605,8 +595,8 @@ mod tests {
         );
         assert_eq!(
             error("[device]\nname = \"\""),
-            "\"/etc/agent.toml\", line 2, key \"name\": must have 1 to 40 characters, \
-             none of them control characters"
+            "\"/etc/agent.toml\", line 2, key \"name\": a device name has 1 to 64 bytes, \
+             no slashes or control characters, and no space at its ends"
         );
         assert!(
             error("[log]\nlevel = 5 5").starts_with("\"/etc/agent.toml\", line 2, key \"level\"")
@@ -667,6 +657,7 @@ mod tests {
             },
             user: "alice \"a\"".to_owned(),
             device: DeviceId::from_bytes([5; 16]),
+            device_name: format!("pi {number}"),
             drive: DriveId::from_bytes([6; 16]),
             ignore: vec!["*.tmp".to_owned()],
             paused: number == 2,

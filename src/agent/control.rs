@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
@@ -113,8 +113,9 @@ impl Control {
             .map_err(|source| ControlError { path: path.to_owned(), source })
     }
 
-    /// Serves until it is dropped.
-    pub(super) async fn serve(self, shared: Arc<Shared>) {
+    /// Serves until it is dropped; goes on at another socket when it is given one, with the
+    /// conversations that are under way.
+    pub(super) async fn serve(mut self, shared: Arc<Shared>, mut moves: mpsc::Receiver<Self>) {
         let conversations = Arc::new(Semaphore::new(CONVERSATIONS_MAX));
         let mut tasks = JoinSet::new();
         loop {
@@ -122,7 +123,14 @@ impl Control {
             let Ok(permit) = Arc::clone(&conversations).acquire_owned().await else {
                 return;
             };
-            match self.listener.accept().await {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                Some(moved) = moves.recv() => {
+                    self = moved;
+                    continue;
+                }
+            };
+            match accepted {
                 Ok((stream, _)) => {
                     let shared = Arc::clone(&shared);
                     tasks.spawn(async move {

@@ -16,7 +16,7 @@ use ignore::Match;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
 use crate::engine::seam::Stat;
-use crate::model::RelPath;
+use crate::model::{Name, RelPath};
 
 /// The name of the files with patterns.
 pub const FILE_NAME: &[u8] = b".picloudignore";
@@ -56,6 +56,9 @@ pub const DEFAULTS: &[&str] = &[
 
 /// The most directories of which it is remembered that they have no file with patterns.
 const FILES_MAX: usize = 20_000;
+
+/// The most directories remembered with the files that hold in them.
+const CHAINS_MAX: usize = 4096;
 
 /// A pattern is not gitignore syntax.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -170,9 +173,16 @@ struct State {
     defaults: Arc<Gitignore>,
     /// By directory: its file, or that it has none.
     files: HashMap<RelPath, Option<PatternFile>>,
+    /// By directory: the files that hold in it.
+    chains: HashMap<RelPath, Chain>,
+    /// How often a file has come, changed or gone: a chain that was begun before is out of date.
+    changes: u64,
     /// By directory: the first thing that is wrong with its file.
     problems: HashMap<RelPath, String>,
 }
+
+/// Files with patterns, from the root on: where the path relative to each one's directory begins.
+type Chain = Arc<Vec<(usize, Arc<Gitignore>)>>;
 
 #[derive(Debug, Clone)]
 struct PatternFile {
@@ -203,6 +213,8 @@ impl Ignore {
                 config: compile(patterns)?,
                 defaults: compile(DEFAULTS)?,
                 files: HashMap::new(),
+                chains: HashMap::new(),
+                changes: 0,
                 problems: HashMap::new(),
             }),
             generation: AtomicU64::new(0),
@@ -267,10 +279,38 @@ impl Ignore {
         if !path.is_empty() {
             path.push(b'/');
         }
-        let mut files = Vec::new();
-        let mut start = 0;
-        for depth in 0..=dir.names().len() {
-            let at = RelPath::from_names(dir.names()[..depth].to_vec());
+        let files = self.chain(dir, &mut load).iter().rev().cloned().collect();
+        let state = self.lock();
+        DirRules {
+            files,
+            config: state.config.clone(),
+            defaults: state.defaults.clone(),
+            dir_len: path.len(),
+            path,
+        }
+    }
+
+    /// Returns the files that hold in a directory, from the root on. Each look asks for them: they are
+    /// put together from those of the directory above, so that a deep tree costs no more than a wide
+    /// one.
+    fn chain(
+        &self,
+        dir: &RelPath,
+        load: &mut impl FnMut(&RelPath) -> Option<(Stat, Loaded)>,
+    ) -> Chain {
+        let names = dir.names();
+        let prefix = |depth: usize| RelPath::from_names(names[..depth].to_vec());
+        let (mut chain, mut depth, changes) = {
+            let state = self.lock();
+            let known =
+                |depth| state.chains.get(&prefix(depth)).map(|chain| (chain.clone(), depth + 1));
+            let (chain, depth) = (0..=names.len()).rev().find_map(known).unwrap_or_default();
+            (chain, depth, state.changes)
+        };
+        let len_of = |name: &Name| name.as_bytes().len() + 1;
+        let mut start: usize = names[..depth.min(names.len())].iter().map(len_of).sum();
+        while depth <= names.len() {
+            let at = prefix(depth);
             let known = self.lock().files.get(&at).cloned();
             let file = match known {
                 Some(file) => file,
@@ -282,19 +322,13 @@ impl Ignore {
             if let Some(file) = file
                 && !file.rules.is_empty()
             {
-                files.push((start, file.rules));
+                Arc::make_mut(&mut chain).push((start, file.rules));
             }
-            start += dir.names().get(depth).map_or(0, |name| name.as_bytes().len() + 1);
+            self.lock().keep_chain(at, &chain, changes);
+            start += names.get(depth).map_or(0, len_of);
+            depth += 1;
         }
-        files.reverse();
-        let state = self.lock();
-        DirRules {
-            files,
-            config: state.config.clone(),
-            defaults: state.defaults.clone(),
-            dir_len: path.len(),
-            path,
-        }
+        chain
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -320,8 +354,22 @@ impl State {
         if self.files.len() >= FILES_MAX {
             self.files.retain(|_, file| file.is_some());
         }
-        self.files.insert(dir.clone(), file.clone());
+        let before = self.files.insert(dir.clone(), file.clone());
+        if file.is_some() || before.flatten().is_some() {
+            self.chains.clear();
+            self.changes += 1;
+        }
         file
+    }
+
+    /// Remembers the files that hold in a directory, unless one has changed since they were found.
+    fn keep_chain(&mut self, dir: RelPath, chain: &Chain, changes: u64) {
+        if self.changes == changes {
+            if self.chains.len() >= CHAINS_MAX {
+                self.chains.clear();
+            }
+            self.chains.insert(dir, Arc::clone(chain));
+        }
     }
 }
 

@@ -102,6 +102,8 @@ pub(super) struct Shared {
     rates: Arc<Rates>,
     paused: AtomicBool,
     changed: watch::Sender<u64>,
+    /// Where the control socket is to be.
+    socket: watch::Sender<PathBuf>,
     /// Held while folders are stopped and started.
     taking_over: tokio::sync::Mutex<()>,
     /// Held for as long as the agent lives.
@@ -151,6 +153,7 @@ pub async fn start(options: Options) -> Result<RunningAgent, StartError> {
         problems: Mutex::default(),
         paused: AtomicBool::new(is_paused),
         changed: watch::channel(0).0,
+        socket: watch::channel(config.socket.clone()).0,
         taking_over: tokio::sync::Mutex::default(),
         _lock: lock_file,
         options,
@@ -182,7 +185,9 @@ fn take_lock(state_dir: &Path, config: &Path) -> Result<File, StartError> {
 
 /// Serves the control socket and follows the settings until it is stopped.
 async fn run(shared: Arc<Shared>, control: Control, mut stopped: watch::Receiver<bool>) {
-    let serving = tokio::spawn(control.serve(Arc::clone(&shared)));
+    let mut socket = shared.socket.subscribe();
+    let (moves, moved) = mpsc::channel(1);
+    let serving = tokio::spawn(control.serve(Arc::clone(&shared), moved));
     let (edits_sender, mut edits) = mpsc::channel(1);
     let watching = tokio::spawn(watch_config(shared.options.config.clone(), edits_sender));
     let mut flushes = tokio::time::interval(Duration::from_secs(1));
@@ -192,6 +197,10 @@ async fn run(shared: Arc<Shared>, control: Control, mut stopped: watch::Receiver
             _ = stopped.changed() => break,
             // The watch lives as long as its task, which ends with this one.
             Some(()) = edits.recv() => shared.reload().await,
+            Ok(()) = socket.changed() => {
+                let wanted = socket.borrow_and_update().clone();
+                shared.move_socket(&wanted, &moves).await;
+            }
             _ = flushes.tick() => shared.happenings.flush(),
         }
     }
@@ -436,6 +445,28 @@ impl Shared {
         }
     }
 
+    /// Listens at another control socket. Where that cannot be, the one before stays.
+    async fn move_socket(&self, wanted: &Path, moves: &mpsc::Sender<Control>) {
+        let current = lock(&self.config).socket.clone();
+        if *wanted == current {
+            return self.set_problem("socket", None);
+        }
+        match Control::listen(wanted) {
+            Ok(control) => {
+                lock(&self.config).socket = wanted.to_owned();
+                self.set_problem("socket", None);
+                // It is served for as long as the agent runs.
+                moves.send(control).await.ok();
+            }
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                let cause = cause.unwrap_or_default();
+                let reason = format!("{error} ({cause}); the agent listens on {current:?} still");
+                self.set_problem("socket", Some(reason));
+            }
+        }
+    }
+
     /// Brings everything in line with the settings. Called under [`Shared::taking_over`], or before
     /// anyone else can.
     async fn take_over(self: &Arc<Self>, config: &Config) {
@@ -449,15 +480,18 @@ impl Shared {
             };
             old
         };
-        let has_moved = config.state_dir != old.state_dir || config.socket != old.socket;
+        let has_moved = config.state_dir != old.state_dir;
         self.set_problem(
             "moved",
             has_moved.then(|| {
-                "Another state directory or control socket takes effect when the agent is \
-                 started again"
-                    .to_owned()
+                format!(
+                    "The settings name another state directory, which takes effect when the agent \
+                     is started again; until then it is {:?}",
+                    old.state_dir
+                )
             }),
         );
+        self.socket.send_replace(config.socket.clone());
         self.rates.up.set(config.limits.upload_kib_per_s);
         self.rates.down.set(config.limits.download_kib_per_s);
         let opened = self.happenings.set_file(config.log_file.as_deref());
@@ -494,10 +528,8 @@ impl Shared {
                 .iter()
                 .filter(|(id, task)| {
                     let wanted = config.folders.iter().find(|folder| folder.id == **id);
-                    let is_same = wanted.is_some_and(|wanted| {
-                        wanted.same_binding(&task.settings.config)
-                            && config.device_name == task.settings.device_name
-                    });
+                    let is_same =
+                        wanted.is_some_and(|wanted| wanted.same_binding(&task.settings.config));
                     !is_same || task.view.borrow().is_refused()
                 })
                 .map(|(id, _)| *id)
@@ -516,7 +548,6 @@ impl Shared {
         }
         let settings = Settings {
             config: folder.clone(),
-            device_name: config.device_name.clone(),
             state_dir: config.folder_state_dir(folder.id),
             credentials: credentials::path_beside(&self.options.config),
             rates: Arc::clone(&self.rates),

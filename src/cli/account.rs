@@ -8,13 +8,14 @@ use serde_json::json;
 use super::agent::told;
 use super::args::{DevicesCommand, LogIn, OfFolder, TotpCommand};
 use super::dial::{Answers, Server, admit, get_to_know};
-use super::failure::{Exit, Failure};
+use super::failure::{Exit, Failure, os_text};
 use super::join::{self, Plan, parse_link};
 use super::machine::{Account, Machine};
 use super::output::{Output, Tone, count, counted, moment, printable};
 use super::{prompt, qr};
 use crate::agent::config::{Authority, machine_name, remove_folder};
 use crate::agent::credentials;
+use crate::agent::disk::Kept;
 use crate::client::ClientError;
 use crate::model::{DeviceId, Fingerprint};
 use crate::protocol::message::{DeviceInfo, Held};
@@ -58,7 +59,7 @@ pub async fn log_in(
     let admitted = session.admitted();
     if let Some(plan) = plan {
         let folder = plan.finish(machine, &server, &session).await?;
-        return join::report(machine, output, &folder, &admitted.device_name);
+        return join::report(machine, output, &folder);
     }
     if let Err(failure) = machine.keep_session(&server, &session) {
         // What cannot be kept must not stay in the account.
@@ -143,6 +144,19 @@ pub async fn log_out(machine: &Machine, output: Output, of: &OfFolder) -> Result
             let failed = |error: &(dyn std::error::Error + 'static)| {
                 Failure::from_error(Exit::Failed, error)
             };
+            // Before it is let go of: joined again, it is synced as it was.
+            let kept = Kept { ignore: folder.ignore.clone(), paused: folder.paused };
+            if let Err(error) = kept.leave(&folder.path)
+                && kept != Kept::default()
+            {
+                eprintln!(
+                    "Warning: the folder's settings cannot be kept in it ({}); it had ignore = \
+                     {:?}, paused = {}",
+                    os_text(&error),
+                    kept.ignore,
+                    kept.paused
+                );
+            }
             remove_folder(&machine.config_path, folder.id).map_err(|error| failed(&error))?;
             let secrets = credentials::path_beside(&machine.config_path);
             credentials::remove_token(&secrets, folder.id).map_err(|error| failed(&error))?;

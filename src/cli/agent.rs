@@ -261,8 +261,18 @@ fn status_json(status: &Status) -> serde_json::Value {
     })
 }
 
-fn state_words(state: State) -> (&'static str, Tone) {
+fn all_problems(status: &Status) -> impl Iterator<Item = &Problem> {
+    status.folders.iter().flat_map(|folder| &folder.problems).chain(&status.problems)
+}
+
+/// Whether a problem is about a path, and not about a folder or the agent as a whole.
+fn is_about_paths(status: &Status) -> bool {
+    all_problems(status).any(|problem| !problem.path.is_empty())
+}
+
+fn state_words(state: State, about_paths: bool) -> (&'static str, Tone) {
     match state {
+        State::Problem if !about_paths => ("Something needs you", Tone::Bad),
         State::InSync => ("In sync", Tone::Good),
         State::Syncing => ("Syncing", Tone::Wait),
         State::Offline => ("Offline: the server cannot be reached", Tone::Wait),
@@ -289,7 +299,7 @@ fn pending(folder: &FolderStatus) -> Option<String> {
 
 /// One line for where lines cannot change.
 pub(super) fn summary_line(status: &Status) -> String {
-    let mut line = state_words(status.state).0.to_owned();
+    let mut line = state_words(status.state, is_about_paths(status)).0.to_owned();
     for folder in &status.folders {
         line.push_str(&format!(
             "  {}: {}, {}",
@@ -306,7 +316,7 @@ pub(super) fn summary_line(status: &Status) -> String {
 
 /// The whole status for a person.
 pub(super) fn status_text(output: Output, status: &Status) -> String {
-    let (words, tone) = state_words(status.state);
+    let (words, tone) = state_words(status.state, is_about_paths(status));
     let mut lines = vec![output.paint(tone, words)];
     problem_lines(output, &mut lines, &status.problems, status.problems.len() as u64);
     for folder in &status.folders {
@@ -324,7 +334,8 @@ pub(super) fn status_text(output: Output, status: &Status) -> String {
             )
         ));
         if status.folders.len() > 1 || folder.state != status.state {
-            let (words, tone) = state_words(folder.state);
+            let about_paths = folder.problems.iter().any(|problem| !problem.path.is_empty());
+            let (words, tone) = state_words(folder.state, about_paths);
             lines.push(format!("  {}", output.paint(tone, words)));
         }
         let mut sizes = format!(
@@ -409,10 +420,15 @@ fn finish_sync(output: Output, status: &Status) -> Result<Exit, Failure> {
         Exit::Paused => Failure::new(exit, "Syncing is paused")
             .hint("`picloud resume` lets it go on, or says what keeps a folder paused"),
         Exit::Person => {
-            let mut failure = Failure::new(exit, "Some paths could not be synced");
-            let all =
-                status.folders.iter().flat_map(|folder| &folder.problems).chain(&status.problems);
-            for problem in all.take(10) {
+            let mut failure = Failure::new(
+                exit,
+                match status.state {
+                    State::Stopped => "Syncing has stopped",
+                    _ if is_about_paths(status) => "Some paths could not be synced",
+                    _ => "A person is needed",
+                },
+            );
+            for problem in all_problems(status).take(10) {
                 failure = failure.caused_by(match problem.path.as_str() {
                     "" => printable(&problem.reason),
                     path => format!("{}: {}", printable(path), printable(&problem.reason)),

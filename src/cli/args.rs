@@ -223,7 +223,7 @@ pub struct Up {
     /// Where the server keeps its data [default: ~/.local/share/picloud/server]
     #[arg(long, value_name = "DIR", allow_hyphen_values = true)]
     pub data_dir: Option<PathBuf>,
-    /// Where the server listens [default: 0.0.0.0:46000]
+    /// Where the server listens [default: [::]:46000, every address of this machine]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<String>,
     /// The HOST:PORT that join links name [default: this machine's address]

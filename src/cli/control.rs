@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::failure::{Exit, Failure};
+use crate::agent::control::connect;
 use crate::protocol::control::{Reply, Request};
 
 /// The longest reply line taken: a hundred problems with long paths stay far below.
@@ -23,7 +24,7 @@ impl Conversation {
     /// # Errors
     /// Exit code 6 when no agent listens there.
     pub fn open(socket: &Path, config: &Path, request: &Request) -> Result<Self, Failure> {
-        let mut stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
+        let mut stream = connect(socket).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Failure::no_agent(config),
             _ => Failure::new(Exit::NoAgent, format!("Cannot talk to the agent at {socket:?}"))
                 .because(&error),

@@ -1,5 +1,6 @@
 //! Making a folder of this machine a copy of a drive: by a link, or after a log-in.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,12 +15,15 @@ use super::output::{Output, Tone, printable};
 use super::prompt;
 use crate::agent::config::{Config, FolderConfig, add_folder, machine_name};
 use crate::agent::credentials;
-use crate::agent::disk::{DiskFolder, FolderError, Identity};
+use crate::agent::disk::{DiskFolder, FolderError, Identity, Kept};
 use crate::client::Session;
 use crate::model::{FolderId, JoinLink};
 
 /// How long an agent that was told of a log-out may take to let go of the folder.
 const LETTING_GO: Duration = Duration::from_secs(3);
+
+/// How many entries are looked at for synced folders in the one that is joined: a second at most.
+const WALK_MAX: u32 = 50_000;
 
 /// What is to be joined.
 #[derive(Debug)]
@@ -58,6 +62,9 @@ impl Plan {
         let others = machine.config.iter().flat_map(|config| &config.folders);
         for other in others {
             let other = real_path(&other.path);
+            if folder == other {
+                return Err(synced_already(&folder, &machine.config_path));
+            }
             if folder.starts_with(&other) || other.starts_with(&folder) {
                 return Err(Failure::failed(format!(
                     "{folder:?} lies in or around {other:?}, which is synced already"
@@ -78,6 +85,7 @@ impl Plan {
         check_not_linked(machine, &folder)?;
         check_not_within(machine, &folder)?;
         check_no_secrets_within(machine, &folder)?;
+        check_none_within(machine, &folder)?;
         let device = match (device, &machine.config) {
             (Some(device), _) => device.to_owned(),
             (None, Some(config)) => config.device_name.clone(),
@@ -140,6 +148,12 @@ impl Plan {
                 FolderId::from_bytes(bytes)
             }
         };
+        // How it was synced before somebody logged out: nothing that was left out may be sent now.
+        let kept = Kept::find(&self.folder).map_err(|error| {
+            let file = self.folder.join(".picloud/settings.toml");
+            Failure::file("Cannot read", &file, &error)
+                .hint("it holds the folder's settings of before; repair or remove it")
+        })?;
         let folder = FolderConfig {
             id,
             path: self.folder.clone(),
@@ -147,9 +161,10 @@ impl Plan {
             authority: server.authority,
             user: admitted.user_name.clone(),
             device: admitted.device,
+            device_name: admitted.device_name.clone(),
             drive,
-            ignore: Vec::new(),
-            paused: false,
+            ignore: kept.ignore,
+            paused: kept.paused,
         };
         std::fs::create_dir_all(&self.folder)
             .map_err(|error| Failure::file("Cannot create the folder", &self.folder, &error))?;
@@ -165,6 +180,8 @@ impl Plan {
         // Last: from here on an agent takes the folder up.
         add_folder(&machine.config_path, &folder, Some(&self.device))
             .map_err(|error| failed(&error))?;
+        // Left behind, it is overwritten when the folder is let go of.
+        Kept::forget(&self.folder).unwrap_or_default();
         Ok(folder)
     }
 }
@@ -199,20 +216,26 @@ fn check_not_linked(machine: &Machine, folder: &Path) -> Result<Option<Identity>
     })?;
     match listed.folders.iter().find(|listed| listed.id == identity.folder) {
         None => Ok(Some(identity)),
-        Some(listed) if real_path(&listed.path) == real_path(folder) => Err(Failure::failed(
-            format!("{folder:?} is synced already, with the settings {config:?}"),
-        )
-        .hint(format!(
-            "`picloud --config {} logout --folder {}` ends that",
-            config.display(),
-            folder.display()
-        ))),
+        Some(listed) if real_path(&listed.path) == real_path(folder) => {
+            Err(synced_already(folder, &config))
+        }
         Some(listed) => Err(Failure::failed(format!(
             "{folder:?} is a copy of {:?}, which is synced already with the settings {config:?}",
             listed.path
         ))
         .hint("remove its .picloud directory to sync it as a folder of its own")),
     }
+}
+
+fn synced_already(folder: &Path, config: &Path) -> Failure {
+    Failure::failed(format!("{folder:?} is synced already, with the settings {config:?}")).hint(
+        format!(
+            "name another folder with --folder PATH; or `picloud --config {} logout --folder {}` ends \
+             that, and it can be joined again",
+            config.display(),
+            folder.display()
+        ),
+    )
 }
 
 /// Passes when no directory above is synced, by whatever agent: two that fill one another's folder
@@ -225,6 +248,46 @@ fn check_not_within(machine: &Machine, folder: &Path) -> Result<(), Failure> {
                 "{folder:?} lies in {above:?}, which is synced already"
             ))
             .hint("choose another folder with --folder PATH"));
+        }
+    }
+    Ok(())
+}
+
+/// Passes when no directory below is a synced folder of its own, as far as a short walk tells: an
+/// agent does not look into one, so what is in it would be missing on the other devices.
+fn check_none_within(machine: &Machine, folder: &Path) -> Result<(), Failure> {
+    // The upper levels first: that is where folders are.
+    let mut dirs = VecDeque::from([folder.to_owned()]);
+    let mut left = WALK_MAX;
+    while let Some(dir) = dirs.pop_front() {
+        // What cannot be read is told by the agent, as a problem.
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            left -= 1;
+            if left == 0 {
+                return Ok(());
+            }
+            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if !is_dir || (dir == folder && entry.file_name() == ".picloud") {
+                continue;
+            }
+            let inner = entry.path();
+            if !matches!(inner.join(".picloud/identity").try_exists(), Ok(true)) {
+                dirs.push_back(inner);
+            } else if check_not_linked(machine, &inner).is_err() {
+                return Err(Failure::failed(format!(
+                    "{folder:?} lies around {inner:?}, which is synced already"
+                ))
+                .hint("choose another folder with --folder PATH"));
+            } else {
+                return Err(Failure::failed(format!(
+                    "{folder:?} lies around {inner:?}, which was a synced folder of its own"
+                ))
+                .hint(format!(
+                    "remove {} to sync it with the rest, or choose another folder with --folder \
+                     PATH",
+                    inner.join(".picloud").display()
+                )));
+            }
         }
     }
     Ok(())
@@ -260,7 +323,7 @@ pub async fn join(machine: &Machine, output: Output, args: &args::Join) -> Resul
     let link = parse_link(&text)?;
     let plan = Plan::check(machine, args.folder.as_deref(), args.device.as_deref())?;
     let folder = join_with(machine, &link, &plan).await?;
-    report(machine, output, &folder, &plan.device)
+    report(machine, output, &folder)
 }
 
 /// Reads a join link.
@@ -294,20 +357,17 @@ pub async fn join_with(
 ///
 /// # Errors
 /// When nobody reads it.
-pub fn report(
-    machine: &Machine,
-    output: Output,
-    folder: &FolderConfig,
-    device: &str,
-) -> Result<Exit, Failure> {
+pub fn report(machine: &Machine, output: Output, folder: &FolderConfig) -> Result<Exit, Failure> {
     if output.json() {
         told(output.object(&json!({
             "type": "joined",
             "version": 1,
             "user": folder.user,
             "server": folder.server,
-            "device": device,
+            "device": folder.device_name,
             "folder": folder.path,
+            "ignore": folder.ignore,
+            "paused": folder.paused,
             "config": machine.config_path,
         })))?;
         return Ok(Exit::Done);
@@ -317,8 +377,22 @@ pub fn report(
         printable(&folder.path.to_string_lossy()),
         printable(&folder.user),
         folder.server,
-        printable(device),
+        printable(&folder.device_name),
     )))?;
+    if !folder.ignore.is_empty() || folder.paused {
+        let mut settings = Vec::new();
+        if folder.paused {
+            settings.push("it is paused".to_owned());
+        }
+        if !folder.ignore.is_empty() {
+            settings.push(format!("it ignores {}", printable(&folder.ignore.join(" "))));
+        }
+        told(output.line(&format!(
+            "Its settings of before are in force again: {}. See {}",
+            settings.join(", and "),
+            machine.config_path.display()
+        )))?;
+    }
     let is_running = machine
         .agent()
         .ok()

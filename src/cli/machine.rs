@@ -5,7 +5,6 @@
 
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -17,6 +16,7 @@ use super::agent::Agent;
 use super::dial::Server;
 use super::failure::{Exit, Failure};
 use crate::agent::config::{Authority, Config, ConfigError, FolderConfig};
+use crate::agent::control::connect;
 use crate::agent::{credentials, durable};
 use crate::client::ClientError;
 use crate::client::Session;
@@ -111,12 +111,30 @@ impl Machine {
             (None, Some(error)) => {
                 let socket = self.socket_of_bad_config();
                 // Nobody there: then what is wrong with the settings is what must be known.
-                if UnixStream::connect(&socket).is_err() {
+                if connect(&socket).is_err() {
                     return Err(Failure::from_error(Exit::Failed, error));
                 }
                 socket
             }
             (None, None) => {
+                // An agent whose settings were moved away goes on.
+                let socket = self.config_path.with_file_name("agent.sock");
+                if connect(&socket).is_ok() {
+                    return Ok(Agent { config: self.config_path.clone(), socket });
+                }
+                if credentials::path_beside(&self.config_path).exists() {
+                    return Err(Failure::new(
+                        Exit::NoAgent,
+                        format!(
+                            "No agent is running: its settings {:?} are missing",
+                            self.config_path
+                        ),
+                    )
+                    .hint(
+                        "bring the file back, or join the folder again; what is in the folder \
+                         stays either way",
+                    ));
+                }
                 return Err(Failure::new(
                     Exit::NoAgent,
                     "No agent is running: this machine is not joined yet",
@@ -142,7 +160,9 @@ impl Machine {
         self.config_path.with_file_name("session.toml")
     }
 
-    fn folders(&self) -> &[FolderConfig] {
+    /// Returns the folders of the settings.
+    #[must_use]
+    pub fn folders(&self) -> &[FolderConfig] {
         self.config.as_ref().map_or(&[], |config| &config.folders)
     }
 

@@ -31,7 +31,20 @@ use output::Output;
 /// Runs the `picloud` command with the arguments of this process.
 #[must_use]
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Also where the command line cannot be understood.
+            let words = std::env::args_os().skip(1).take_while(|word| word != "--");
+            if error.use_stderr() && words.into_iter().any(|word| word == "--json") {
+                let text = error.to_string();
+                let line = text.lines().next().unwrap_or_default();
+                let failure = Failure::usage(line.trim_start_matches("error: "));
+                agent::told(Output::detect(true).object(&failure.json())).unwrap_or_default();
+            }
+            error.exit();
+        }
+    };
     let output = Output::detect(cli.json);
     match execute(&cli, output) {
         Ok(exit) => ExitCode::from(exit.code()),

@@ -17,10 +17,11 @@ use super::agent::{LiveArea, status_of, status_text, summary_line, told};
 use super::args;
 use super::failure::{Exit, Failure};
 use super::join::{Plan, join_with};
-use super::machine::Machine;
+use super::machine::{Machine, real_path};
 use super::output::{Output, printable};
-use crate::agent::config::Authority;
+use crate::agent::config::{Authority, FolderConfig};
 use crate::agent::{self, RunningAgent};
+use crate::model::check_device_name;
 use crate::server::config::Config as ServerConfig;
 use crate::server::{RunningServer, ServerError};
 
@@ -80,8 +81,22 @@ async fn run(machine: &Machine, output: Output, args: &args::Up) -> Result<Exit,
         // Held until the process ends: a closed channel would look like a stop as well.
         stop.closed().await;
     });
-    let server = start_server(machine, args).await?;
-    let outcome = sync_here(machine, output, args, &server, stopped).await;
+    let settings = server_settings(machine, args)?;
+    let first = FirstDevice::check(machine, args, &settings)?;
+    let server = start_server(machine, &settings).await?;
+    let outcome = match settings.keep() {
+        Ok(()) => {
+            let joined = join_here(machine, args, first, &server).await;
+            if joined.is_err() {
+                settings.take_back();
+            }
+            match joined {
+                Ok(user) => sync_here(machine, output, &user, &server, stopped).await,
+                Err(failure) => Err(failure),
+            }
+        }
+        Err(failure) => Err(failure),
+    };
     server.stop().await;
     outcome?;
     if output.json() {
@@ -96,18 +111,17 @@ async fn run(machine: &Machine, output: Output, args: &args::Up) -> Result<Exit,
 async fn sync_here(
     machine: &Machine,
     output: Output,
-    args: &args::Up,
+    user: &str,
     server: &RunningServer,
     mut stopped: watch::Receiver<bool>,
 ) -> Result<(), Failure> {
-    let user = join_here(machine, args, server).await?;
     let machine = Machine::read(Some(&machine.config_path))?;
     let agent = agent::start(agent::Options::new(&machine.config_path))
         .await
         .map_err(|error| Failure::from_error(Exit::Failed, &error))?;
     agent.opened().await;
     let watching = tokio::select! {
-        watching = Box::pin(show(&machine, output, &user, server, &agent)) => watching,
+        watching = Box::pin(show(&machine, output, user, server, &agent)) => watching,
         _ = stopped.wait_for(|stop| *stop) => Ok(()),
     };
     agent.stop().await;
@@ -119,10 +133,43 @@ fn server_config_path(machine: &Machine) -> PathBuf {
     machine.config_path.with_file_name("server.toml")
 }
 
-/// Reads the server's settings, or writes them down at the first start.
-fn server_config(machine: &Machine, args: &args::Up) -> Result<ServerConfig, Failure> {
+/// The server's settings.
+struct ServerSettings {
+    config: ServerConfig,
+    path: PathBuf,
+    /// At the first start: what is to be written down once the server runs.
+    text: Option<String>,
+}
+
+impl ServerSettings {
+    /// Writes them down at the first start: from then on they are what is set up.
+    fn keep(&self) -> Result<(), Failure> {
+        let Some(text) = &self.text else { return Ok(()) };
+        let write = || {
+            if let Some(dir) = self.path.parent() {
+                std::fs::create_dir_all(dir)?;
+            }
+            agent::durable::replace(&self.path, text.as_bytes(), 0o644)
+        };
+        write().map_err(|error| Failure::file("Cannot write", &self.path, &error))
+    }
+
+    /// The first start came to nothing: the next is a first one again, with other options perhaps.
+    fn take_back(&self) {
+        if self.text.is_some() {
+            // Left behind it only has to be edited, as its error says.
+            std::fs::remove_file(&self.path).unwrap_or_default();
+        }
+    }
+}
+
+/// Reads the server's settings, or makes them at the first start.
+fn server_settings(machine: &Machine, args: &args::Up) -> Result<ServerSettings, Failure> {
     let path = server_config_path(machine);
-    if !path.exists() {
+    let mut text = None;
+    let mut config = if path.exists() {
+        ServerConfig::load(&path).map_err(|error| Failure::from_error(Exit::Failed, &error))?
+    } else {
         let data_dir = match &args.data_dir {
             Some(dir) => std::path::absolute(dir)
                 .map_err(|error| Failure::file("Cannot use", dir, &error))?,
@@ -132,22 +179,15 @@ fn server_config(machine: &Machine, args: &args::Up) -> Result<ServerConfig, Fai
             Some(text) => text.clone(),
             None => ServerConfig::default().server.listen.to_string(),
         };
-        let text = first_server_config(&listen, args.public.as_deref(), &data_dir)?;
-        // Before it is kept: a mistyped address is the command line's fault, not the file's.
-        ServerConfig::parse(&text, &path).map_err(|error| {
+        let first = first_server_config(&listen, args.public.as_deref(), &data_dir)?;
+        // A mistyped address is the command line's fault, not the file's.
+        let config = ServerConfig::parse(&first, &path).map_err(|error| {
             Failure::new(Exit::Usage, "--listen, --public or --data-dir cannot be used")
                 .because(&error)
         })?;
-        let write = || {
-            if let Some(dir) = path.parent() {
-                std::fs::create_dir_all(dir)?;
-            }
-            agent::durable::replace(&path, text.as_bytes(), 0o644)
-        };
-        write().map_err(|error| Failure::file("Cannot write", &path, &error))?;
-    }
-    let mut config =
-        ServerConfig::load(&path).map_err(|error| Failure::from_error(Exit::Failed, &error))?;
+        text = Some(first);
+        config
+    };
     let differs = |given: Option<&str>, kept: &str| given.is_some_and(|given| given != kept);
     let kept_public = config.server.public.clone().unwrap_or_default();
     let given_dir = args.data_dir.as_ref().map(std::path::absolute);
@@ -163,7 +203,7 @@ fn server_config(machine: &Machine, args: &args::Up) -> Result<ServerConfig, Fai
     if config.server.public.is_none() && config.server.listen.ip().is_unspecified() {
         config.server.public = Some(own_address(config.server.listen));
     }
-    Ok(config)
+    Ok(ServerSettings { config, path, text })
 }
 
 fn first_server_config(
@@ -223,48 +263,130 @@ fn own_address(listen: SocketAddr) -> String {
     }
 }
 
-async fn start_server(machine: &Machine, args: &args::Up) -> Result<RunningServer, Failure> {
-    let config = server_config(machine, args)?;
-    let listen = config.server.listen;
-    crate::server::start(config).await.map_err(|error| {
+async fn start_server(
+    machine: &Machine,
+    settings: &ServerSettings,
+) -> Result<RunningServer, Failure> {
+    let listen = settings.config.server.listen;
+    crate::server::start(settings.config.clone()).await.map_err(|error| {
         let failure = Failure::from_error(Exit::Failed, &error);
         match &error {
             ServerError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
-                failure.hint(format!(
-                    "is a server running already? Else choose another port: --listen at the first \
-                     start, later `listen` in {} (now {listen})",
-                    server_config_path(machine).display()
-                ))
+                failure.hint(match settings.text {
+                    Some(_) => format!(
+                        "is a server running already? Else choose another port with --listen \
+                         (now {listen})"
+                    ),
+                    None => format!(
+                        "is a server running already? Else choose another port: `listen` in {} \
+                         (now {listen})",
+                        server_config_path(machine).display()
+                    ),
+                })
             }
             _ => failure,
         }
     })
 }
 
+/// What this machine becomes when it is no device of any server yet.
+struct FirstDevice {
+    plan: Plan,
+    user: String,
+}
+
+impl FirstDevice {
+    /// Checks what can be checked before anything is made. Nothing when this machine has folders.
+    fn check(
+        machine: &Machine,
+        args: &args::Up,
+        settings: &ServerSettings,
+    ) -> Result<Option<Self>, Failure> {
+        if let Some(folder) = machine.folders().first() {
+            return match settings.text {
+                Some(_) => Err(elsewhere(folder)),
+                None => Ok(None),
+            };
+        }
+        let plan = Plan::check(machine, args.folder.as_deref(), args.device.as_deref())?;
+        let user = match &args.user {
+            Some(user) if can_be_account(user) => user.clone(),
+            Some(user) => {
+                return Err(Failure::usage(format!("{user:?} cannot be the name of an account"))
+                    .hint(
+                        "it has 1 to 64 letters, digits or . _ @ - and begins with none of . -",
+                    ));
+            }
+            None => login_name()?,
+        };
+        if let Err(reason) = check_device_name(&plan.device) {
+            return Err(Failure::usage(format!("{:?} cannot be used: {reason}", plan.device))
+                .hint("name this device with --device NAME"));
+        }
+        Ok(Some(Self { plan, user }))
+    }
+}
+
+fn elsewhere(folder: &FolderConfig) -> Failure {
+    Failure::failed(format!(
+        "This machine syncs {:?} with the server {} already",
+        folder.path, folder.server
+    ))
+    .hint("`picloud --config FILE up` with another FILE sets a second one up beside it")
+}
+
+/// Refuses options that say something else than what is set up: nobody would see that they came to
+/// nothing.
+fn check_same(machine: &Machine, args: &args::Up, folder: &FolderConfig) -> Result<(), Failure> {
+    let given = match &args.folder {
+        Some(path) => {
+            let absolute = std::path::absolute(path)
+                .map_err(|error| Failure::file("Cannot use the folder", path, &error))?;
+            Some(real_path(&absolute))
+        }
+        None => None,
+    };
+    if given.is_some_and(|given| given != real_path(&folder.path))
+        || args.user.as_ref().is_some_and(|user| !user.eq_ignore_ascii_case(&folder.user))
+        || args.device.as_ref().is_some_and(|device| *device != folder.device_name)
+    {
+        return Err(Failure::usage(format!(
+            "--folder, --user and --device are for the first start; {:?} is set up already, for {} \
+             as {}",
+            folder.path, folder.user, folder.device_name
+        ))
+        .hint(format!(
+            "`picloud up` without them goes on; `picloud join \"$(picloud link --plain)\" --folder \
+             PATH` adds a folder; another `--config FILE` (now {}) sets up a second one",
+            machine.config_path.display()
+        )));
+    }
+    Ok(())
+}
+
 /// Makes this machine a device of the server, unless it is one, and returns the account.
 async fn join_here(
     machine: &Machine,
     args: &args::Up,
+    first: Option<FirstDevice>,
     server: &RunningServer,
 ) -> Result<String, Failure> {
     let here = Authority::Fingerprint(server.fingerprint());
-    let folders = machine.config.iter().flat_map(|config| &config.folders);
-    for folder in folders.clone() {
-        if folder.authority == here {
-            return Ok(folder.user.clone());
+    let Some(FirstDevice { plan, user }) = first else {
+        let mut ours = machine.folders().iter().filter(|folder| folder.authority == here);
+        let Some(folder) = ours.next() else {
+            return Err(machine.folders().first().map_or_else(
+                || Failure::failed("This machine has no folder any more").hint("run it again"),
+                elsewhere,
+            ));
+        };
+        // One of several may be the one that is meant.
+        let same = std::iter::once(folder).chain(ours).map(|one| check_same(machine, args, one));
+        let same: Vec<_> = same.collect();
+        if !same.iter().any(Result::is_ok) {
+            same.into_iter().next().unwrap_or(Ok(()))?;
         }
-    }
-    if let Some(folder) = folders.clone().next() {
-        return Err(Failure::failed(format!(
-            "This machine syncs {:?} with the server {} already",
-            folder.path, folder.server
-        ))
-        .hint("`picloud --config FILE up` with another FILE sets a second one up beside it"));
-    }
-    let plan = Plan::check(machine, args.folder.as_deref(), args.device.as_deref())?;
-    let user = match &args.user {
-        Some(user) => user.clone(),
-        None => login_name()?,
+        return Ok(folder.user.clone());
     };
     let mut link =
         server.invite(&user).await.map_err(|error| Failure::from_error(Exit::Failed, &error))?;

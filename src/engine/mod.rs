@@ -23,7 +23,7 @@ mod plan;
 pub mod seam;
 pub mod trees;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use self::agenda::Agenda;
@@ -94,6 +94,8 @@ enum Subject {
     Listing(NodeId),
     /// A name in a directory, where no node is.
     Spot(NodeId, Name),
+    /// A node that is on this disk under another name than its own.
+    Alias(NodeId),
 }
 
 /// An action under way for a node.
@@ -204,8 +206,11 @@ pub struct Engine<T> {
     in_doubt: HashMap<NodeId, Option<Node>>,
     /// The commits they were in, as the trees remember them.
     commits_in_doubt: Vec<u64>,
+    /// How far directories that are not here yet are below one that is, as far as that was asked in
+    /// this poll: a deep tree is not walked anew for each node in it.
+    depths: HashMap<NodeId, usize>,
     /// Other names for nodes whose own the disk cannot hold.
-    aliases: HashMap<NodeId, Name>,
+    aliases: HashMap<NodeId, (Place, Name)>,
     /// Directories that were not empty although nothing of ours was in them.
     stubborn: HashMap<NodeId, u32>,
     problems: BTreeMap<Subject, String>,
@@ -258,6 +263,7 @@ impl<T: Trees> Engine<T> {
             uploaded: HashMap::new(),
             in_doubt,
             commits_in_doubt,
+            depths: HashMap::new(),
             aliases: HashMap::new(),
             stubborn: HashMap::new(),
             problems: BTreeMap::new(),
@@ -310,6 +316,7 @@ impl<T: Trees> Engine<T> {
                 self.agenda.sweep();
             }
         }
+        self.depths.clear();
         let mut budget = PLANS_PER_POLL;
         loop {
             while budget > 0
@@ -380,16 +387,21 @@ impl<T: Trees> Engine<T> {
 
     /// Returns what a person should know, with its path.
     pub fn problems(&self) -> Vec<(RelPath, String)> {
-        self.problems
+        let told: BTreeSet<(RelPath, String)> = self
+            .problems
             .iter()
             .map(|(subject, reason)| {
                 let path = match subject {
-                    Subject::Node(id) | Subject::Listing(id) => self.any_path(*id),
+                    Subject::Node(id) | Subject::Listing(id) | Subject::Alias(id) => {
+                        self.any_path(*id)
+                    }
                     Subject::Spot(dir, name) => self.any_path(*dir).join(name),
                 };
                 (path, reason.clone())
             })
-            .collect()
+            // What is in the way of a node of that name is told once.
+            .collect();
+        told.into_iter().collect()
     }
 
     /// Returns how many paths have a problem.
@@ -482,6 +494,7 @@ impl<T: Trees> Engine<T> {
     /// Writes an entry, and readies whoever has to do with it.
     fn put(&mut self, id: NodeId, entry: &Entry) -> Result<(), T::Error> {
         self.trees.put(id, entry)?;
+        self.tell_alias(id, entry.local.as_ref());
         self.agenda.wake(id);
         if entry.is_dirty() {
             self.agenda.schedule(id);
@@ -490,6 +503,21 @@ impl<T: Trees> Engine<T> {
             self.solve(&Subject::Node(id));
         }
         Ok(())
+    }
+
+    /// A node that has another name here than in the drive is a problem, for as long as it has.
+    fn tell_alias(&mut self, id: NodeId, local: Option<&Local>) {
+        match local.filter(|local| local.alias.is_some()) {
+            Some(local) => self.problem(
+                Subject::Alias(id),
+                format!(
+                    "In the drive its name is \"{}\", which this disk cannot hold, or holds for the \
+                     same as another's there; rename it, here or on another device",
+                    local.place.name
+                ),
+            ),
+            None => self.solve(&Subject::Alias(id)),
+        }
     }
 
     fn problem(&mut self, subject: Subject, reason: impl Into<String>) {

@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::seam::{Action, Found, Look, Seen, Stat};
+use super::seam::{Action, Found, INNER_FOLDER, Look, Seen, Stat};
 use super::trees::{Entry, Local, LocalBody, Trees};
 use super::{Engine, Flight, Subject, normal};
 use crate::model::{Content, Kind, Name, NodeId, Place, Timestamp};
@@ -385,7 +385,7 @@ impl<T: Trees> Engine<T> {
                 }
                 None if self.is_worked_on(dir, &name) => {}
                 None => {
-                    self.solve(&Subject::Spot(dir, name.clone()));
+                    self.spot_is_free(dir, &name)?;
                     for id in self.trees.local_at(dir, &name)? {
                         self.note_missing(id);
                     }
@@ -432,6 +432,17 @@ impl<T: Trees> Engine<T> {
         true
     }
 
+    /// What cannot be synced is not, or no longer, at this name: what the server has for it can come.
+    fn spot_is_free(&mut self, dir: NodeId, name: &Name) -> Result<(), T::Error> {
+        if self.problems.remove(&Subject::Spot(dir, name.clone())).is_some() {
+            for id in self.trees.remote_at(dir, name)? {
+                self.agenda.clear_retry(id);
+                self.agenda.schedule(id);
+            }
+        }
+        Ok(())
+    }
+
     fn note_missing(&mut self, id: NodeId) {
         if matches!(self.flights.get(&id), Some(Flight::Apply(_))) {
             // An operation of ours may have moved it: look again when it is over.
@@ -472,18 +483,22 @@ impl<T: Trees> Engine<T> {
             }
             return Ok(());
         }
-        let special = Subject::Spot(dir, name.clone());
-        if found.stat.kind.is_none() {
+        let reason = match found.stat.kind {
+            None => Some("A socket, FIFO or device is not synced; ignore it or remove it"),
+            // One that is known stays known, wherever it was moved: it is only not looked into.
+            Some(_) if found.is_folder && self.claims(&found)?.is_empty() => Some(INNER_FOLDER),
+            Some(_) => None,
+        };
+        if let Some(reason) = reason {
             if !found.ignored {
-                let reason = "A socket, FIFO or device is not synced; ignore it or remove it";
-                self.problem(special, reason);
+                self.problem(Subject::Spot(dir, name.clone()), reason);
             }
             for id in self.trees.local_at(dir, name)? {
                 self.note_missing(id);
             }
             return Ok(());
         }
-        self.solve(&special);
+        self.spot_is_free(dir, name)?;
         let known = self.trees.local_at(dir, name)?;
         let mut matched = false;
         for &id in &known {
@@ -500,6 +515,8 @@ impl<T: Trees> Engine<T> {
             }
             matched = true;
             self.looks.missing.remove(&id);
+            // After a start it is only the looks that find it.
+            self.tell_alias(id, Some(&local));
             // Whether it can be read, and what happened while it could not, is told by no event.
             let is_reopened = local.stat.attrs != found.stat.attrs;
             self.refresh(id, &mut entry, local, &found)?;
@@ -597,7 +614,7 @@ impl<T: Trees> Engine<T> {
     /// Returns whether nothing known could have become this entry.
     fn is_plainly_new(&self, newcomer: &Newcomer) -> Result<bool, T::Error> {
         Ok(self.trees.local_at(newcomer.dir, &newcomer.name)?.is_empty()
-            && self.claims(newcomer)?.is_empty())
+            && self.claims(&newcomer.found)?.is_empty())
     }
 
     /// Returns whether what was found is the inode of a node other than this one. Then that one may
@@ -613,11 +630,11 @@ impl<T: Trees> Engine<T> {
     }
 
     /// Returns the nodes that are the same inode.
-    fn claims(&self, newcomer: &Newcomer) -> Result<Vec<NodeId>, T::Error> {
+    fn claims(&self, found: &Found) -> Result<Vec<NodeId>, T::Error> {
         let mut claims = Vec::new();
-        for id in self.trees.local_by_inode(newcomer.found.stat.ino)? {
+        for id in self.trees.local_by_inode(found.stat.ino)? {
             let local = self.trees.get(id)?.local;
-            if local.is_some_and(|local| local.stat.same_inode(&newcomer.found.stat)) {
+            if local.is_some_and(|local| local.stat.same_inode(&found.stat)) {
                 claims.push(id);
             }
         }
@@ -625,7 +642,7 @@ impl<T: Trees> Engine<T> {
     }
 
     fn look_at_claims(&mut self, newcomer: &Newcomer) -> Result<(), T::Error> {
-        for id in self.claims(newcomer)? {
+        for id in self.claims(&newcomer.found)? {
             if let Some(local) = self.trees.get(id)?.local
                 && !local.parked
                 && !self.looks.missing.contains_key(&id)
@@ -756,7 +773,7 @@ impl<T: Trees> Engine<T> {
                 return Ok(true);
             }
         }
-        for id in self.claims(newcomer)? {
+        for id in self.claims(found)? {
             if self.looks.is_known && self.trees.get(id)?.local.is_some_and(|local| local.parked) {
                 // Only we move what is parked, so this is what was there before; or a hard link to
                 // it, which waits until that is over.

@@ -1,7 +1,5 @@
 //! What became of actions, taken into the trees.
 
-use std::collections::hash_map::Entry;
-
 use super::observe::suspect;
 use super::seam::{Hashed, Outcome, Stat, Uploaded};
 use super::trees::{Local, LocalBody, StandsFor, Trees};
@@ -116,8 +114,19 @@ impl<T: Trees> Engine<T> {
                 self.done(id, applying, normal(stat), kept)?;
             }
             Outcome::Changed | Outcome::Taken => {
+                let in_the_way = applying
+                    .targets
+                    .iter()
+                    .find_map(|(dir, name)| self.problems.get(&Subject::Spot(*dir, name.clone())))
+                    .cloned();
                 for (dir, name) in applying.targets {
                     self.looks.hint_name(dir, name);
+                }
+                if let Some(reason) = in_the_way {
+                    // A person has to see to it, and then the look tells.
+                    self.problem(subject, reason);
+                    self.agenda.retry_slowly(id, self.now.ms);
+                    return self.end_orphan(id);
                 }
                 let is_parked = self.trees.get(id)?.local.is_some_and(|local| local.parked);
                 if is_parked && outcome == Outcome::Changed {
@@ -129,13 +138,13 @@ impl<T: Trees> Engine<T> {
             }
             Outcome::NameImpossible { reason } => {
                 if let ApplyKind::Put { node, .. } | ApplyKind::Move { node, .. } = &applying.what {
-                    match self.aliases.entry(id) {
+                    if self.aliases.get(&id).is_some_and(|(place, _)| *place == node.place) {
                         // Not even the other name is possible.
-                        Entry::Occupied(_) => self.agenda.retry_slowly(id, self.now.ms),
-                        Entry::Vacant(vacant) => {
-                            vacant.insert(alias_name(&node.place.name, id));
-                            self.agenda.schedule(id);
-                        }
+                        self.agenda.retry_slowly(id, self.now.ms);
+                    } else {
+                        let alias = alias_name(&node.place.name, id);
+                        self.aliases.insert(id, (node.place.clone(), alias));
+                        self.agenda.schedule(id);
                     }
                 }
                 self.problem(subject, reason);

@@ -677,9 +677,17 @@ impl<T: Trees> Engine<T> {
             self.agenda.retry_slowly(id, self.now.ms);
             return Ok(());
         }
-        if !local.parked && local.place == *place {
-            // Moved back and forth: only the base is out of date.
+        let is_there = local.place.parent == place.parent && *local.disk_name() == name;
+        if !local.parked && (is_there || local.place == *place) {
+            // Moved back and forth, or between names that are the same here: only what is known of it
+            // is out of date.
             let mut entry = entry.clone();
+            if let Some(local) = &mut entry.local
+                && is_there
+            {
+                local.place = place.clone();
+                local.alias = (name != place.name).then_some(name);
+            }
             if let Some(base) = &mut entry.synced {
                 base.place = place.clone();
             }
@@ -889,18 +897,30 @@ impl<T: Trees> Engine<T> {
 
     /// Returns whether the directories of the server's, from `dir` upwards, lead to one that is here.
     /// In a ring each would wait for the next, and all be planned for ever.
-    fn can_come_here(&self, dir: NodeId) -> Result<bool, T::Error> {
+    fn can_come_here(&mut self, dir: NodeId) -> Result<bool, T::Error> {
         let mut at = dir;
-        for _ in 0..DEPTH_MAX {
+        let mut walked = Vec::new();
+        let mut depth = loop {
+            if let Some(depth) = self.depths.get(&at) {
+                break *depth;
+            }
             let entry = self.trees.get(at)?;
             match &entry.remote {
                 Some(remote) if at != NodeId::ROOT && entry.local.is_none() => {
+                    walked.push(at);
                     at = remote.node.place.parent;
                 }
-                _ => return Ok(true),
+                _ => break 0,
             }
+            if walked.len() >= DEPTH_MAX {
+                return Ok(false);
+            }
+        };
+        for at in walked.into_iter().rev() {
+            depth += 1;
+            self.depths.insert(at, depth);
         }
-        Ok(false)
+        Ok(depth < DEPTH_MAX)
     }
 
     /// Sees to it that a name is free on this disk for a node of the server's.
@@ -1045,7 +1065,10 @@ impl<T: Trees> Engine<T> {
 
     /// Returns the name a node gets on this disk.
     fn disk_name(&self, id: NodeId, place: &Place) -> Name {
-        self.aliases.get(&id).unwrap_or(&place.name).clone()
+        match self.aliases.get(&id) {
+            Some((refused, alias)) if refused == place => alias.clone(),
+            _ => place.name.clone(),
+        }
     }
 }
 
@@ -1066,46 +1089,90 @@ fn is_reserved(place: &Place) -> bool {
 mod tests {
     use super::*;
     use crate::engine::memory::MemoryTrees;
-    use crate::engine::seam::{Event, JournalPage, Look, Stat};
+    use crate::engine::seam::{Event, JournalPage, Look, Outcome, Stat};
     use crate::engine::{Now, Settings};
-    use crate::model::{Attrs, IdSource, Kind, Lineage, Timestamp, Versioned};
+    use crate::model::{Attrs, IdSource, Kind, Lineage, RelPath, Timestamp, Versioned};
+
+    const NOW: Now = Now { ms: 1, wall: Timestamp::new(0, 0).unwrap() };
+
+    fn stat(kind: Kind, ino: u64) -> Stat {
+        let (zero, attrs) = (Timestamp::default(), Attrs::from_mode(0o755));
+        Stat { kind: Some(kind), ino, birth: zero, size: 0, mtime: zero, ctime: zero, attrs }
+    }
+
+    /// A directory of the drive, by one-byte ids.
+    fn dir(number: u8, parent: NodeId, name: &str) -> Versioned {
+        let place = Place { parent, name: Name::new(name).unwrap() };
+        let node = Some(Node { place, body: Body::Dir, attrs: Attrs::from_mode(0o755) });
+        Versioned { id: NodeId::from_bytes([number; 16]), rev: Rev(number.into()), node }
+    }
+
+    /// An engine that has looked at an empty folder and knows that these are in the drive.
+    fn engine_with(nodes: Vec<Versioned>) -> (Engine<MemoryTrees>, Vec<Action>) {
+        let settings = Settings::default();
+        let mut engine = Engine::new(MemoryTrees::new(), settings, IdSource::new([1; 32])).unwrap();
+        let mut actions = Vec::new();
+        engine.handle(NOW, Event::Rescan).unwrap();
+        engine.poll(NOW, &mut actions).unwrap();
+        let look = Look::Entries { dir: stat(Kind::Dir, 1), entries: vec![] };
+        engine.handle(NOW, Event::Looked { dir: NodeId::ROOT, names: None, look }).unwrap();
+        let (lineage, from) = (Lineage::from_bytes([1; 16]), Rev::ZERO);
+        let head = nodes.iter().map(|node| node.rev).max().unwrap();
+        engine.handle(NOW, Event::Online { lineage, from, head }).unwrap();
+        let page = JournalPage { upto: head, head, consistent: true, nodes, digest: None };
+        engine.handle(NOW, Event::Page(page)).unwrap();
+        (engine, actions)
+    }
 
     #[test]
     fn directories_inside_each_other_are_a_problem_and_not_planned_for_ever() {
-        let settings = Settings::default();
-        let mut engine = Engine::new(MemoryTrees::new(), settings, IdSource::new([1; 32])).unwrap();
-        let now = Now { ms: 1, wall: Timestamp::default() };
-        let mut actions = Vec::new();
-        engine.handle(now, Event::Rescan).unwrap();
-        engine.poll(now, &mut actions).unwrap();
-        let (zero, attrs) = (Timestamp::default(), Attrs::from_mode(0o755));
-        let dir = Stat {
-            kind: Some(Kind::Dir),
-            ino: 1,
-            birth: zero,
-            size: 0,
-            mtime: zero,
-            ctime: zero,
-            attrs,
-        };
-        let look = Look::Entries { dir, entries: vec![] };
-        engine.handle(now, Event::Looked { dir: NodeId::ROOT, names: None, look }).unwrap();
-        let (lineage, from, head) = (Lineage::from_bytes([1; 16]), Rev::ZERO, Rev(3));
-        engine.handle(now, Event::Online { lineage, from, head }).unwrap();
-        let node = |number: u8, parent: u8| {
-            let name = Name::new([b'a' + number]).unwrap();
-            let place = Place { parent: NodeId::from_bytes([parent; 16]), name };
-            let node = Some(Node { place, body: Body::Dir, attrs });
-            Versioned { id: NodeId::from_bytes([number; 16]), rev: Rev(number.into()), node }
-        };
-        let nodes = vec![node(1, 2), node(2, 1), node(3, 1)];
-        let page = JournalPage { upto: head, head, consistent: true, nodes, digest: None };
-        engine.handle(now, Event::Page(page)).unwrap();
+        let id = |number: u8| NodeId::from_bytes([number; 16]);
+        let nodes = vec![dir(1, id(2), "b"), dir(2, id(1), "c"), dir(3, id(1), "d")];
+        let (mut engine, mut actions) = engine_with(nodes);
         for _ in 0..3 {
-            engine.poll(now, &mut actions).unwrap();
+            engine.poll(NOW, &mut actions).unwrap();
         }
-        assert!(engine.wake_at_ms().is_none_or(|at| at > now.ms), "{}", engine.describe_waits());
+        assert!(engine.wake_at_ms().is_none_or(|at| at > NOW.ms), "{}", engine.describe_waits());
         assert_eq!(engine.problem_count(), 3);
         assert!(!actions.iter().any(|action| matches!(action, Action::Apply { .. })));
+    }
+
+    #[test]
+    fn a_name_that_this_disk_cannot_hold_is_told_with_both_names_until_it_is_renamed() {
+        let (mut engine, mut actions) = engine_with(vec![dir(1, NodeId::ROOT, "Case")]);
+        let node = NodeId::from_bytes([1; 16]);
+        // The name is refused; the other one is taken.
+        engine.poll(NOW, &mut actions).unwrap();
+        let outcome = Outcome::NameImpossible { reason: "the same as another".into() };
+        engine.handle(NOW, Event::Applied { node, outcome }).unwrap();
+        actions.clear();
+        engine.poll(NOW, &mut actions).unwrap();
+        let Some(Action::Apply { op: DiskOp::MakeDir { at, .. }, .. }) = actions.first() else {
+            panic!("{actions:?}");
+        };
+        let here = at.name.clone();
+        let outcome = Outcome::Done { stat: stat(Kind::Dir, 2), kept: None };
+        engine.handle(NOW, Event::Applied { node, outcome }).unwrap();
+        let [(path, reason)] = &engine.problems()[..] else { panic!("{:?}", engine.problems()) };
+        assert_eq!(path, &RelPath::ROOT.join(&here));
+        assert!(reason.starts_with("In the drive its name is \"Case\""), "{reason}");
+        // Somebody renames it elsewhere, to what can be here.
+        let mut renamed = dir(1, NodeId::ROOT, "Other");
+        renamed.rev = Rev(2);
+        let (upto, head, nodes) = (Rev(2), Rev(2), vec![renamed]);
+        let page = JournalPage { upto, head, consistent: true, nodes, digest: None };
+        engine.handle(NOW, Event::Page(page)).unwrap();
+        actions.clear();
+        for _ in 0..3 {
+            engine.poll(NOW, &mut actions).unwrap();
+        }
+        let to = actions.iter().find_map(|action| match action {
+            Action::Apply { op: DiskOp::Move { to, .. }, .. } => to.as_ref(),
+            _ => None,
+        });
+        assert_eq!(to.map(|spot| spot.name.to_string()).as_deref(), Some("Other"), "{actions:?}");
+        let outcome = Outcome::Done { stat: stat(Kind::Dir, 2), kept: None };
+        engine.handle(NOW, Event::Applied { node, outcome }).unwrap();
+        assert_eq!(engine.problems(), []);
     }
 }

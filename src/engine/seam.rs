@@ -95,6 +95,10 @@ pub struct Seen {
     pub found: Option<Found>,
 }
 
+/// What a person should know of a directory that is a synced folder of its own.
+pub const INNER_FOLDER: &str = "It is a synced folder of its own, and not synced from here: move \
+    it out of this folder; or if no agent syncs it, remove the .picloud directory in it";
+
 /// What a look found at a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -105,6 +109,8 @@ pub struct Found {
     /// Whether the ignore rules leave it out. It counts only for what is not in the drive yet:
     /// what is synced stays synced.
     pub ignored: bool,
+    /// Whether it is a directory that is a synced folder of its own: never looked into.
+    pub is_folder: bool,
 }
 
 /// What a look at a directory came to.

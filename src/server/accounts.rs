@@ -9,6 +9,7 @@ use ring::hmac;
 use subtle::ConstantTimeEq;
 
 use super::store::StoreError;
+use crate::model;
 use crate::protocol::message::FailureCode;
 
 /// The longest password in bytes; hashing time grows with it.
@@ -52,22 +53,18 @@ pub fn check_user_name(name: &str) -> Result<(), StoreError> {
     ))
 }
 
-/// Checks the name of a device: 1 to 64 bytes of text without control characters or slashes, since
-/// it becomes a part of file names.
+/// Checks the name of a device.
 ///
 /// # Errors
 /// Says what a name may be.
 pub fn check_device_name(name: &str) -> Result<(), StoreError> {
-    if (1..=NAME_LEN_MAX).contains(&name.len())
-        && !name.chars().any(|c| c.is_control() || c == '/' || c == '\\')
-        && name.trim() == name
-    {
-        return Ok(());
-    }
-    Err(StoreError::request(
-        FailureCode::Malformed,
-        "A device name has 1 to 64 bytes, no slashes or control characters, and no space at its ends",
-    ))
+    model::check_device_name(name)
+        .map_err(|reason| StoreError::request(FailureCode::Malformed, capital(reason)))
+}
+
+fn capital(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }
 
 /// Checks a password that is to be set.

@@ -18,6 +18,7 @@ use super::admin::Admin;
 use super::clock::timestamp;
 use super::config::Config;
 use super::gate::Decision;
+use super::store::Layout;
 use super::store::metadata::Device;
 use super::{log, service};
 
@@ -156,8 +157,14 @@ impl PasswordSource {
             return first_line(file).with_context(|| format!("Cannot read {path:?}"));
         }
         let stdin = std::io::stdin();
-        if self.password_stdin || !stdin.is_terminal() {
+        if self.password_stdin {
             return first_line(stdin.lock()).context("Cannot read standard input");
+        }
+        if !stdin.is_terminal() {
+            bail!(
+                "There is no terminal to ask for a password: give it with --password-stdin or \
+                 --password-file FILE"
+            );
         }
         let first =
             rpassword::prompt_password("Password: ").context("Cannot ask for a password")?;
@@ -187,22 +194,52 @@ pub struct Outcome {
     pub stderr: String,
 }
 
+/// Takes the numbers of the operating system's errors out of a text: they help nobody.
+fn without_numbers(text: &str) -> String {
+    let mut parts = text.split(" (os error ");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        plain.push_str(part.split_once(')').map_or(part, |(_, rest)| rest));
+    }
+    plain
+}
+
+impl Outcome {
+    /// Tells a failure as an object as well, where that is wanted.
+    fn add_json(&mut self, json: bool, message: &str) {
+        if json {
+            let object = json!({
+                "type": "error",
+                "version": JSON_VERSION,
+                "exit": self.code,
+                "message": message.trim_start_matches("error: "),
+            });
+            self.stdout = format!("{object}\n");
+        }
+    }
+}
+
 /// Runs the program.
 #[must_use]
 pub fn execute(arguments: &[OsString]) -> Outcome {
     let mut outcome = Outcome { code: 0, stdout: String::new(), stderr: String::new() };
+    // Also where the command line cannot be understood.
+    let json = arguments.iter().skip(1).take_while(|word| *word != "--").any(|w| w == "--json");
     match Cli::try_parse_from(arguments) {
         Ok(cli) => match run(cli, arguments) {
             Ok(text) => outcome.stdout = text,
             Err(error) => {
                 // One line, the causes after the event.
-                outcome.stderr = format!("Error: {error:#}").replace('\n', " ") + "\n";
+                let text = without_numbers(&format!("{error:#}").replace('\n', " "));
+                outcome.stderr = format!("Error: {text}\n");
                 outcome.code = 1;
+                outcome.add_json(json, &text);
             }
         },
         Err(error) if error.use_stderr() => {
             outcome.stderr = error.to_string();
             outcome.code = 2;
+            outcome.add_json(json, error.to_string().lines().next().unwrap_or_default());
         }
         Err(help) => outcome.stdout = help.to_string(),
     }
@@ -210,12 +247,17 @@ pub fn execute(arguments: &[OsString]) -> Outcome {
 }
 
 fn run(cli: Cli, arguments: &[OsString]) -> anyhow::Result<String> {
-    let config = match &cli.config {
-        Some(path) => Config::load(path)?,
-        None if Path::new(CONFIG_PATH).exists() => Config::load(Path::new(CONFIG_PATH))?,
-        None => Config::default(),
+    let path = match &cli.config {
+        Some(path) => Some(path.as_path()),
+        None => Some(Path::new(CONFIG_PATH)).filter(|path| path.exists()),
     };
+    let config = path.map_or_else(|| Ok(Config::default()), Config::load)?;
     become_owner(&config.server.data_dir, arguments)?;
+    let data_dir = &config.server.data_dir;
+    if let Err(error) = Layout::create(data_dir) {
+        let reason = format!("{data_dir:?} cannot be used: {:#}", anyhow::Error::from(error));
+        return Err(Config::cannot_use(path, "data_dir", &reason).into());
+    }
     let command = cli.command.unwrap_or(Command::Run);
     if let Command::Run = command {
         log::start(&config.log)?;
@@ -223,7 +265,7 @@ fn run(cli: Cli, arguments: &[OsString]) -> anyhow::Result<String> {
             .enable_all()
             .build()
             .context("Cannot start the runtime")?;
-        runtime.block_on(service::run(config))?;
+        runtime.block_on(service::run(config, path))?;
         return Ok(String::new());
     }
     administer(&Admin::open(config)?, command, cli.json)

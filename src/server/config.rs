@@ -10,7 +10,13 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::gate::GateLimits;
-use crate::model::check_log_filter;
+use crate::model::{Wrong, check_log_filter, is_host_and_port};
+
+/// The documented defaults.
+const DOCUMENTED: &str = include_str!("../../config/server.toml");
+
+/// More connections than this take more memory and descriptors than a server has.
+const CONNECTIONS_MAX: usize = 100_000;
 
 /// Why the settings could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -210,24 +216,45 @@ impl Config {
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let config: Self = toml::from_str(text).map_err(|error| {
             let start = error.span().map_or(0, |span| span.start);
-            line_error(text, path, start, error.message())
+            line_error(path, Wrong::of_toml(text, start, error.message(), DOCUMENTED))
         })?;
-        config.check().map_err(|(key, reason)| {
-            let start = text
-                .match_indices(key)
-                .map(|(at, _)| at)
-                .find(|at| {
-                    let head = text[..*at].rsplit('\n').next().unwrap_or_default().trim();
-                    head.is_empty() || head.ends_with('.')
-                })
-                .unwrap_or(0);
-            line_error(text, path, start, &reason)
-        })?;
+        config
+            .check()
+            .map_err(|(key, reason)| line_error(path, Wrong::at_key(text, key, &reason)))?;
         Ok(config)
+    }
+
+    /// Tells that what a key names cannot be used, with where the file at `path` sets it.
+    #[must_use]
+    pub fn cannot_use(path: Option<&Path>, key: &str, reason: &str) -> ConfigError {
+        let path = path.unwrap_or_else(|| Path::new("the default settings"));
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let mut wrong = Wrong::at_key(&text, key, reason);
+        // Where it is not set, it is the default that is meant.
+        wrong.key = Some(key.to_owned());
+        line_error(path, wrong)
+    }
+
+    /// Returns the names of the sections in which two settings differ.
+    #[must_use]
+    pub fn differs_in(&self, other: &Self) -> Vec<&'static str> {
+        [
+            ("server", self.server != other.server),
+            ("accounts", self.accounts != other.accounts),
+            ("limits", self.limits != other.limits),
+            ("tls", self.tls != other.tls),
+            ("log", self.log != other.log),
+        ]
+        .into_iter()
+        .filter_map(|(name, differs)| differs.then_some(name))
+        .collect()
     }
 
     /// What the types alone do not say. Returns the key and what is wrong with its value.
     fn check(&self) -> Result<(), (&'static str, String)> {
+        if self.server.data_dir.as_os_str().is_empty() {
+            return Err(("data_dir", "must name a directory".to_owned()));
+        }
         let limits = &self.limits;
         let positive = [
             ("connections_max", limits.connections_max),
@@ -235,8 +262,8 @@ impl Config {
             ("connections_per_user_max", limits.connections_per_user_max),
         ];
         for (key, value) in positive {
-            if value == 0 {
-                return Err((key, "must be at least 1".to_owned()));
+            if !(1..=CONNECTIONS_MAX).contains(&value) {
+                return Err((key, format!("must be 1 to {CONNECTIONS_MAX}")));
             }
         }
         if !(16..=1 << 20).contains(&limits.memory_max_mib) {
@@ -266,38 +293,13 @@ impl Config {
     }
 }
 
-fn is_host_and_port(text: &str) -> bool {
-    text.rsplit_once(':').is_some_and(|(host, port)| {
-        let bracketed = host.starts_with('[') && host.ends_with(']');
-        !host.is_empty()
-            && host.len() <= 255
-            && host.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
-            && (bracketed || !host.contains(':'))
-            && port.parse::<u16>().is_ok()
-    })
-}
-
-fn line_error(text: &str, path: &Path, start: usize, reason: &str) -> ConfigError {
-    let before = text.get(..start).unwrap_or_default();
-    let line = before.matches('\n').count();
-    let key = text
-        .lines()
-        .nth(line)
-        .and_then(|line| line.split_once('='))
-        .map(|(key, _)| key.trim().to_owned());
-    ConfigError::Line {
-        path: path.to_owned(),
-        line: line + 1,
-        key,
-        reason: reason.lines().collect::<Vec<_>>().join(", "),
-    }
+fn line_error(path: &Path, Wrong { line, key, reason }: Wrong) -> ConfigError {
+    ConfigError::Line { path: path.to_owned(), line, key, reason }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const DOCUMENTED: &str = include_str!("../../config/server.toml");
 
     fn parse(text: &str) -> Result<Config, String> {
         Config::parse(text, Path::new("server.toml")).map_err(|error| error.to_string())
@@ -349,7 +351,7 @@ mod tests {
         let error = |text| parse(text).unwrap_err();
         let unknown = error("[server]\n\nlistten = \"[::]:1\"\n");
         assert!(
-            unknown.starts_with("\"server.toml\", line 3, key \"listten\": unknown field"),
+            unknown.starts_with("\"server.toml\", line 3, key \"listten\": there is no key"),
             "{unknown}"
         );
         let wrong = error("[limits]\nconnections_max = \"many\"\n");

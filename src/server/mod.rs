@@ -24,7 +24,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -50,6 +50,9 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long the listener rests when the system has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections that wait until they are accepted.
+const BACKLOG: u32 = 1024;
 
 /// Why a server cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +94,8 @@ pub struct RunningServer {
 /// # Errors
 /// When its data or certificate cannot be opened, or its address cannot be listened on.
 pub async fn start(config: Config) -> Result<RunningServer, ServerError> {
+    // First: a port that is taken leaves nothing behind. Nobody can connect yet.
+    let socket = bind(config.server.listen)?;
     let opening = tokio::task::spawn_blocking(move || {
         let layout = Layout::create(&config.server.data_dir)?;
         let identity = admin::identity(&config, &layout)?;
@@ -101,10 +106,9 @@ pub async fn start(config: Config) -> Result<RunningServer, ServerError> {
     let opened = opening.await.map_err(|_| ServerError::Failed("opening its data"))?;
     let (config, layout, identity, store) = opened?;
     let acceptor = identity.acceptor(&[ALPN])?;
-    let listener = listen(config.server.listen).await?;
-    let address = listener
-        .local_addr()
-        .map_err(|source| ServerError::Listen { address: config.server.listen, source })?;
+    let failed = |source| ServerError::Listen { address: config.server.listen, source };
+    let listener = socket.listen(BACKLOG).map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
     let hub = Hub::new(ConnectionLimits {
         all: config.limits.connections_max,
         per_address: config.limits.connections_per_address_max,
@@ -119,19 +123,30 @@ pub async fn start(config: Config) -> Result<RunningServer, ServerError> {
     Ok(RunningServer { address, shared, stop, listening })
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
-    let failed = |source| ServerError::Listen { address, source };
-    match TcpListener::bind(address).await {
+/// Takes an address, which fails while another listens there.
+fn bind(address: SocketAddr) -> Result<TcpSocket, ServerError> {
+    let bind = |address: SocketAddr| -> io::Result<TcpSocket> {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        }?;
+        // Connections of an earlier run that are closing do not count.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        Ok(socket)
+    };
+    let bound = match bind(address) {
         // "[::]" means every address, also on a machine without IPv6.
         Err(error)
             if address.is_ipv6()
                 && address.ip().is_unspecified()
                 && error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) =>
         {
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await.map_err(failed)
+            bind((Ipv4Addr::UNSPECIFIED, address.port()).into())
         }
-        bound => bound.map_err(failed),
-    }
+        bound => bound,
+    };
+    bound.map_err(|source| ServerError::Listen { address, source })
 }
 
 impl RunningServer {

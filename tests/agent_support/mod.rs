@@ -54,6 +54,7 @@ impl Machine {
             authority: Authority::Fingerprint(server.running.fingerprint()),
             user: "alice".into(),
             device: device.admitted.device,
+            device_name: device.admitted.device_name.clone(),
             drive: device.drive,
             ignore: vec![],
             paused: false,

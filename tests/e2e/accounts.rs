@@ -230,6 +230,12 @@ fn code(uri: &str) -> String {
 fn the_server_lists_adds_and_removes_users() {
     let world = World::new();
     let users = |world: &World| world.picloud_server(&["user", "list"]).ok();
+    let stderr = world.picloud_server(&["user", "add", "ann"]).fails(1);
+    assert!(stderr.contains("--password-stdin"), "{stderr}");
+    let run = world.picloud_server(&["user", "add", "ann", "--json"]);
+    let error = &run.objects()[0];
+    assert_eq!((&error["type"], &error["exit"]), (&"error".into(), &1.into()));
+    assert!(error["message"].as_str().unwrap().contains("--password-stdin"), "{error}");
     world.picloud_server(&["user", "add", "ann", "--no-password"]).ok();
     assert!(users(&world).contains("ann"));
     let device = world.device("ann", "a");

@@ -6,12 +6,7 @@ use std::time::Instant;
 use crate::support::{Device, Dice, Proxy, World, settle};
 
 fn edit(device: &Device, change: impl FnOnce(String) -> String) {
-    let text = fs::read_to_string(&device.config).unwrap();
-    let edited = change(text);
-    // As editors do it: whole or not at all.
-    let temporary = device.config.with_extension("new");
-    fs::write(&temporary, edited).unwrap();
-    fs::rename(temporary, &device.config).unwrap();
+    device.edit_config(change);
 }
 
 #[test]
@@ -102,7 +97,9 @@ fn an_edit_is_taken_over_and_a_bad_one_keeps_the_old_settings() {
             .any(|problem| problem["reason"].as_str().unwrap().contains("interval_secs"))
     });
     device.write("meanwhile", "x");
-    assert_eq!(device.picloud(&["sync", "--timeout", "90"]).code, 3);
+    let stderr = device.picloud(&["sync", "--timeout", "90"]).fails(3);
+    assert!(stderr.starts_with("Error: A person is needed\n"), "{stderr}");
+    assert!(stderr.contains("found \"often\", expected a whole number"), "{stderr}");
     let listed = fs::read_to_string(&device.config).unwrap();
     assert!(listed.contains("often"));
 
@@ -115,6 +112,35 @@ fn an_edit_is_taken_over_and_a_bad_one_keeps_the_old_settings() {
         device.sync();
         fs::read_to_string(&log).ok().filter(|text| text.contains("logged"))
     });
+}
+
+#[test]
+fn another_control_socket_takes_effect_at_once_and_settings_that_are_gone_are_said_so() {
+    let world = World::new();
+    let mut device = world.device("ann", "a");
+    device.sync();
+    edit(&device, |text| text.replace("\nsocket = ", "\nsocket = \"other.sock\" #"));
+    crate::support::eventually("it answers there", || {
+        (device.picloud(&["status"]).code == 0).then_some(())
+    });
+    assert!(device.dir.join("other.sock").exists() && !device.dir.join("agent.sock").exists());
+    // One that cannot be leaves the one before.
+    edit(&device, |text| text.replace("other.sock", "agent.toml"));
+    edit(&device, |text| text.replace("agent.toml", "agent.sock"));
+    crate::support::eventually("it answers here again", || {
+        (device.picloud(&["status"]).code == 0).then_some(())
+    });
+    // Moved away: the agent goes on, and says so; without one, it is not taken for a new machine.
+    let away = device.dir.join("away.toml");
+    fs::rename(&device.config, &away).unwrap();
+    let reason = device.wait_problem("");
+    assert!(reason.contains("Cannot read") && reason.contains("agent.toml"), "{reason}");
+    device.stop();
+    let stderr = device.picloud(&["status"]).fails(6);
+    assert!(stderr.contains("agent.toml") && stderr.contains("missing"), "{stderr}");
+    fs::rename(&away, &device.config).unwrap();
+    device.start();
+    device.sync();
 }
 
 #[test]
@@ -233,6 +259,25 @@ fn a_folder_joined_while_the_agent_runs_is_taken_up() {
     fs::write(second.join("f"), "of bob").unwrap();
     let bob = world.device("bob", "bob 2");
     bob.wait_text("f", "of bob");
+}
+
+#[test]
+fn a_folder_that_is_let_go_of_while_it_is_opened_holds_nothing_up() {
+    let world = World::new();
+    let mut a = world.device("ann", "a");
+    let second = a.dir.join("Second");
+    let folder = second.to_str().unwrap();
+    for _ in 0..8 {
+        a.picloud(&["join", &world.invite("bob"), "--folder", folder]).ok();
+        a.picloud(&["logout", "--folder", folder]).ok();
+    }
+    // Edits are still taken over, and it ends when it is told to.
+    a.picloud(&["join", &world.invite("bob"), "--folder", folder]).ok();
+    a.wait_status("the folder", |status| {
+        status["folders"].as_array().is_some_and(|folders| folders.len() == 2)
+    });
+    a.sync();
+    a.stop();
 }
 
 #[test]

@@ -146,4 +146,28 @@ fn a_port_that_is_taken_is_said_so() {
     let run = crate::support::Run::of(&command.output().unwrap());
     let stderr = run.fails(1);
     assert!(stderr.contains(&world.port.to_string()), "{stderr}");
+    // Nothing is left behind: neither by that, nor by options that cannot be used.
+    let refused = |more: &[&str]| {
+        let mut command = world.command(env!("CARGO_BIN_EXE_picloud"));
+        let listen = format!("127.0.0.1:{}", free_port());
+        command.env("HOME", &home).env("USER", "ann").args(["up", "--listen", &listen]).args(more);
+        crate::support::Run::of(&command.output().unwrap()).fails(2)
+    };
+    for more in [["--user", "é"], ["--device", "a/b"], ["--public", "nonsense"]] {
+        refused(&more);
+    }
+    let left: Vec<_> = walkdir::WalkDir::new(&home).into_iter().flatten().collect();
+    assert!(left.iter().all(|entry| !entry.file_type().is_file()), "{left:?}");
+    // The same with another port is a first start still.
+    let mut up = Up::start(&world, &home, free_port(), &["--device", "desk"]);
+    up.link();
+    up.process.terminate();
+    // What is set up stays so, and options that say otherwise are refused.
+    for more in [["--user", "bob"], ["--device", "other"], ["--folder", "/tmp/elsewhere"]] {
+        let mut command = world.command(env!("CARGO_BIN_EXE_picloud"));
+        command.env("HOME", &home).env("USER", "ann").env("RUST_LOG", "error");
+        command.arg("up").args(more);
+        let stderr = crate::support::Run::of(&command.output().unwrap()).fails(2);
+        assert!(stderr.contains("set up already, for ann as desk"), "{stderr}");
+    }
 }

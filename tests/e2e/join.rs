@@ -144,6 +144,13 @@ fn a_folder_that_holds_another_or_the_agents_own_files_is_refused() {
     let within = a.folder.join("sub");
     let stderr = second_config(&a, &link, &within).fails(1);
     assert!(stderr.contains("lies in") && stderr.contains("synced already"), "{stderr}");
+    // Around one, some levels above.
+    let around = world.path().join("around");
+    let mut other = world.blank_device("other");
+    other.folder = around.join("deep/PiCloud");
+    other.join(&world.invite("ann")).ok();
+    let stderr = second_config(&a, &link, &around).fails(1);
+    assert!(stderr.contains("lies around") && stderr.contains("synced already"), "{stderr}");
     // The settings, the token and the state of the agent that is to sync it are below.
     let home = world.path().join("home");
     let run = |folder: &Path| {
@@ -203,4 +210,63 @@ fn a_folder_is_joined_by_one_agent_only() {
     fs::remove_dir_all(a.dir.join("second")).unwrap();
     a.join(&world.invite("ann")).ok();
     second_config(&a, &world.invite("ann"), &copy).ok();
+}
+
+#[test]
+fn the_name_of_a_device_is_the_same_everywhere() {
+    let world = World::new();
+    let first = world.device("ann", "laptop");
+    first.write("f", "1");
+    first.sync();
+    // Another machine of the same name is numbered, and knows.
+    let mut second = world.blank_device("elsewhere");
+    second.name = "laptop".into();
+    let told = second.join(&world.invite("ann")).ok();
+    assert!(told.contains(", as laptop 2\n"), "{told}");
+    // So does an agent's second folder, which may have a name of its own.
+    let more = second.dir.join("More");
+    let more = more.to_str().unwrap();
+    second.picloud(&["join", &world.invite("bob"), "--folder", more, "--device", "work"]).ok();
+    second.write("f", "2");
+    second.start();
+    second.sync();
+    let folders = second.status()["folders"].clone();
+    assert_eq!(
+        (&folders[0]["device"], &folders[1]["device"]),
+        (&"laptop 2".into(), &"work".into())
+    );
+    let names: Vec<_> = first.picloud(&["devices", "--json"]).objects();
+    let names: Vec<_> = names.iter().map(|device| device["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["laptop", "laptop 2"]);
+    let who = second.picloud(&["whoami", "--folder", more, "--json"]).objects();
+    assert_eq!(who[0]["device"], "work");
+    first.sync();
+    let copies = first.conflict_copies("");
+    assert_eq!(copies.len(), 1, "{copies:?}");
+    assert!(copies[0].contains("(conflicted copy laptop 2 "), "{copies:?}");
+}
+
+#[test]
+fn the_settings_of_a_folder_outlast_a_logout() {
+    let world = World::new();
+    let mut a = world.device("ann", "a");
+    let b = world.device("ann", "b");
+    a.edit_config(|text| text.replace("\n[[folder]]", "\n[[folder]]\nignore = [\"*.secret\"]"));
+    a.stop();
+    // Its access is revoked: joining says what comes first.
+    b.picloud(&["devices", "revoke", "a"]).ok();
+    let stderr = a.join(&world.invite("ann")).fails(1);
+    assert!(stderr.contains("synced already") && stderr.contains("logout --folder"), "{stderr}");
+    a.picloud(&["logout"]).ok();
+    a.write("x.secret", "not for others");
+    a.write("plain", "x");
+    let told = a.join(&world.invite("ann")).ok();
+    assert!(told.contains("ignores *.secret"), "{told}");
+    a.start();
+    b.wait_text("plain", "x");
+    a.sync();
+    b.sync();
+    assert!(!b.exists("x.secret"));
+    assert!(fs::read_to_string(&a.config).unwrap().contains("*.secret"));
+    assert!(!a.path(".picloud/settings.toml").exists());
 }

@@ -102,6 +102,42 @@ fn a_sync_that_takes_longer_says_so_and_the_agent_goes_on() {
 }
 
 #[test]
+fn what_is_pending_shrinks_while_one_large_file_travels() {
+    let world = World::new();
+    let proxy = Proxy::to(&world.address());
+    let a = world.device_via(&proxy, "ann", "a");
+    let b = world.device_via(&proxy, "ann", "b");
+    a.sync();
+    b.sync();
+    let len = 40_000_000_u64;
+    for (from, to, key) in [(&a, &b, "upload_bytes"), (&b, &a, "download_bytes")] {
+        proxy.set_rate(0);
+        if key == "download_bytes" {
+            to.picloud(&["pause"]).ok();
+        }
+        // Some seconds for all of it.
+        from.write(key, crate::support::Dice::new(9 + key.len() as u64).bytes(len as usize));
+        if key == "download_bytes" {
+            from.sync();
+            to.picloud(&["resume"]).ok();
+        }
+        proxy.set_rate(6_000_000);
+        let who = if key == "upload_bytes" { from } else { to };
+        let mut seen = std::collections::BTreeSet::new();
+        who.wait_status("several steps of one file", |status| {
+            if let Some(left) = status[key].as_u64().filter(|left| (1..len).contains(left)) {
+                seen.insert(left);
+            }
+            seen.len() >= 2
+        });
+        proxy.set_rate(0);
+        who.sync();
+        assert_eq!(who.status()[key], 0);
+        to.sync();
+    }
+}
+
+#[test]
 fn a_cut_connection_costs_time_and_nothing_else() {
     let world = World::new();
     let proxy = Proxy::to(&world.address());
@@ -165,5 +201,9 @@ fn wrong_usage_is_exit_code_two() {
         [&["nonsense"][..], &["sync", "--timeout", "soon"], &["join"], &["--no-such-option"]]
     {
         assert_eq!(world.picloud_at(&home, args).code, 2, "{args:?}");
+        let args = [&["--json"], args].concat();
+        let run = world.picloud_at(&home, &args);
+        let error = &run.objects()[0];
+        assert_eq!((&error["type"], &error["exit"]), (&"error".into(), &2.into()), "{args:?}");
     }
 }

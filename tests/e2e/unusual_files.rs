@@ -154,6 +154,69 @@ fn what_cannot_be_synced_is_a_problem_and_everything_else_goes_on() {
 }
 
 #[test]
+fn a_synced_folder_in_another_is_a_problem_and_not_looked_into() {
+    let world = World::new();
+    let mut outer = world.device("ann", "outer");
+    let other = world.device("ann", "other");
+    let mut inner = world.joined("bob", "inner");
+    inner.write("of bob", "1");
+    inner.start();
+    inner.sync();
+    // It is moved into the other folder while both agents are at work; and there is a directory that
+    // is known to the other folder before it becomes one of its own.
+    inner.stop();
+    let moved = outer.path("sub/inner");
+    outer.mkdir("sub");
+    fs::rename(&inner.folder, &moved).unwrap();
+    inner.edit_config(|text| text.replace(inner.folder.to_str().unwrap(), moved.to_str().unwrap()));
+    inner.start();
+    outer.write("known/file", "1");
+    other.wait_text("known/file", "1");
+    fs::create_dir(outer.path("known/.picloud")).unwrap();
+    fs::copy(moved.join(".picloud/identity"), outer.path("known/.picloud/identity")).unwrap();
+    for path in ["sub/inner", "known"] {
+        let reason = outer.wait_problem(path);
+        assert!(reason.contains("a synced folder of its own"), "{path}: {reason}");
+    }
+    // Nothing of either goes over, and what is gone there was not deleted.
+    fs::write(moved.join("of bob 2"), "2").unwrap();
+    outer.remove("known/file");
+    outer.write("known/another", "2");
+    outer.write("plain", "goes on");
+    outer.picloud(&["sync", "--timeout", "90"]).fails(3);
+    other.wait_text("plain", "goes on");
+    other.sync();
+    assert_eq!(other.tree().paths(), ["known", "known/file", "plain", "sub"]);
+    // Nothing that comes from elsewhere is put into them, and nothing waits for that.
+    other.write("sub/inner/from elsewhere", "3");
+    other.write("known/from elsewhere", "3");
+    other.sync();
+    outer.picloud(&["sync", "--timeout", "90"]).fails(3);
+    inner.sync();
+    for path in ["sub/inner/from elsewhere", "known/from elsewhere"] {
+        assert!(!outer.exists(path), "{path}");
+    }
+    let there = world.device("bob", "bob 2");
+    there.sync();
+    assert_eq!(there.tree().paths(), ["of bob", "of bob 2"]);
+    // Moved out again, it is no matter any more, and both go on; also over a restart.
+    outer.stop();
+    outer.start();
+    outer.wait_problem("sub/inner");
+    inner.stop();
+    fs::rename(&moved, &inner.folder).unwrap();
+    inner.edit_config(|text| text.replace(moved.to_str().unwrap(), inner.folder.to_str().unwrap()));
+    outer.remove("known/.picloud");
+    outer.remove("known/another");
+    outer.wait_text("sub/inner/from elsewhere", "3");
+    outer.wait_text("known/from elsewhere", "3");
+    settle(&[&outer, &other]);
+    inner.start();
+    inner.sync();
+    assert_eq!(inner.tree().paths(), ["of bob", "of bob 2"]);
+}
+
+#[test]
 fn an_unreadable_file_is_a_problem_until_it_can_be_read() {
     if rustix::process::geteuid().is_root() {
         // Nothing is unreadable to root; the rest of this file runs all the same.

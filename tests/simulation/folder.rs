@@ -110,7 +110,7 @@ impl ModelFolder {
             Data::Link(target) => Some(target.clone()),
             _ => None,
         };
-        Some(Found { stat: disk.stat(child), target, ignored: false })
+        Some(Found { stat: disk.stat(child), target, ignored: false, is_folder: false })
     }
 
     /// As the agent's reading of a file: open, stat, read, stat.

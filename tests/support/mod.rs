@@ -346,6 +346,14 @@ impl Device {
         command
     }
 
+    /// Edits the settings as editors do it: whole or not at all.
+    pub fn edit_config(&self, change: impl FnOnce(String) -> String) {
+        let edited = change(fs::read_to_string(&self.config).unwrap());
+        let temporary = self.config.with_extension("new");
+        fs::write(&temporary, edited).unwrap();
+        fs::rename(temporary, &self.config).unwrap();
+    }
+
     /// `picloud --config … ARGS`.
     pub fn picloud(&self, args: &[&str]) -> Run {
         Run::of(&self.picloud_command(args).output().unwrap())

@@ -1,11 +1,12 @@
 //! The folder itself: opening it beneath its root, and the primitive operations of [`Folder`].
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustix::fs::{
     AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps,
@@ -17,8 +18,11 @@ use super::identity::{self, FolderError, Identity, Linked};
 use super::{STATX, fault, look, reason, stat_of};
 use crate::engine::apply::OWN_DIR;
 use crate::engine::folder::{Fault, Folder, FolderGone, Own, Rename};
-use crate::engine::seam::{DirRef, Stat};
+use crate::engine::seam::{DirRef, INNER_FOLDER, Stat};
 use crate::model::{Attrs, Content, Kind, Name, RelPath, Timestamp};
+
+/// The most directories remembered that are synced folders of their own.
+const INNER_MAX: usize = 1000;
 
 /// The longest path given to the kernel at once; longer ones are walked in pieces.
 const PATH_PIECE_MAX: usize = 4000;
@@ -55,6 +59,8 @@ struct Inner {
     next_staged: AtomicU64,
     /// Held for writing while a directory is lent.
     lending: RwLock<()>,
+    /// Directories that the looks found to be synced folders of their own: nothing is done in them.
+    inner: RwLock<BTreeSet<RelPath>>,
 }
 
 impl DiskFolder {
@@ -186,6 +192,7 @@ impl DiskFolder {
             folds_case,
             next_staged: AtomicU64::new(1),
             lending: RwLock::new(()),
+            inner: RwLock::default(),
         }));
         folder.give_back().map_err(errno)?;
         Ok(folder)
@@ -228,13 +235,51 @@ impl DiskFolder {
     /// # Errors
     /// [`Fault::Changed`] when another one is there.
     pub(super) fn open_ref(&self, dir: &DirRef) -> Result<(Arc<OwnedFd>, Stat), Fault> {
-        let (handle, stat) = self.open_dir(&dir.path)?;
+        let (handle, stat) = self.open_anyway(&dir.path)?;
         // The root's identity is known better than by its inode.
         if stat.ino == dir.ino || dir.path.is_root() {
             Ok((handle, stat))
         } else {
             Err(Fault::Changed)
         }
+    }
+
+    /// Opens a directory, also one that is a synced folder of its own.
+    pub(super) fn open_anyway(&self, path: &RelPath) -> Result<(Arc<OwnedFd>, Stat), Fault> {
+        let names = path.names();
+        let handle = match names {
+            [] => self.0.root.clone(),
+            [first, rest @ ..] => {
+                let is_ours = first.as_bytes() == OWN_DIR;
+                let is_parked = rest.len() > 1 && rest[0].as_bytes() == b"parked";
+                if is_ours && !is_parked {
+                    return Err(Fault::NotFound);
+                }
+                Arc::new(self.open_beneath(names, DIR_FLAGS).map_err(fault)?)
+            }
+        };
+        let _steady = self.steady();
+        let stat = stat_of(&statx_fd(handle.as_fd()).map_err(fault)?);
+        Ok((handle, stat))
+    }
+
+    /// Notes whether a directory is a synced folder of its own.
+    pub(super) fn note_inner(&self, path: &RelPath, is_inner: bool) {
+        let is_noted = |inner: &BTreeSet<RelPath>| inner.contains(path);
+        if is_noted(&self.0.inner.read().unwrap_or_else(PoisonError::into_inner)) == is_inner {
+            return;
+        }
+        let mut inner = self.0.inner.write().unwrap_or_else(PoisonError::into_inner);
+        if !is_inner {
+            inner.remove(path);
+        } else if inner.len() < INNER_MAX {
+            inner.insert(path.clone());
+        }
+    }
+
+    fn is_inside_inner(&self, path: &RelPath) -> bool {
+        let inner = self.0.inner.read().unwrap_or_else(PoisonError::into_inner);
+        inner.iter().any(|inner| path.names().starts_with(inner.names()))
     }
 
     /// Opens a directory with these flags, the root too.
@@ -319,21 +364,10 @@ impl Folder for DiskFolder {
     }
 
     fn open_dir(&self, path: &RelPath) -> Result<(Self::Dir, Stat), Fault> {
-        let names = path.names();
-        let handle = match names {
-            [] => self.0.root.clone(),
-            [first, rest @ ..] => {
-                let is_ours = first.as_bytes() == OWN_DIR;
-                let is_parked = rest.len() > 1 && rest[0].as_bytes() == b"parked";
-                if is_ours && !is_parked {
-                    return Err(Fault::NotFound);
-                }
-                Arc::new(self.open_beneath(names, DIR_FLAGS).map_err(fault)?)
-            }
-        };
-        let _steady = self.steady();
-        let stat = stat_of(&statx_fd(handle.as_fd()).map_err(fault)?);
-        Ok((handle, stat))
+        if self.is_inside_inner(path) {
+            return Err(Fault::Other(INNER_FOLDER.to_owned()));
+        }
+        self.open_anyway(path)
     }
 
     fn own_dir(&self, own: Own) -> Self::Dir {
@@ -497,6 +531,25 @@ fn open_one(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, 
             Err(Errno::AGAIN | Errno::INTR) => {}
             other => return other,
         }
+    }
+}
+
+/// Returns whether a directory, or the one of this name in it, has the identity of a synced folder.
+pub(super) fn is_linked(dir: BorrowedFd<'_>, name: Option<&Name>) -> bool {
+    let identity = [OWN_DIR, b"/identity"].concat();
+    let path = match name {
+        Some(name) => [name.as_bytes(), b"/", &identity].concat(),
+        None => identity,
+    };
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match open_one(dir, &path, flags) {
+        Ok(found) => {
+            statx_fd(found.as_fd()).is_ok_and(|statx| stat_of(&statx).kind == Some(Kind::File))
+        }
+        // No openat2 here; nothing is read, so a link in the way does no harm.
+        Err(Errno::NOSYS) => rustix::fs::statx(dir, path, AtFlags::SYMLINK_NOFOLLOW, STATX)
+            .is_ok_and(|statx| stat_of(&statx).kind == Some(Kind::File)),
+        Err(_) => false,
     }
 }
 

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use rustix::fs::{OFlags, RawDir};
 use rustix::io::Errno;
 
-use super::folder::{DiskFolder, statx_at, statx_fd};
+use super::folder::{DiskFolder, is_linked, statx_at, statx_fd};
 use super::{reason, stat_of};
 use crate::agent::ignore::{DirRules, FILE_LEN_MAX, FILE_NAME, Ignore, Loaded};
 use crate::engine::apply::OWN_DIR;
 use crate::engine::folder::{Fault, Folder, FolderGone};
-use crate::engine::seam::{DirRef, Found, Look, Seen, Stat};
+use crate::engine::seam::{DirRef, Found, INNER_FOLDER, Look, Seen, Stat};
 use crate::model::{Kind, Name, RelPath};
 
 /// Bytes of entries asked of the kernel at once.
@@ -78,6 +78,14 @@ impl OpenDir {
     /// # Errors
     /// When the folder is gone.
     pub fn look(&self, names: Option<&[Name]>, ignore: &Ignore) -> Result<Look, FolderGone> {
+        // One that was known before it became a folder of its own: what is in it is another
+        // agent's now, and nothing that is missing there was deleted.
+        let is_inner = !self.path.is_root() && is_linked(self.handle.as_fd(), None);
+        self.folder.note_inner(&self.path, is_inner);
+        if is_inner {
+            self.folder.check()?;
+            return Ok(Look::Unreadable { reason: INNER_FOLDER.to_owned() });
+        }
         let looked = self.entries(names, ignore);
         // Checked after the listing: a listing that ends early because the folder went away must
         // not count.
@@ -93,7 +101,7 @@ impl OpenDir {
     /// cannot be listed any more. Nothing or another one is then at its path.
     fn was_removed(&self) -> bool {
         let ino = statx_fd(self.handle.as_fd()).map(|statx| statx.stx_ino);
-        match self.folder.open_dir(&self.path) {
+        match self.folder.open_anyway(&self.path) {
             Ok((_, stat)) => ino.is_ok_and(|ino| ino != stat.ino),
             Err(fault) => matches!(fault, Fault::NotFound),
         }
@@ -208,6 +216,7 @@ impl OpenDir {
                 stat,
                 target,
                 ignored: rules.is_ignored(name.as_bytes(), is_dir),
+                is_folder: is_dir && is_linked(self.handle.as_fd(), Some(name)),
             }));
         }
         Err(Errno::BUSY)
@@ -217,7 +226,7 @@ impl OpenDir {
         if *dir == *self.path {
             return self.read_rules(&self.handle);
         }
-        let (handle, _) = self.folder.open_dir(dir).ok()?;
+        let (handle, _) = self.folder.open_anyway(dir).ok()?;
         self.read_rules(&handle)
     }
 

@@ -9,6 +9,7 @@
 mod folder;
 mod hash;
 mod identity;
+mod kept;
 mod lend;
 mod look;
 mod pool;
@@ -19,6 +20,7 @@ mod tests;
 pub use folder::DiskFolder;
 pub use hash::{FileContent, OpenFile};
 pub use identity::{FolderError, Identity, Linked};
+pub use kept::Kept;
 pub use look::OpenDir;
 pub use pool::{ApplyPool, PoolClosed, Report};
 pub use stage::StagedFile;

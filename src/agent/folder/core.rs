@@ -27,7 +27,7 @@ use crate::engine::folder::{Folder as _, Own};
 use crate::engine::seam::{
     Action, Committed, DiskOp, Event, Outcome, Outgoing, Spot, Uploaded, Word,
 };
-use crate::engine::trees::Trees as _;
+use crate::engine::trees::{Totals, Trees as _};
 use crate::model::{Change, ChangeOp, Content, Name, NodeId, RelPath};
 use crate::protocol::control::{Conflict, HeldDeletion, Problem};
 use crate::protocol::message::Held;
@@ -582,9 +582,18 @@ impl Core {
         Ok(())
     }
 
+    /// Returns what the trees hold, with what is over of the larger contents under way taken off what is
+    /// pending.
+    fn totals(&self) -> Totals {
+        let mut totals = self.engine.trees().totals();
+        totals.upload_bytes = totals.upload_bytes.saturating_sub(self.cx.up.sum());
+        totals.download_bytes = totals.download_bytes.saturating_sub(self.cx.down.sum());
+        totals
+    }
+
     fn is_view_old(&self) -> bool {
         let trees = self.engine.trees();
-        self.shown.totals != trees.totals()
+        self.shown.totals != self.totals()
             || self.shown.meta != trees.meta()
             || self.shown.rescans_done != self.engine.rescans_done()
             || self.shown.is_settled != self.is_settled
@@ -607,8 +616,12 @@ impl Core {
             self.rest_at_ms = now + REST_MS;
         }
         let trees = self.engine.trees();
+        for progress in [&self.cx.up, &self.cx.down] {
+            // What cannot be read counts as pending.
+            progress.retain(|node| trees.get(node).map_or(true, |entry| entry.is_dirty()));
+        }
         let mut shown = EngineView {
-            totals: trees.totals(),
+            totals: self.totals(),
             meta: trees.meta(),
             conflicts: trees.conflict_count()?,
             problem_count: self.shown.problem_count,

@@ -237,10 +237,17 @@ impl Fetch {
     }
 
     async fn large_file(self, job: Job) {
-        let node = job.node;
+        let (node, len) = (job.node, job.content.len());
+        self.cx.down.begin(node);
         match self.stage(job).await {
-            Ok(payload) => self.tell(node, Fetched::Payload(payload)).await,
-            Err(stop) => self.tell_stop([node], stop).await,
+            Ok(payload) => {
+                self.cx.down.finish(node, len);
+                self.tell(node, Fetched::Payload(payload)).await;
+            }
+            Err(stop) => {
+                self.cx.down.forget(node);
+                self.tell_stop([node], stop).await;
+            }
         }
     }
 
@@ -266,22 +273,24 @@ impl Fetch {
         let mut places: HashMap<ChunkId, Vec<usize>> = HashMap::new();
         let mut missing = VecDeque::new();
         for (index, (_, extent)) in staged.extents().enumerate() {
-            if let Extent::Chunk { id, len } = extent
-                && !staged.is_written(index)
-            {
-                let indexes = places.entry(id).or_default();
-                if indexes.is_empty() {
-                    let base = old.as_ref().and_then(|old| old.bases.get(&id)).cloned();
-                    missing.push_back(Wanted { id, len, base: base.unwrap_or_default() });
+            match extent {
+                Extent::Chunk { id, len } if !staged.is_written(index) => {
+                    let indexes = places.entry(id).or_default();
+                    if indexes.is_empty() {
+                        let base = old.as_ref().and_then(|old| old.bases.get(&id)).cloned();
+                        missing.push_back(Wanted { id, len, base: base.unwrap_or_default() });
+                    }
+                    indexes.push(index);
                 }
-                indexes.push(index);
+                here => self.cx.down.add(node, here.len()),
             }
         }
         let (chunks, arrived) = mpsc::channel(2);
         let cx = Arc::clone(&self.cx);
         // Whatever becomes of this task: the writer keeps what has arrived.
         let writing = tokio::task::spawn_blocking(move || {
-            let staged = write(staged, &places, old.as_ref(), arrived)?;
+            let written = |len| cx.down.add(node, len);
+            let staged = write(staged, &places, old.as_ref(), arrived, written)?;
             if staged.is_complete() {
                 return Ok(Some(staged));
             }
@@ -601,6 +610,7 @@ fn write(
     places: &HashMap<ChunkId, Vec<usize>>,
     old: Option<&Old>,
     mut arrived: mpsc::Receiver<Vec<Arrived>>,
+    written: impl Fn(u64),
 ) -> Result<StagedFile, Stop> {
     let damaged = |reason: String| Stop::Outcome(Outcome::NoContent { reason });
     while let Some(chunks) = arrived.blocking_recv() {
@@ -618,6 +628,7 @@ fn write(
             };
             for index in places.get(&one.id()).into_iter().flatten() {
                 staged.write(*index, &bytes)?;
+                written(bytes.len() as u64);
             }
         }
     }

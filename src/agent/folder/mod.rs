@@ -14,6 +14,7 @@ mod hands;
 mod link;
 mod partial;
 mod prepare;
+mod progress;
 mod running;
 mod supervise;
 mod upload;
@@ -25,6 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use self::partial::Partials;
+use self::progress::Progress;
 pub(super) use self::supervise::{FolderTask, Settings};
 pub(super) use self::view::View;
 use super::cache::Cache;
@@ -69,6 +71,10 @@ pub(super) struct Context {
     pub incoming: Cache<Arc<ChunkData>>,
     pub outgoing: Cache<Arc<Vec<u8>>>,
     pub partials: Partials,
+    /// How far uploads are.
+    pub up: Progress,
+    /// How far downloads are.
+    pub down: Progress,
     pub inputs: mpsc::Sender<Input>,
     /// Wakes the link out of its back-off.
     pub reconnect: Arc<Notify>,

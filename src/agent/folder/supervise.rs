@@ -16,6 +16,7 @@ use super::hands::Hands;
 use super::link::Link;
 use super::partial::Partials;
 use super::prepare::Preparer;
+use super::progress::Progress;
 use super::running::RunningNote;
 use super::view::LinkView;
 use super::{Context, INCOMING_LEN_MAX, INPUTS_MAX, Input, OUTGOING_LEN_MAX, Rates, View};
@@ -49,7 +50,6 @@ const HINTS_MAX: usize = 1024;
 #[derive(Debug, Clone)]
 pub(in crate::agent) struct Settings {
     pub config: FolderConfig,
-    pub device_name: String,
     /// Where its databases are.
     pub state_dir: PathBuf,
     pub credentials: PathBuf,
@@ -86,7 +86,7 @@ pub(in crate::agent) struct FolderTask {
 
 impl FolderTask {
     pub(in crate::agent) fn start(settings: Settings, paused: bool, scan_every_ms: u64) -> Self {
-        let view = View::new(settings.config.clone(), settings.device_name.clone(), paused);
+        let view = View::new(settings.config.clone(), paused);
         let (view_sender, view) = watch::channel(view);
         let (journal_sender, journal) = watch::channel(None);
         let (wish, wished) = watch::channel(Wish {
@@ -297,6 +297,10 @@ impl Supervisor {
         mut ended: oneshot::Receiver<Ended>,
         mut wish: Wish,
     ) -> Result<Ended, String> {
+        if wish.stop {
+            // Said while the folder was being opened: no change will tell of it.
+            inputs.send(Input::Stop).await.ok();
+        }
         loop {
             tokio::select! {
                 ended = &mut ended => {
@@ -346,6 +350,8 @@ impl Supervisor {
             incoming: Cache::new(INCOMING_LEN_MAX),
             outgoing: Cache::new(OUTGOING_LEN_MAX),
             partials: Partials::default(),
+            up: Progress::default(),
+            down: Progress::default(),
             inputs: inputs.clone(),
             reconnect: Arc::clone(&self.wake),
             journal: self.journal.clone(),
@@ -452,7 +458,7 @@ fn open(settings: &Settings) -> Result<Opened, String> {
     let lists = Lists::open(&dir.join("lists.sqlite"))
         .map_err(|error| format!("The cache of content lists cannot be used: {error}"))?;
     let trees = state.trees;
-    let mut applier = Applier::new(folder.clone(), settings.device_name.clone())
+    let mut applier = Applier::new(folder.clone(), config.device_name.clone())
         .after_power_cut(suspect_since.is_some());
     let recovered = applier
         .recover(&clock::today(), |node| {

@@ -127,8 +127,12 @@ struct Upload {
 
 impl Upload {
     async fn run(self, job: Job) {
+        self.cx.up.begin(job.node);
         let uploaded = match self.upload(&job).await {
-            Ok(()) => Uploaded::Done,
+            Ok(()) => {
+                self.cx.up.finish(job.node, job.expected.stat.size);
+                Uploaded::Done
+            }
             Err(Stop::Uploaded(uploaded)) => uploaded,
             Err(Stop::Call(CallError::Failed(failure)))
                 if failure.code != FailureCode::Malformed =>
@@ -142,6 +146,9 @@ impl Upload {
                 return;
             }
         };
+        if uploaded != Uploaded::Done {
+            self.cx.up.forget(job.node);
+        }
         let input = Input::Uploaded { session: self.session.number, node: job.node, uploaded };
         // The core ended, and the session with it.
         self.cx.inputs.send(input).await.ok();
@@ -160,7 +167,7 @@ impl Upload {
             Some(Content::Chunk { id, len }) => {
                 let old = self.old(job.base).await?;
                 let extent = Extent::Chunk { id, len };
-                self.put_missing(&file, chunks(&[extent], old.extents())).await
+                self.put_missing(job.node, &file, chunks(&[extent], old.extents())).await
             }
             Some(Content::List { id, .. }) => {
                 let drive = self.cx.drive;
@@ -175,7 +182,7 @@ impl Upload {
                 {
                     // What the old list has, the drive has: nobody need ask.
                     let new = splice::new_chunks(old_list.extents(), list.extents());
-                    self.put_in_turns(&file, new).await?;
+                    self.put_in_turns(job, &file, new).await?;
                     let put = PutSplice { drive, list: id, base: *old_id, splice };
                     match self.session.bulk.call(&put).await {
                         // A server put back from a backup has less than was thought.
@@ -183,7 +190,7 @@ impl Upload {
                         put => return put.map(drop).map_err(Stop::from),
                     }
                 }
-                self.put_in_turns(&file, chunks(list.extents(), old.extents())).await?;
+                self.put_in_turns(job, &file, chunks(list.extents(), old.extents())).await?;
                 self.put_list(id, &list).await
             }
         }
@@ -216,16 +223,31 @@ impl Upload {
         .await
     }
 
-    async fn put_in_turns(&self, file: &Arc<OpenFile>, chunks: Vec<NewChunk>) -> Result<(), Stop> {
+    async fn put_in_turns(
+        &self,
+        job: &Job,
+        file: &Arc<OpenFile>,
+        chunks: Vec<NewChunk>,
+    ) -> Result<(), Stop> {
+        // What is not among them, the drive has.
+        let len: u64 = chunks.iter().map(|chunk| u64::from(chunk.len)).sum();
+        self.cx.up.begin(job.node);
+        self.cx.up.add(job.node, job.expected.stat.size.saturating_sub(len));
         let mut chunks = chunks.into_iter().peekable();
         while chunks.peek().is_some() {
-            self.put_missing(file, chunks.by_ref().take(IDS_MAX).collect()).await?;
+            let turn = chunks.by_ref().take(IDS_MAX).collect();
+            self.put_missing(job.node, file, turn).await?;
         }
         Ok(())
     }
 
     /// Puts those of the chunks, at most [`IDS_MAX`], that the drive lacks.
-    async fn put_missing(&self, file: &Arc<OpenFile>, chunks: Vec<NewChunk>) -> Result<(), Stop> {
+    async fn put_missing(
+        &self,
+        node: NodeId,
+        file: &Arc<OpenFile>,
+        chunks: Vec<NewChunk>,
+    ) -> Result<(), Stop> {
         if chunks.is_empty() {
             return Ok(());
         }
@@ -238,16 +260,20 @@ impl Upload {
         let mut puts = JoinSet::new();
         let mut batch = Vec::new();
         let mut len = 0;
-        for chunk in chunks.into_iter().filter(|chunk| missing.contains(&chunk.id)) {
+        for chunk in chunks {
+            if !missing.contains(&chunk.id) {
+                self.cx.up.add(node, chunk.len.into());
+                continue;
+            }
             len += chunk.len as usize;
             batch.push(chunk);
             if len >= BATCH_LEN_MAX {
                 len = 0;
-                self.put(file, std::mem::take(&mut batch), &mut puts).await?;
+                self.put(node, file, std::mem::take(&mut batch), &mut puts).await?;
             }
         }
         if !batch.is_empty() {
-            self.put(file, batch, &mut puts).await?;
+            self.put(node, file, batch, &mut puts).await?;
         }
         while let Some(put) = puts.join_next().await {
             finished(put)?;
@@ -258,6 +284,7 @@ impl Upload {
     /// Begins to put a batch, once there is room for one more; takes in what became of earlier ones.
     async fn put(
         &self,
+        node: NodeId,
         file: &Arc<OpenFile>,
         batch: Vec<NewChunk>,
         puts: &mut JoinSet<Result<(), Stop>>,
@@ -271,9 +298,12 @@ impl Upload {
         let (this, file) = (self.clone(), Arc::clone(file));
         puts.spawn(async move {
             let _permit = permit;
+            let plain: u64 = batch.iter().map(|chunk| u64::from(chunk.len)).sum();
             let (with_base, whole) = batch.into_iter().partition(|chunk| this.may_be_delta(chunk));
             let whole = this.put_deltas(&file, with_base, whole).await?;
-            this.put_whole(&file, whole).await
+            this.put_whole(&file, whole).await?;
+            this.cx.up.add(node, plain);
+            Ok(())
         });
         Ok(())
     }

@@ -39,7 +39,6 @@ pub(in crate::agent) enum LinkView {
 #[derive(Debug, Clone)]
 pub(in crate::agent) struct View {
     pub config: FolderConfig,
-    pub device_name: String,
     pub paused: bool,
     /// Why nothing is done at all.
     pub stopped: Option<String>,
@@ -52,10 +51,9 @@ pub(in crate::agent) struct View {
 }
 
 impl View {
-    pub(super) fn new(config: FolderConfig, device_name: String, paused: bool) -> Self {
+    pub(super) fn new(config: FolderConfig, paused: bool) -> Self {
         Self {
             config,
-            device_name,
             paused,
             stopped: None,
             is_open: false,
@@ -105,7 +103,7 @@ impl View {
             path: self.config.path.to_string_lossy().into_owned(),
             server: self.config.server.clone(),
             user: self.config.user.clone(),
-            device: self.device_name.clone(),
+            device: self.config.device_name.clone(),
             state: self.state(),
             files: engine.totals.files,
             dirs: engine.totals.dirs,

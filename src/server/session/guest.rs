@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::shared::Shared;
-use crate::model::DeviceId;
+use crate::model::{DeviceId, free_device_name};
 use crate::protocol::message::{
     Admitted, AuthReply, DriveInfo, FailureCode, Join, Login, Question, Register, Resume,
 };
@@ -293,14 +293,18 @@ impl Guest {
             .store
             .write(move |metadata| {
                 let user = find(metadata)?;
-                if metadata.devices(user.num)?.len() >= DEVICES_MAX {
+                let others = metadata.devices(user.num)?;
+                if others.len() >= DEVICES_MAX {
                     return Err(StoreError::request(
                         FailureCode::TooLarge,
                         format!("The account has {DEVICES_MAX} devices: remove some first"),
                     ));
                 }
                 let hash = hash_secret(&token);
-                let device = metadata.add_device(id, user.num, &device_name, &hash, now_ms())?;
+                // Conflict copies and commands name a device: two of an account are never the same.
+                let is_taken = |name: &str| others.iter().any(|other| other.name == name);
+                let name = free_device_name(&device_name, is_taken);
+                let device = metadata.add_device(id, user.num, &name, &hash, now_ms())?;
                 let drives = metadata.drives(user.num)?;
                 Ok(Member { user, device, drives })
             })
