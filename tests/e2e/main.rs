@@ -21,4 +21,5 @@ mod lost_state;
 mod put_get;
 mod status;
 mod systemd;
+mod undo;
 mod unusual_files;

@@ -538,11 +538,11 @@ mod tests {
         store.close().await;
         drop(store);
         let newer = rusqlite::Connection::open(layout.database()).unwrap();
-        newer.pragma_update(None, "user_version", 3).unwrap();
+        newer.pragma_update(None, "user_version", 4).unwrap();
         let refused = Store::open(&layout, 0).unwrap_err().to_string();
         assert!(
             refused
-                .ends_with("has format 3, but this version reads up to 2: upgrade picloud-server"),
+                .ends_with("has format 4, but this version reads up to 3: upgrade picloud-server"),
             "{refused}"
         );
     }
