@@ -491,8 +491,8 @@ fn a_batch_is_taken_back_as_one_change_and_so_is_that() {
          batches => 6-11 A +1 ~1 >1 -3 d g i, 1-5 A +5 ~0 >0 -0 d g h
          B undo 6-11 => 12-17 +3 ~1 >1 -1
          B undo 6-11 => undone by 12-17
-         A update 3@15 holds y => stale, now 14
-         batches => 12-17 B +3 ~1 >1 -1 d g h undoes 6-11, 6-11 A +1 ~1 >1 -3 d g h undone by 12-17, 1-5 A +5 ~0 >0 -0 d g h
+         A update 3@15 holds y => stale, now 16
+         batches => 12-17 B +3 ~1 >1 -1 d g h undoes 6-11, 6-11 A +1 ~1 >1 -3 d g i undone by 12-17, 1-5 A +5 ~0 >0 -0 d g h
          A undo 12-17 => 18-23 +1 ~1 >1 -3
          B undo 6-11 => redone by 18-23
          B undo 12-17 => undone by 18-23
@@ -586,18 +586,41 @@ fn an_undo_that_deletes_very_much_needs_a_person() {
 }
 
 proptest::proptest! {
-    /// Random changes of two devices, many of them joined, most of them wrong: whatever is accepted,
-    /// the manifest stays a tree with unique names, of joined changes all are accepted or none, and
-    /// asking for everything a second time changes nothing.
+    /// Random changes of two devices, many of them joined, most of them wrong, and undos: whatever is
+    /// accepted, the manifest stays a tree with unique names, of joined changes all are accepted or
+    /// none, asking for everything a second time changes nothing, and an undo undone leaves the tree as
+    /// it was before.
     #[test]
     fn the_manifest_stays_a_tree(
         asked in proptest::collection::vec(
             (0..2_u8, proptest::collection::vec((0..3_u8, 1..6_u8, 0..6_u8, 0..3_u8), 1..4)),
             1..60,
-        )
+        ),
+        undos in proptest::collection::vec((0..60_usize, 0..2_u8, 0..10_usize), 0..10),
     ) {
         let mut manifest = MemoryManifest::default();
-        for (author, joined) in asked {
+        for (turn, (author, joined)) in asked.into_iter().enumerate() {
+            manifest.now_ms += 4_000;
+            for (_, by, which) in undos.iter().filter(|(at, _, _)| *at == turn) {
+                let head = manifest.head;
+                let Ok((found, _)) = undo::batches(&mut manifest, head, 10);
+                let Some(batch) = found.get(*which) else { continue };
+                let author = device(if *by == 0 { "A" } else { "B" });
+                let how = How { author, is_dry_run: false, is_approved: true, date: DATE };
+                let tree = |manifest: &MemoryManifest| -> Vec<_> {
+                    manifest.nodes().map(|(id, version)| (id, version.node.clone())).collect()
+                };
+                let before = tree(&manifest);
+                let Ok(done) = undo::undo(&mut manifest, batch.id, how);
+                let after = manifest.head;
+                let Ok(again) = undo::undo(&mut manifest, batch.id, how);
+                proptest::prop_assert_eq!(after, manifest.head, "{:?}", again);
+                if let Some(by) = done.unwrap().by {
+                    let Ok(back) = undo::undo(&mut manifest, by, how);
+                    proptest::prop_assert_eq!(back.unwrap().left_count, 0);
+                    proptest::prop_assert_eq!(tree(&manifest), before);
+                }
+            }
             let author = if author == 0 { "A" } else { "B" };
             let mut changes = Vec::new();
             for (op, id, parent, name) in joined {
