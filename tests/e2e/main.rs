@@ -16,6 +16,7 @@ mod faults_folder;
 mod faults_server;
 mod first_use;
 mod full_disk;
+mod incidents;
 mod join;
 mod lost_state;
 mod put_get;

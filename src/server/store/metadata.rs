@@ -358,6 +358,8 @@ pub trait Metadata: Send {
     // Contents.
     fn chunk(&mut self, drive: i64, id: ChunkId) -> Result<Option<ChunkRow>>;
     fn add_chunk(&mut self, drive: i64, chunk: &ChunkRow) -> Result<()>;
+    /// Returns the number of the newest pack in which something lies; 0 when nothing does.
+    fn newest_pack(&mut self) -> Result<u32>;
     fn list(&mut self, drive: i64, id: ListId) -> Result<Option<ListRow>>;
     fn add_list(&mut self, drive: i64, list: &ListRow) -> Result<()>;
 

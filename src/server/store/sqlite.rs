@@ -850,6 +850,16 @@ impl Metadata for SqliteConnection {
         Ok(())
     }
 
+    fn newest_pack(&mut self) -> Result<u32> {
+        let found = self.one(
+            "SELECT max(coalesce((SELECT max(pack) FROM chunk), 0),
+                 coalesce((SELECT max(pack) FROM list), 0))",
+            [],
+            |row| narrow(row, 0),
+        )?;
+        Ok(found.unwrap_or(0))
+    }
+
     fn list(&mut self, drive: i64, id: ListId) -> Result<Option<ListRow>> {
         self.one(
             "SELECT file_len, pack, offset, stored_len FROM list WHERE drive = ?1 AND id = ?2",
