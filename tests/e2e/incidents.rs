@@ -332,8 +332,8 @@ fn r17_a_busy_database_is_waited_for_on_either_side_and_nothing_is_begun_anew() 
     // The agent's, when it begins.
     a.stop();
     let state = walkdir::WalkDir::new(a.dir.join("state")).into_iter().flatten();
-    let database = state.map(|entry| entry.path().to_owned());
-    let database = database.filter(|path| path.ends_with("state.sqlite")).next().unwrap();
+    let mut files = state.map(|entry| entry.path().to_owned());
+    let database = files.find(|path| path.ends_with("state.sqlite")).unwrap();
     let held = rusqlite::Connection::open(&database).unwrap();
     held.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE").unwrap();
     a.start_without_waiting();
