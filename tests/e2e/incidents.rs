@@ -168,6 +168,41 @@ fn r08_an_edit_of_the_same_size_and_time_is_seen() {
     all_well(&[&a, &b]);
 }
 
+/// R9: names that differ in case alone.
+#[test]
+fn r09_a_rename_of_case_alone_is_one_move_and_names_that_differ_in_case_are_two() {
+    let world = World::new();
+    let mut a = world.device("ann", "a");
+    let b = world.device("ann", "b");
+    a.write("Photos/Beach.JPG", "beach");
+    a.write("notes.txt", "notes");
+    a.write("twin", "small");
+    a.write("TWIN", "large");
+    all_well(&[&a, &b]);
+    let cursor = || a.status()["folders"][0]["cursor"].as_u64().unwrap();
+    let before = cursor();
+    a.rename("Photos", "photos");
+    a.rename("photos/Beach.JPG", "photos/beach.jpg");
+    a.rename("notes.txt", "Notes.txt");
+    let tree = all_well(&[&a, &b]);
+    assert_eq!(tree.paths(), ["Notes.txt", "TWIN", "photos", "photos/beach.jpg", "twin"]);
+    assert_eq!(cursor(), before + 3, "a move each");
+    // On one device back, on the other, which is off, in another way, and edited.
+    a.stop();
+    a.rename("Notes.txt", "NOTES.txt");
+    a.write("NOTES.txt", "edited");
+    b.rename("Notes.txt", "notes.txt");
+    b.sync();
+    a.start();
+    let tree = all_well(&[&a, &b]);
+    assert_eq!(tree.paths(), ["TWIN", "notes.txt", "photos", "photos/beach.jpg", "twin"]);
+    assert_eq!(b.read("notes.txt").as_deref(), Some("edited"));
+    assert_eq!(
+        (b.read("twin").unwrap(), b.read("TWIN").unwrap()),
+        ("small".into(), "large".into())
+    );
+}
+
 /// R11: a rule leaves out what is in the drive, and the agent is killed right then.
 #[test]
 fn r11_a_rule_that_leaves_out_what_is_synced_deletes_nothing_anywhere() {
