@@ -288,6 +288,7 @@ async fn a_drive_of_another_user_is_not_there_whatever_is_asked() {
     let connection = mallory.connection.clone();
     let list = ListId::from_bytes([1; 32]);
     let known = ChunkId::of(b"undisturbed");
+    let batch = BatchId { first: Rev(1), last: Rev(1) };
     let node = create(mallory.id(), dir(NodeId::ROOT, "x"));
     macro_rules! refused {
         ($($request:expr),* $(,)?) => {
@@ -313,6 +314,8 @@ async fn a_drive_of_another_user_is_not_there_whatever_is_asked() {
         ListHeld { drive },
         ApproveHeld { drive, device: bystander.0.admitted.device },
         RejectHeld { drive, device: bystander.0.admitted.device },
+        ListBatches { drive, upto: None, count: 100 },
+        UndoBatch { drive, batch, dry_run: false, approved: true },
     );
     bystander.works().await;
 }

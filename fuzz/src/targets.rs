@@ -202,9 +202,10 @@ macro_rules! decoders {
 decoders! {
     Hello Join Login Register Answer Resume Ping Subscribe PageSeen Commit FindMissing PutChunks
     PutList HasList GetList GetChunks Lookup ListDir ListDevices RevokeDevice Invite Logout
-    ChangePassword TotpBegin TotpConfirm TotpDisable ListHeld ApproveHeld RejectHeld HelloReply AuthReply
+    ChangePassword TotpBegin TotpConfirm TotpDisable ListHeld ApproveHeld RejectHeld
+    ListBatches UndoBatch HelloReply AuthReply
     Done Subscribed Committed Missing Has ListPart Chunks Found Entries Devices Invited TotpSecret
-    HeldList HeldNow Page Bye Failure GetSums Sums PutDeltas GetDeltas Deltas PutSplice GetSplice
+    HeldList Batches Undone HeldNow Page Bye Failure GetSums Sums PutDeltas GetDeltas Deltas PutSplice GetSplice
     Splice
 }
 

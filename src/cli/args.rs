@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::model::BatchId;
+
 /// Keeps ~/PiCloud the same on all your devices, through a server you own
 #[derive(Debug, Parser)]
 #[command(name = "picloud", version, max_term_width = 100, arg_required_else_help = true)]
@@ -83,6 +85,8 @@ pub enum Command {
         /// A directory or file there [default: the whole top level]
         path: Option<PathBuf>,
     },
+    /// List what devices changed, burst by burst, or take one burst back
+    Undo(Undo),
     /// Make an account on a server, with a password
     Register(LogIn),
     /// Log in to an account with its password
@@ -214,6 +218,29 @@ pub struct LogIn {
     pub device: Option<String>,
 }
 
+/// `picloud undo`.
+#[derive(Debug, Args)]
+pub struct Undo {
+    /// What to take back, as the list names it [default: list the newest]
+    pub batch: Option<BatchId>,
+    /// Do not ask
+    #[arg(short, long, requires = "batch")]
+    pub yes: bool,
+    /// Do it also when that deletes so much that it needs a person's approval
+    #[arg(long, requires = "batch")]
+    pub approve: bool,
+    /// How many to list
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 10, conflicts_with = "batch",
+          value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub lines: u32,
+    /// List only what was changed before this batch
+    #[arg(long, value_name = "BATCH", conflicts_with = "batch")]
+    pub before: Option<BatchId>,
+    /// The synced folder that is meant, when there are several
+    #[arg(long, value_name = "PATH", allow_hyphen_values = true)]
+    pub folder: Option<PathBuf>,
+}
+
 /// `picloud up`.
 #[derive(Debug, Args)]
 pub struct Up {
@@ -278,6 +305,7 @@ mod tests {
             (&["passwd", "--password-file", "-p"], "-p"),
             (&["logout", "--folder", "-f"], "-f"),
             (&["whoami", "--folder", "-f"], "-f"),
+            (&["undo", "1-2", "--folder", "-f"], "-f"),
             (&["totp", "enable", "--answer-file", "-a"], "-a"),
             (&["totp", "disable", "--password-file", "-p"], "-p"),
         ] {

@@ -15,6 +15,7 @@ mod machine;
 mod output;
 mod prompt;
 mod qr;
+mod undo;
 mod up;
 
 use std::future::Future;
@@ -76,6 +77,7 @@ fn execute(cli: &Cli, output: Output) -> Result<Exit, Failure> {
         Command::Put { file, remote } => wait(files::put(machine, output, file, remote.as_deref())),
         Command::Get { remote, file } => wait(files::get(machine, output, remote, file.as_deref())),
         Command::Ls { long, path } => wait(files::list(machine, output, *long, path.as_deref())),
+        Command::Undo(args) => wait(undo::undo(machine, output, args)),
         Command::Register(args) => wait(account::log_in(machine, output, args, true)),
         Command::Login(args) => wait(account::log_in(machine, output, args, false)),
         Command::Logout(of) => wait(account::log_out(machine, output, of)),

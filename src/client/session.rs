@@ -8,10 +8,11 @@ use tokio::sync::mpsc;
 
 use super::transfer::{Bulk, Meter};
 use super::{ClientError, Result};
-use crate::model::{DeviceId, DriveId, IdSource, NodeId};
+use crate::model::{BatchId, DeviceId, DriveId, IdSource, NodeId, Rev};
 use crate::protocol::message::{
-    Admitted, ApproveHeld, ChangePassword, DeviceInfo, DriveInfo, Held, Invite, Invited,
-    ListDevices, ListHeld, Logout, RejectHeld, RevokeDevice, TotpBegin, TotpConfirm, TotpDisable,
+    Admitted, ApproveHeld, Batches, ChangePassword, DeviceInfo, DriveInfo, Held, Invite, Invited,
+    ListBatches, ListDevices, ListHeld, Logout, RejectHeld, RevokeDevice, TotpBegin, TotpConfirm,
+    TotpDisable, UndoBatch, Undone,
 };
 use crate::protocol::{Connection, Push};
 
@@ -245,5 +246,35 @@ impl Session {
         let drive = self.drive.id;
         self.connection.call(&RejectHeld { drive, device }).await?;
         Ok(())
+    }
+
+    /// Returns the newest batches of the drive: what devices changed in one burst each. At most
+    /// `count`, with changes up to a rev only when one is named.
+    ///
+    /// # Errors
+    /// When the server cannot be asked.
+    pub async fn batches(&self, upto: Option<Rev>, count: u32) -> Result<Batches> {
+        let drive = self.drive.id;
+        Ok(self.connection.call(&ListBatches { drive, upto, count }).await?)
+    }
+
+    /// Says what it would come to to take a batch back.
+    ///
+    /// # Errors
+    /// When there is no such batch.
+    pub async fn preview_undo(&self, batch: BatchId) -> Result<Undone> {
+        let drive = self.drive.id;
+        let asked = UndoBatch { drive, batch, dry_run: true, approved: false };
+        Ok(self.connection.call(&asked).await?)
+    }
+
+    /// Takes a batch back as one change; where that is a mass deletion, only if it is `approved`.
+    ///
+    /// # Errors
+    /// When there is no such batch.
+    pub async fn undo(&self, batch: BatchId, approved: bool) -> Result<Undone> {
+        let drive = self.drive.id;
+        let asked = UndoBatch { drive, batch, dry_run: false, approved };
+        Ok(self.connection.call(&asked).await?)
     }
 }

@@ -1,4 +1,4 @@
-//! How conflict copies are named.
+//! How conflict copies are named, and what comes back where its name is taken.
 
 use super::Name;
 
@@ -12,8 +12,19 @@ use super::Name;
 pub fn conflict_name(name: &Name, device: &str, date: &str, attempt: u32) -> Name {
     let device: String =
         device.chars().map(|c| if c == '/' || c == '\0' { '-' } else { c }).take(40).collect();
+    // At most 18 + 40 * 4 + 1 + 10 bytes (a date of the driver's is 10).
+    marked(name, &format!("conflicted copy {device} {date}"), attempt)
+}
+
+/// Returns `NAME (restored DATE).EXT`, numbered and shortened as [`conflict_name`] does.
+#[must_use]
+pub fn restored_name(name: &Name, date: &str, attempt: u32) -> Name {
+    marked(name, &format!("restored {date}"), attempt)
+}
+
+fn marked(name: &Name, words: &str, attempt: u32) -> Name {
     let number = if attempt > 1 { format!(" {attempt}") } else { String::new() };
-    let mark = format!(" (conflicted copy {device} {date}{number})");
+    let mark = format!(" ({words}{number})");
     let bytes = name.as_bytes();
     let (stem, extension) = match bytes.iter().rposition(|&byte| byte == b'.') {
         Some(dot) if dot > 0 && bytes.len() - dot <= 32 => bytes.split_at(dot),
@@ -23,8 +34,8 @@ pub fn conflict_name(name: &Name, device: &str, date: &str, attempt: u32) -> Nam
     let mut copy = shorten(stem, room).to_vec();
     copy.extend_from_slice(mark.as_bytes());
     copy.extend_from_slice(extension);
-    // A mark has at most 18 + 40 * 4 + 1 + 10 + 11 + 1 bytes (a date of the driver's is 10), an
-    // extension at most 32: together under 255, so the bytes are always a name.
+    // The words have at most 189 bytes, what is around them 14, an extension 32: together under 255,
+    // so the bytes are always a name.
     Name::new(copy).unwrap_or_else(|_| name.clone())
 }
 
@@ -74,5 +85,13 @@ mod tests {
         let wide = "𝄞".repeat(300);
         let copy = conflict_name(&raw, &wide, "2026-11-23", u32::MAX);
         assert!(copy.as_bytes().len() <= 255 && copy != raw);
+    }
+
+    #[test]
+    fn what_comes_back_beside_another_says_so() {
+        let name = Name::try_from("notes.txt").unwrap();
+        let shown = |attempt| restored_name(&name, "2026-11-24", attempt).to_string();
+        assert_eq!(shown(1), "notes (restored 2026-11-24).txt");
+        assert_eq!(shown(2), "notes (restored 2026-11-24 2).txt");
     }
 }

@@ -4,6 +4,7 @@
 //! modules. Every value that can come from a peer or a disk is checked in its one constructor and
 //! again when it is deserialised, so a value of these types is always legal.
 
+mod batch;
 mod change;
 mod chunk;
 mod conflict;
@@ -17,9 +18,10 @@ mod node;
 mod settings;
 mod time;
 
+pub use batch::{BatchId, BatchIdError};
 pub use change::{Change, ChangeOp, Refusal};
 pub use chunk::{ChunkData, Codec};
-pub use conflict::conflict_name;
+pub use conflict::{conflict_name, restored_name};
 pub use content::{Content, ContentList, ContentListError, Extent};
 pub use digest::Digest;
 pub use id::{

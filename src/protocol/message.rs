@@ -16,8 +16,8 @@ pub use crate::model::{ChunkData, Codec};
 
 use super::limits::BATCH_COUNT_MAX;
 use crate::model::{
-    Change, ChunkId, DeviceId, Digest, DriveId, Lineage, ListId, Name, NodeId, Refusal, RelPath,
-    Rev, Timestamp, UserId, Versioned,
+    BatchId, Change, ChunkId, DeviceId, Digest, DriveId, Lineage, ListId, Name, NodeId, Refusal,
+    RelPath, Rev, Timestamp, UserId, Versioned,
 };
 
 /// A message with its own kind number.
@@ -84,6 +84,9 @@ messages! {
     28 ListHeld => HeldList;
     29 ApproveHeld => Done;
     30 RejectHeld => Done;
+    // Batches of changes, and taking one back.
+    31 ListBatches => Batches;
+    32 UndoBatch => Undone;
     // Content as the difference to what the other side has.
     40 GetSums => Sums;
     41 PutDeltas => Done;
@@ -106,6 +109,8 @@ messages! {
     76 Invited;
     77 TotpSecret;
     78 HeldList;
+    79 Batches;
+    80 Undone;
     90 Sums;
     91 Deltas;
     92 Splice;
@@ -787,6 +792,153 @@ pub struct ApproveHeld {
     pub drive: DriveId,
     /// The device.
     pub device: DeviceId,
+}
+
+/// Asks for the newest batches of a drive.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ListBatches {
+    /// The drive.
+    pub drive: DriveId,
+    /// Only changes up to this rev are looked at; none for all.
+    #[serde(default)]
+    pub upto: Option<Rev>,
+    /// How many, at most 100.
+    pub count: u32,
+}
+
+/// Batches, those with the newest changes first.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Batches {
+    /// The batches.
+    pub batches: Vec<Batch>,
+    /// Whether there are older ones.
+    pub more: bool,
+}
+
+/// What one device changed in one burst.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch {
+    /// Its name.
+    pub id: BatchId,
+    /// The device that made the changes.
+    pub device: DeviceId,
+    /// Its name.
+    pub device_name: String,
+    /// When the first change was made, by the server's clock.
+    pub began: Timestamp,
+    /// When the last change was made.
+    pub ended: Timestamp,
+    /// What it came to.
+    pub counts: BatchCounts,
+    /// Where some of the nodes are, or were.
+    #[serde(default)]
+    pub examples: Vec<RelPath>,
+    /// The batch that it took back.
+    #[serde(default)]
+    pub undoes: Option<BatchId>,
+    /// The batch that took it back.
+    #[serde(default)]
+    pub undone_by: Option<BatchId>,
+}
+
+/// How many nodes became what. One that was moved and edited counts twice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchCounts {
+    /// Nodes that were not there before.
+    pub created: u64,
+    /// Nodes with another content, mode or time.
+    pub edited: u64,
+    /// Nodes that are elsewhere.
+    pub moved: u64,
+    /// Nodes that went.
+    pub deleted: u64,
+}
+
+/// Takes a batch back as one change, or says what that would come to. What was changed since is left
+/// alone. Asked for twice, it is done once.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UndoBatch {
+    /// The drive.
+    pub drive: DriveId,
+    /// The batch.
+    pub batch: BatchId,
+    /// Whether only to say what would happen.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Whether a person has said that a mass deletion is meant.
+    #[serde(default)]
+    pub approved: bool,
+}
+
+/// What an undo did, or would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Undone {
+    /// The device that made the batch.
+    pub device: DeviceId,
+    /// Its name.
+    pub device_name: String,
+    /// What it comes to: what comes back is created.
+    pub counts: BatchCounts,
+    /// How many nodes are as they were before the batch already.
+    pub same: u64,
+    /// The undo's own batch; none when it was a dry run or there was nothing to do.
+    #[serde(default)]
+    pub undo: Option<BatchId>,
+    /// The batch was undone before: the last of the undos that undid it, undid that, and so on. Nothing
+    /// happens then.
+    #[serde(default)]
+    pub undone_by: Option<BatchId>,
+    /// With `undone_by`: whether the batch is back in force, and undoing that one undoes it again.
+    #[serde(default)]
+    pub redone: bool,
+    /// Whether it deletes so much that it is not done before it is asked for with `approved`.
+    #[serde(default)]
+    pub needs_approval: bool,
+    /// What happens to which path, the first hundred.
+    #[serde(default)]
+    pub acts: Vec<UndoAct>,
+    /// To how many something does.
+    #[serde(default)]
+    pub act_count: u64,
+    /// What comes back under another name, as its own is taken, the first hundred.
+    #[serde(default)]
+    pub beside: Vec<UndoBeside>,
+    /// How many do.
+    #[serde(default)]
+    pub beside_count: u64,
+    /// What is left alone, the first hundred.
+    #[serde(default)]
+    pub left: Vec<UndoLeft>,
+    /// How much is.
+    #[serde(default)]
+    pub left_count: u64,
+}
+
+/// What an undo does to one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UndoAct {
+    /// Where it is afterwards, or was.
+    pub path: RelPath,
+    /// `restore`, `move` or `delete`.
+    pub act: String,
+}
+
+/// A node that comes back under another name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UndoBeside {
+    /// Where it was.
+    pub path: RelPath,
+    /// Its name now, in the same directory.
+    pub name: Name,
+}
+
+/// A node that an undo leaves alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UndoLeft {
+    /// Where it is, or was.
+    pub path: RelPath,
+    /// Why, for a person.
+    pub reason: String,
 }
 
 /// The server ends the connection, and says why.

@@ -144,6 +144,25 @@ impl Gate {
         true
     }
 
+    /// Returns whether so many deletions pass that a person asks for as one act, apart from what the
+    /// device has pending; counts them when they do. They are never held: who asks is there to be
+    /// asked, and is told no. An approval of what the device has pending is not for them.
+    pub fn admit_at_once(
+        &mut self,
+        now_ms: i64,
+        live: u64,
+        limits: &GateLimits,
+        count: u64,
+    ) -> bool {
+        let mut gate = Self { announced: Some(count), approved_until_ms: None, ..*self };
+        let passes = (0..count).all(|done| gate.admit(now_ms, live.saturating_sub(done), limits));
+        if passes {
+            let Self { announced, approved_until_ms, .. } = *self;
+            *self = Self { announced, approved_until_ms, ..gate };
+        }
+        passes
+    }
+
     fn count_down(&mut self) {
         self.announced = self.announced.map(|count| count.saturating_sub(1));
     }
@@ -270,6 +289,21 @@ mod tests {
         assert_eq!(gate.announced, Some(79));
         gate.announce(Some(0), true);
         assert_eq!(gate.at_rest().held_since_ms, None);
+    }
+
+    #[test]
+    fn what_is_asked_for_at_once_passes_or_not_as_a_whole_and_holds_nothing() {
+        let mut gate = Gate::default();
+        assert!(!gate.admit_at_once(0, 100, &LIMITS, 51));
+        assert_eq!(gate, Gate::default());
+        assert!(gate.admit_at_once(0, 100, &LIMITS, 30));
+        assert!(!gate.admit_at_once(1, 70, &LIMITS, 21), "what passed before counts");
+        assert_eq!(announce(&mut gate, 2, 70, 21, 1), 0, "for the device as well");
+        assert!(!gate.admit_at_once(3, 70, &LIMITS, 1), "something is held");
+        gate.decide(Decision::Approve, 4);
+        let approved = gate;
+        assert!(!gate.admit_at_once(5, 70, &LIMITS, 40), "the approval is not for this");
+        assert_eq!(gate, approved);
     }
 
     #[test]

@@ -172,6 +172,19 @@ impl Packs {
         self.dir.join(format!("{number:010}.pack"))
     }
 
+    /// Checks that a pack is there.
+    ///
+    /// # Errors
+    /// When it is not, or cannot be looked for.
+    pub fn check(&self, number: u32) -> Result<(), StoreError> {
+        let path = self.path(number);
+        match path.try_exists() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(StoreError::PackMissing { path }),
+            Err(error) => Err(StoreError::file("look for", &path)(error)),
+        }
+    }
+
     fn file(&self, number: u32) -> Result<Arc<File>, StoreError> {
         let lock = || self.open.lock().unwrap_or_else(PoisonError::into_inner);
         {

@@ -12,11 +12,15 @@
 //! Idempotent by state: a change sent twice finds that the manifest has it already, made by the
 //! same device on the same base, and is answered with the rev it got the first time.
 
+mod steps;
+pub mod undo;
+
 use crate::model::{
     Attrs, Body, Change, ChangeOp, ChunkId, Content, DeviceId, Name, Node, NodeId, Place, Refusal,
     Rev,
 };
 use crate::protocol::message::ChangeResult;
+use steps::{Step, Steps};
 
 /// One version of one node, as the journal keeps it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,8 +83,8 @@ pub trait Manifest {
 /// writer busy.
 const DEPTH_MAX: usize = 4096;
 
-/// How many changes can be one. Checking them takes the square of their number; a ring of nodes that
-/// wait for each other's names is seldom longer than two.
+/// How many changes can be one: a ring of nodes that wait for each other's names is seldom longer than
+/// two.
 pub const JOINED_MAX: usize = 64;
 
 /// Applies changes in order, each or each run of joined ones ([`Change::with_next`]) by itself, and
@@ -117,6 +121,7 @@ macro_rules! check {
         }
     };
 }
+use check;
 
 fn illegal<T>(reason: impl Into<String>) -> Verdict<T> {
     Err(Refusal::Illegal { reason: reason.into() })
@@ -131,20 +136,6 @@ enum Intent {
     Put(Step),
 }
 
-/// The next version of a node.
-struct Step {
-    id: NodeId,
-    before: Option<Version>,
-    after: Option<Node>,
-}
-
-impl Step {
-    /// Returns where the node is.
-    fn place_before(&self) -> Option<&Place> {
-        Some(&self.before.as_ref()?.node.as_ref()?.place)
-    }
-}
-
 fn apply_joined<M: Manifest>(
     manifest: &mut M,
     author: DeviceId,
@@ -153,40 +144,55 @@ fn apply_joined<M: Manifest>(
     if joined.len() > JOINED_MAX {
         return Ok(illegal(format!("more than {JOINED_MAX} changes are joined")));
     }
-    let mut intents = Vec::with_capacity(joined.len());
+    let mut steps = Steps::default();
+    // In the order of the changes; what is done already has its rev.
+    let mut order = Vec::with_capacity(joined.len());
     for (index, change) in joined.iter().enumerate() {
         if joined[..index].iter().any(|other| other.node == change.node) {
             return Ok(illegal("joined changes are of different nodes"));
         }
-        intents.push(check!(intend(manifest, author, change)?));
-    }
-    let steps: Vec<&Step> = intents
-        .iter()
-        .filter_map(|intent| match intent {
-            Intent::Put(step) => Some(step),
-            Intent::Done(_) => None,
-        })
-        .collect();
-    for step in &steps {
-        check!(fits(manifest, author, step, &steps)?);
-    }
-    if let [_, _, ..] = steps.as_slice() {
-        for step in &steps {
-            if let Some(place) = step.place_before() {
-                manifest.vacate(step.id, place)?;
-            }
-        }
-    }
-    let mut revs = Vec::with_capacity(intents.len());
-    for intent in intents {
-        revs.push(match intent {
-            Intent::Done(rev) => rev,
-            Intent::Put(Step { id, before, after }) => {
-                manifest.put(id, author, before.as_ref(), after)?
+        order.push(match check!(intend(manifest, author, change)?) {
+            Intent::Done(rev) => (change.node, Some(rev)),
+            Intent::Put(step) => {
+                steps.add(step);
+                (change.node, None)
             }
         });
     }
+    for step in order.iter().filter_map(|(id, _)| steps.get(*id)) {
+        check!(steps.fits(manifest, step)?);
+    }
+    for (id, _) in &order {
+        if steps.get(*id).is_some_and(|step| step.after.is_none())
+            && !manifest.admit_deletion(author, *id)?
+        {
+            return Ok(Err(Refusal::NeedsApproval));
+        }
+    }
+    if steps.len() > 1 {
+        vacate(manifest, &steps)?;
+    }
+    let mut revs = Vec::with_capacity(order.len());
+    for (id, done) in order {
+        let step = steps.remove(id);
+        revs.push(match (done, step) {
+            (None, Some(Step { id, before, after })) => {
+                manifest.put(id, author, before.as_ref(), after)?
+            }
+            (done, _) => done.unwrap_or_default(),
+        });
+    }
     Ok(Ok(revs))
+}
+
+/// Frees the names of all nodes of which a next version is about to be put.
+fn vacate<M: Manifest>(manifest: &mut M, steps: &Steps) -> Result<(), M::Error> {
+    for step in steps.iter() {
+        if let Some(node) = step.node_before() {
+            manifest.vacate(step.id, &node.place)?;
+        }
+    }
+    Ok(())
 }
 
 /// Returns what a change comes to, or why it cannot, from its own node's history alone.
@@ -304,67 +310,6 @@ fn delete<M: Manifest>(
     })
 }
 
-/// Returns whether a step is valid in the manifest as it will be once all of these are done.
-fn fits<M: Manifest>(
-    manifest: &mut M,
-    author: DeviceId,
-    step: &Step,
-    steps: &[&Step],
-) -> Result<Verdict<()>, M::Error> {
-    let before = step.before.as_ref().and_then(|version| version.node.as_ref());
-    let Some(after) = &step.after else {
-        if before.is_some_and(Node::is_dir) {
-            check!(becomes_empty(manifest, step.id, steps)?);
-        }
-        return Ok(if manifest.admit_deletion(author, step.id)? {
-            Ok(())
-        } else {
-            Err(Refusal::NeedsApproval)
-        });
-    };
-    if before.is_none_or(|before| before.place != after.place) {
-        check!(place_is_free(manifest, step.id, &after.place, steps)?);
-    }
-    // What is created alone cannot be above anything yet but, in a hostile change, itself.
-    let may_be_above = match before {
-        Some(before) => before.place.parent != after.place.parent,
-        None => steps.len() > 1 || after.place.parent == step.id,
-    };
-    if after.is_dir() && may_be_above {
-        check!(no_cycle(manifest, step.id, after.place.parent, steps)?);
-    }
-    if before.is_none_or(|before| !before.body.same_bytes(&after.body)) {
-        check!(content_is_present(manifest, &after.body)?);
-    }
-    Ok(Ok(()))
-}
-
-/// Returns a node as it will be, nothing when it will not be.
-fn node_after<M: Manifest>(
-    manifest: &mut M,
-    id: NodeId,
-    steps: &[&Step],
-) -> Result<Option<Node>, M::Error> {
-    if let Some(step) = steps.iter().find(|step| step.id == id) {
-        return Ok(step.after.clone());
-    }
-    Ok(manifest.current(id)?.and_then(|version| version.node))
-}
-
-/// Checks that nothing will be left in a directory.
-fn becomes_empty<M: Manifest>(
-    manifest: &mut M,
-    dir: NodeId,
-    steps: &[&Step],
-) -> Result<Verdict<()>, M::Error> {
-    let is_in = |step: &Step| step.after.as_ref().is_some_and(|node| node.place.parent == dir);
-    let stays =
-        |child: &NodeId| steps.iter().find(|step| step.id == *child).is_none_or(|step| is_in(step));
-    let comes_or_stays = steps.iter().any(|step| is_in(step))
-        || manifest.children(dir, steps.len())?.iter().any(stays);
-    Ok(if comes_or_stays { Err(Refusal::NotEmpty) } else { Ok(()) })
-}
-
 /// How the author's base relates to the journal.
 enum AtBase {
     /// It is the newest version.
@@ -403,77 +348,16 @@ fn legal(body: Option<&Body>, attrs: Option<Attrs>) -> Verdict<()> {
     Ok(())
 }
 
-/// Checks that the parent will be a live directory and that the name in it will be free for this
-/// node.
-fn place_is_free<M: Manifest>(
-    manifest: &mut M,
-    id: NodeId,
-    place: &Place,
-    steps: &[&Step],
-) -> Result<Verdict<()>, M::Error> {
-    if place.parent != NodeId::ROOT
-        && !node_after(manifest, place.parent, steps)?.is_some_and(|node| node.is_dir())
-    {
-        return Ok(Err(Refusal::NoParent));
-    }
-    let comes = |step: &&&Step| {
-        step.id != id && step.after.as_ref().is_some_and(|node| node.place == *place)
-    };
-    if let Some(other) = steps.iter().find(comes) {
-        return Ok(Err(Refusal::NameTaken { by: other.id }));
-    }
-    Ok(match manifest.child(place.parent, &place.name)? {
-        // A step's own node leaves, or it would have been found above.
-        Some(by) if by != id && !steps.iter().any(|step| step.id == by) => {
-            Err(Refusal::NameTaken { by })
-        }
-        _ => Ok(()),
-    })
-}
-
-/// Checks that `dir` will not be at or above `parent`. Every ancestor of a live node is alive.
-fn no_cycle<M: Manifest>(
-    manifest: &mut M,
-    dir: NodeId,
-    parent: NodeId,
-    steps: &[&Step],
-) -> Result<Verdict<()>, M::Error> {
-    let mut at = parent;
-    for _ in 0..DEPTH_MAX {
-        if at == dir {
-            return Ok(Err(Refusal::Cycle));
-        }
-        if at == NodeId::ROOT {
-            return Ok(Ok(()));
-        }
-        match node_after(manifest, at, steps)? {
-            Some(node) => at = node.place.parent,
-            None => return Ok(Err(Refusal::NoParent)),
-        }
-    }
-    Ok(illegal(format!("the new place is more than {DEPTH_MAX} directories deep")))
-}
-
-fn content_is_present<M: Manifest>(manifest: &mut M, body: &Body) -> Result<Verdict<()>, M::Error> {
-    let Body::File { content, .. } = body else {
-        return Ok(Ok(()));
-    };
-    Ok(match manifest.presence(content)? {
-        Presence::Present => Ok(()),
-        Presence::Missing(chunk) => Err(Refusal::MissingContent { chunk }),
-        Presence::WrongLen => illegal("the content has another length than its parts"),
-    })
-}
-
 pub mod memory {
     //! A manifest in memory: for tests of the rules, and for a server in a simulation.
 
     use std::collections::{BTreeMap, BTreeSet, HashMap};
     use std::convert::Infallible;
 
+    use super::undo::{History, Made, Undo};
     use super::{Manifest, Presence, Version};
     use crate::model::{
-        ChunkId, Content, DeviceId, Digest, ListId, Name, Node, NodeId, Place, Rev,
+        BatchId, ChunkId, Content, DeviceId, Digest, ListId, Name, Node, NodeId, Place, Rev,
     };
     use crate::server::gate::{Decision, Gate, GateLimits};
 
@@ -494,6 +378,9 @@ pub mod memory {
         lists: HashMap<ListId, u64>,
         gates: BTreeMap<DeviceId, Gate>,
         held: BTreeMap<DeviceId, BTreeSet<NodeId>>,
+        /// Every change, in the order of the revs.
+        made: Vec<Made>,
+        undos: Vec<Undo>,
     }
 
     impl MemoryManifest {
@@ -640,7 +527,54 @@ pub mod memory {
             }
             let version = Version { rev, author, node };
             self.versions.entry(id).or_default().push(version);
+            let prev = before.map_or(Rev::ZERO, |version| version.rev);
+            self.made.push(Made { rev, node: id, prev, author, time_ms: self.now_ms });
             Ok(rev)
+        }
+    }
+
+    impl History for MemoryManifest {
+        fn made(&mut self, first: Rev, last: Rev, limit: usize) -> Result<Vec<Made>, Infallible> {
+            let newest_first = self.made.iter().rev();
+            let found = newest_first.filter(|one| first <= one.rev && one.rev <= last);
+            Ok(found.take(limit).copied().collect())
+        }
+
+        fn version_before(&mut self, id: NodeId, rev: Rev) -> Result<Option<Version>, Infallible> {
+            let all = self.versions.get(&id).into_iter().flatten();
+            Ok(all.rev().find(|version| version.rev < rev).cloned())
+        }
+
+        fn undo_of(&mut self, batch: BatchId) -> Result<Option<Undo>, Infallible> {
+            Ok(self.undos.iter().rev().find(|undo| undo.of == batch).copied())
+        }
+
+        fn undo_upto(&mut self, rev: Rev) -> Result<Option<Undo>, Infallible> {
+            Ok(self.undos.iter().rev().find(|undo| undo.by.first <= rev).copied())
+        }
+
+        fn add_undo(&mut self, undo: Undo) -> Result<(), Infallible> {
+            self.undos.push(undo);
+            Ok(())
+        }
+
+        fn admit_at_once(
+            &mut self,
+            author: DeviceId,
+            count: u64,
+            tried: bool,
+        ) -> Result<bool, Infallible> {
+            let Some(limits) = self.gate_limits else {
+                return Ok(true);
+            };
+            let live = self.children.len() as u64;
+            let gate = self.gates.entry(author).or_default();
+            let mut after = *gate;
+            let passes = after.admit_at_once(self.now_ms, live, &limits, count);
+            if !tried {
+                *gate = after;
+            }
+            Ok(passes)
         }
     }
 }

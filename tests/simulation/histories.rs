@@ -85,6 +85,11 @@ fn a_disk_that_fails_now_and_then_costs_time_and_nothing_else() {
 }
 
 #[test]
+fn undos_in_the_midst_of_everything_lose_nothing_that_was_not_seen() {
+    run(3, 80, &[Fault::Undo, Fault::Undo, Fault::Cut, Fault::Kill]);
+}
+
+#[test]
 fn a_storm_of_renames_settles() {
     run_with(2, 60, Habits::STORM, &[]);
 }

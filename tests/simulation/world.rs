@@ -9,10 +9,11 @@ use picloud::engine::Now;
 use picloud::engine::apply::{Job, Payload};
 use picloud::engine::seam::{Action, Committed, DiskOp, Event, JournalPage, Outcome, Uploaded};
 use picloud::engine::trees::Trees as _;
-use picloud::model::{Content, Name, NodeId, Rev, Timestamp, Versioned};
+use picloud::model::{BatchId, Content, Name, NodeId, Rev, Timestamp, Versioned};
 use picloud::protocol::message::ChangeResult;
+use picloud::server::rules::undo::{self, History as _, How, Made};
 
-use super::device::{Death, Device, Killed, Wire};
+use super::device::{Death, Device, Killed, TODAY, Wire};
 use super::disk::{Data, Habits, content_of, describe};
 use super::ledger::Ledger;
 use super::rng::Rng;
@@ -34,6 +35,8 @@ pub enum Fault {
     Intrusion,
     /// Some operations on the disk fail for a while.
     BadDisk,
+    /// A person takes back what some device changed lately.
+    Undo,
 }
 
 pub struct World {
@@ -343,6 +346,7 @@ impl World {
             Fault::Intrusion => {
                 self.devices[n].disk.borrow_mut().intrusion = Some(in_midst.unwrap_or(0));
             }
+            Fault::Undo => self.undo(n),
             Fault::BadDisk => {
                 let failing = if self.rng.chance(50) { 20 } else { 0 };
                 self.devices[n].disk.borrow_mut().failing = failing;
@@ -367,6 +371,28 @@ impl World {
                 self.die(n, death);
             }
         }
+    }
+
+    /// Takes back some of the last changes of a device, asked by the person at another one.
+    fn undo(&mut self, n: usize) {
+        let head = self.server.head();
+        let made = self.server.manifest.made(Rev::ZERO.next(), head, 60);
+        let made: Vec<Made> = made.unwrap_or_default();
+        let Some(last) = self.rng.pick(&made).copied() else { return };
+        let own = |one: &&Made| one.author == last.author && one.rev <= last.rev;
+        let firsts: Vec<Rev> = made.iter().filter(own).map(|one| one.rev).collect();
+        let Some(first) = self.rng.pick(&firsts).copied() else { return };
+        let batch = BatchId { first, last: last.rev };
+        let before = self.server.contents();
+        let (author, date) = (Server::device(n), TODAY);
+        let how = How { author, is_dry_run: false, is_approved: true, date };
+        let Ok(outcome) = undo::undo(&mut self.server.manifest, batch, how);
+        self.note(format!("{} undoes {batch}: {outcome:?}", self.devices[n].name()));
+        // What the server has no longer was seen by the person, and is in the history.
+        let now = self.server.contents();
+        let gone = self.contents.iter().filter(|(key, _)| before.contains(*key));
+        let gone = gone.filter(|(key, _)| !now.contains(*key)).map(|(_, text)| text.clone());
+        self.ledger.borrow_mut().superseded.extend(gone);
     }
 
     fn die(&mut self, n: usize, death: Death) {

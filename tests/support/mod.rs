@@ -31,13 +31,23 @@ pub const LIMIT: Duration = Duration::from_secs(90);
 
 /// Waits until `ready` returns something.
 #[track_caller]
-pub fn eventually<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + LIMIT;
+pub fn eventually<T>(what: &str, ready: impl FnMut() -> Option<T>) -> T {
+    eventually_within(LIMIT, what, ready)
+}
+
+/// As [`eventually`], for what is made larger and takes longer then.
+#[track_caller]
+pub fn eventually_within<T>(
+    limit: Duration,
+    what: &str,
+    mut ready: impl FnMut() -> Option<T>,
+) -> T {
+    let deadline = Instant::now() + limit;
     loop {
         if let Some(value) = ready() {
             return value;
         }
-        assert!(Instant::now() < deadline, "still waiting after {LIMIT:?}: {what}");
+        assert!(Instant::now() < deadline, "still waiting after {limit:?}: {what}");
         std::thread::sleep(Duration::from_millis(15));
     }
 }

@@ -5,17 +5,19 @@
 //! delete N@BASE                          put CONTENT (the drive gets this chunk)
 //! ```
 //!
-//! Changes with ` & ` between them are joined.
+//! Changes with ` & ` between them are joined. `wait MS` lets time pass. `undo BATCH` is what it says, and
+//! `batches` lists them, the newest first.
 //!
 //! Nodes are small numbers, 0 is the root; contents are words.
 
 use super::memory::MemoryManifest;
+use super::undo::{Batch, Counts, How, Left, Outcome};
 use super::*;
-use crate::model::{Digest, DriveId, Lineage, Timestamp, UserId, Versioned};
+use crate::model::{BatchId, Digest, DriveId, Lineage, Timestamp, UserId, Versioned};
 use crate::server::gate::{Decision, GateLimits};
 use crate::server::packs::Location;
 use crate::server::store::metadata::{
-    Access, Applied, Asked, Author, ChunkRow, Database, Metadata,
+    Access, Applied, Asked, Author, ChunkRow, Database, Metadata, UndoAsked,
 };
 use crate::server::store::sqlite::Sqlite;
 use crate::server::store::transact;
@@ -96,10 +98,53 @@ fn show(result: &ChangeResult) -> String {
     }
 }
 
+const DATE: &str = "2026-11-24";
+
+fn letter(device: DeviceId) -> char {
+    char::from(device.as_bytes()[0])
+}
+
+fn show_counts(counts: &Counts) -> String {
+    let Counts { created, edited, moved, deleted } = counts;
+    format!("+{created} ~{edited} >{moved} -{deleted}")
+}
+
+/// `BY COUNTS`, then what comes beside another, what is left alone, and how much is the same.
+fn show_outcome(outcome: &Outcome) -> String {
+    if let Some(by) = outcome.undone_by {
+        return format!("{} {by}", if outcome.is_redone { "redone by" } else { "undone by" });
+    }
+    let by = outcome.by.map_or("nothing".to_owned(), |by| by.to_string());
+    let mut shown = format!("{by} {}", show_counts(&outcome.counts));
+    for (path, name) in &outcome.beside {
+        shown += &format!("; {path} as {name}");
+    }
+    for (path, why) in &outcome.left {
+        let why = match why {
+            Left::Changed(by) => format!("changed by {}", letter(*by)),
+            why => format!("{why:?}"),
+        };
+        shown += &format!("; {path} {why}");
+    }
+    if outcome.same > 0 {
+        shown += &format!("; {} the same", outcome.same);
+    }
+    shown
+}
+
+fn show_batch(batch: &Batch) -> String {
+    let paths: Vec<String> = batch.examples.iter().map(ToString::to_string).collect();
+    let (id, author, counts) = (batch.id, letter(batch.author), show_counts(&batch.counts));
+    let undoes = batch.undoes.map_or(String::new(), |of| format!(" undoes {of}"));
+    let undone = batch.undone_by.map_or(String::new(), |by| format!(" undone by {by}"));
+    format!("{id} {author} {counts} {}{undoes}{undone}", paths.join(" "))
+}
+
 /// The same drive in SQLite.
 struct Stored {
     metadata: Box<dyn Metadata>,
     drive: i64,
+    now_ms: i64,
     devices: Vec<Author>,
     _dir: tempfile::TempDir,
 }
@@ -121,7 +166,7 @@ impl Stored {
             Ok((metadata.drives(user.num)?[0].num, devices))
         })
         .unwrap();
-        Self { metadata, drive, devices, _dir: dir }
+        Self { metadata, drive, now_ms: 0, devices, _dir: dir }
     }
 
     fn put(&mut self, word: &str) {
@@ -145,10 +190,27 @@ impl Stored {
         limits: &GateLimits,
     ) -> Applied {
         let author = *self.devices.iter().find(|one| one.id == device(author)).expect("A or B");
-        let asked = Asked { changes, deletions, now_ms: 0 };
+        let asked = Asked { changes, deletions, now_ms: self.now_ms };
         let drive = self.drive;
         transact(&mut *self.metadata, |metadata| metadata.apply(drive, author, &asked, limits))
             .unwrap()
+    }
+
+    fn undo(&mut self, author: &str, batch: BatchId, is_dry_run: bool) -> Result<Outcome, String> {
+        let author = *self.devices.iter().find(|one| one.id == device(author)).expect("A or B");
+        let (drive, now_ms, date) = (self.drive, self.now_ms, DATE);
+        let asked = UndoAsked { batch, is_dry_run, is_approved: false, now_ms, date };
+        let limits = GateLimits::default();
+        transact(&mut *self.metadata, |metadata| {
+            metadata.undo_batch(drive, author, &asked, &limits)
+        })
+        .map(|undone| undone.outcome)
+        .map_err(|error| error.to_string())
+    }
+
+    fn batches(&mut self) -> Vec<Batch> {
+        let drive = self.drive;
+        transact(&mut *self.metadata, |metadata| metadata.batches(drive, None, 10)).unwrap().0
     }
 
     /// Compares the newest versions, head, digest and count with those in memory.
@@ -185,7 +247,39 @@ fn run(script: &str) -> MemoryManifest {
             stored.put(word);
             continue;
         }
+        if let Some(ms) = line.strip_prefix("wait ") {
+            let ms: i64 = ms.parse().expect("milliseconds");
+            manifest.now_ms += ms;
+            stored.now_ms += ms;
+            continue;
+        }
         let (asked, expected) = line.split_once(" => ").expect("a line has an outcome");
+        if asked == "batches" {
+            let head = manifest.head;
+            let Ok((found, more)) = undo::batches(&mut manifest, head, 10);
+            assert!(!more);
+            let shown: Vec<String> = found.iter().map(show_batch).collect();
+            assert_eq!(shown.join(", "), expected);
+            assert_eq!(stored.batches(), found, "in SQLite");
+            continue;
+        }
+        if let Some((author, batch)) = asked.split_once(" undo ") {
+            let batch: BatchId = batch.parse().expect("a batch");
+            for is_dry_run in [true, false] {
+                let author_id = device(author);
+                let how = How { author: author_id, is_dry_run, is_approved: false, date: DATE };
+                let Ok(outcome) = undo::undo(&mut manifest, batch, how);
+                let outcome = outcome.map_err(|error| error.to_string());
+                assert_eq!(stored.undo(author, batch, is_dry_run), outcome, "in SQLite: {line}");
+                let shown = outcome.map_or_else(|error| error, |found| show_outcome(&found));
+                if !is_dry_run {
+                    assert_eq!(shown, expected, "{line}");
+                } else if let Some((_, rest)) = expected.split_once(" +") {
+                    assert_eq!(shown, format!("nothing +{rest}"), "asked first: {line}");
+                }
+            }
+            continue;
+        }
         let (author, joined) = asked.split_once(' ').expect("a line has an author");
         let mut changes: Vec<Change> = joined.split(" & ").map(parse).collect();
         let last = changes.len() - 1;
@@ -377,19 +471,156 @@ fn announced_deletions_are_held_whole_in_memory_and_in_sqlite() {
     stored.assert_same(&manifest);
 }
 
+#[test]
+fn a_batch_is_taken_back_as_one_change_and_so_is_that() {
+    run("put x
+         put y
+         A create 1 dir 0/d => rev 1
+         A create 2 dir 1/e => rev 2
+         A create 3 file 2/f x => rev 3
+         A create 4 file 0/g x => rev 4
+         A create 5 file 0/h x => rev 5
+         wait 20000
+         A delete 3@3 => rev 6
+         A delete 2@2 => rev 7
+         A delete 1@1 => rev 8
+         A update 4@4 holds y mode 600 => rev 9
+         A update 5@5 at 0/i => rev 10
+         A create 6 file 0/new y => rev 11
+         wait 20000
+         batches => 6-11 A +1 ~1 >1 -3 d g i, 1-5 A +5 ~0 >0 -0 d g h
+         B undo 6-11 => 12-17 +3 ~1 >1 -1
+         B undo 6-11 => undone by 12-17
+         A update 3@15 holds y => stale, now 16
+         batches => 12-17 B +3 ~1 >1 -1 d g h undoes 6-11, 6-11 A +1 ~1 >1 -3 d g i undone by 12-17, 1-5 A +5 ~0 >0 -0 d g h
+         A undo 12-17 => 18-23 +1 ~1 >1 -3
+         B undo 6-11 => redone by 18-23
+         B undo 12-17 => undone by 18-23
+         B undo 18-23 => 24-29 +3 ~1 >1 -1
+         A undo 1-5 => nothing +0 ~0 >0 -0; d changed by B; d/e changed by B; d/e/f changed by B; g changed by B; h changed by B
+         A undo 1-3 => nothing +0 ~0 >0 -0; d changed by B; d/e changed by B; d/e/f changed by B");
+}
+
+#[test]
+fn what_was_changed_since_is_left_alone_and_what_finds_its_name_taken_comes_beside() {
+    run("put x
+         put y
+         put z
+         A create 1 dir 0/d => rev 1
+         A create 2 file 1/a.txt x => rev 2
+         A create 3 file 0/b x => rev 3
+         A create 4 dir 0/made => rev 4
+         A create 5 file 0/c x => rev 5
+         A create 13 file 0/e x => rev 6
+         wait 20000
+         A delete 2@2 => rev 7
+         A delete 1@1 => rev 8
+         A update 3@3 holds y => rev 9
+         A update 4@4 at 0/moved => rev 10
+         A create 6 dir 0/new => rev 11
+         A create 7 file 6/in x => rev 12
+         A update 5@5 holds y mode 600 at 0/c2 => rev 13
+         wait 1000
+         B update 3@9 holds z => rev 14
+         B create 8 dir 0/d => rev 15
+         B create 9 file 8/a.txt z => rev 16
+         B create 10 file 6/other z => rev 17
+         B create 11 dir 0/made => rev 18
+         B create 12 file 0/c z => rev 19
+         B undo 7-13 => 20-23 +2 ~1 >0 -1; d as d (restored 2026-11-24); b changed by B; c NameTaken; new NotEmpty; made NameTaken
+         B undo 7-13 => undone by 20-23
+         B delete 3@14 => rev 24
+         B undo 9 => nothing +0 ~0 >0 -0; b changed by B");
+}
+
+#[test]
+fn an_undo_takes_back_the_last_unbroken_run_of_changes() {
+    run("put x
+         put y
+         put z
+         A create 1 file 0/a x => rev 1
+         A update 1@1 holds y => rev 2
+         B update 1@2 holds z => rev 3
+         A update 1@3 holds x => rev 4
+         A update 1@4 holds y => rev 5
+         A create 2 file 0/b x => rev 6
+         A delete 2@6 => rev 7
+         batches => 1-7 A +0 ~1 >0 -0 a, 3 B +0 ~1 >0 -0 a
+         A undo 1-7 => 8 +0 ~1 >0 -0; 1 the same
+         A undo 3 => nothing +0 ~0 >0 -0; a changed by A
+         A undo 2-3 => There is no such batch: `picloud undo` lists them
+         A undo 9 => There is no such batch: `picloud undo` lists them");
+}
+
+#[test]
+fn names_that_were_exchanged_go_back_and_a_tree_turned_inside_out_too() {
+    run("A create 1 dir 0/a => rev 1
+         A create 2 dir 0/b => rev 2
+         A create 3 dir 0/x => rev 3
+         A create 4 dir 3/y => rev 4
+         wait 20000
+         A update 1@1 at 0/b & update 2@2 at 0/a => rev 5, rev 6
+         A update 4@4 at 0/y => rev 7
+         A update 3@3 at 4/x => rev 8
+         B undo 5-8 => 9-12 +0 ~0 >4 -0
+         wait 20000
+         A update 4@9 at 0/y => stale, now 10
+         batches => 9-12 B +0 ~0 >4 -0 a b x undoes 5-8, 5-8 A +0 ~0 >4 -0 b a y undone by 9-12, 1-4 A +4 ~0 >0 -0 a b x");
+}
+
+#[test]
+fn an_undo_that_deletes_very_much_needs_a_person() {
+    let mut manifest = MemoryManifest::default();
+    let limits = GateLimits { count_min: 2, share: 0.5, ..GateLimits::default() };
+    manifest.gate_limits = Some(limits);
+    let make: Vec<Change> = (1..=4).map(|id| parse(&format!("create {id} dir 0/d{id}"))).collect();
+    let Ok(_) = apply(&mut manifest, device("A"), &make);
+    let batch: BatchId = "1-4".parse().unwrap();
+    let how = How { author: device("B"), is_dry_run: false, is_approved: false, date: DATE };
+    let Ok(Ok(refused)) = undo::undo(&mut manifest, batch, how) else { panic!() };
+    assert!(refused.needs_approval && refused.by.is_none(), "{refused:?}");
+    assert_eq!((manifest.head, manifest.held().count()), (Rev(4), 0), "nothing happened");
+    let how = How { is_approved: true, ..how };
+    let Ok(Ok(done)) = undo::undo(&mut manifest, batch, how) else { panic!() };
+    assert_eq!((done.counts.deleted, done.by), (4, Some("5-8".parse().unwrap())));
+}
+
 proptest::proptest! {
-    /// Random changes of two devices, many of them joined, most of them wrong: whatever is accepted,
-    /// the manifest stays a tree with unique names, of joined changes all are accepted or none, and
-    /// asking for everything a second time changes nothing.
+    /// Random changes of two devices, many of them joined, most of them wrong, and undos: whatever is
+    /// accepted, the manifest stays a tree with unique names, of joined changes all are accepted or
+    /// none, asking for everything a second time changes nothing, and an undo undone leaves the tree as
+    /// it was before.
     #[test]
     fn the_manifest_stays_a_tree(
         asked in proptest::collection::vec(
             (0..2_u8, proptest::collection::vec((0..3_u8, 1..6_u8, 0..6_u8, 0..3_u8), 1..4)),
             1..60,
-        )
+        ),
+        undos in proptest::collection::vec((0..60_usize, 0..2_u8, 0..10_usize), 0..10),
     ) {
         let mut manifest = MemoryManifest::default();
-        for (author, joined) in asked {
+        for (turn, (author, joined)) in asked.into_iter().enumerate() {
+            manifest.now_ms += 4_000;
+            for (_, by, which) in undos.iter().filter(|(at, _, _)| *at == turn) {
+                let head = manifest.head;
+                let Ok((found, _)) = undo::batches(&mut manifest, head, 10);
+                let Some(batch) = found.get(*which) else { continue };
+                let author = device(if *by == 0 { "A" } else { "B" });
+                let how = How { author, is_dry_run: false, is_approved: true, date: DATE };
+                let tree = |manifest: &MemoryManifest| -> Vec<_> {
+                    manifest.nodes().map(|(id, version)| (id, version.node.clone())).collect()
+                };
+                let before = tree(&manifest);
+                let Ok(done) = undo::undo(&mut manifest, batch.id, how);
+                let after = manifest.head;
+                let Ok(again) = undo::undo(&mut manifest, batch.id, how);
+                proptest::prop_assert_eq!(after, manifest.head, "{:?}", again);
+                if let Some(by) = done.unwrap().by {
+                    let Ok(back) = undo::undo(&mut manifest, by, how);
+                    proptest::prop_assert_eq!(back.unwrap().left_count, 0);
+                    proptest::prop_assert_eq!(tree(&manifest), before);
+                }
+            }
             let author = if author == 0 { "A" } else { "B" };
             let mut changes = Vec::new();
             for (op, id, parent, name) in joined {

@@ -15,6 +15,7 @@ mod own;
 mod pump;
 mod reading;
 mod shared;
+mod undo;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -35,8 +36,8 @@ use crate::model::{DriveId, Rev};
 use crate::protocol::limits::{GUEST_SECS, IN_FLIGHT_MAX};
 use crate::protocol::message::{
     Answer, Commit, Done, Failure, FailureCode, GetChunks, GetDeltas, GetList, GetSplice, GetSums,
-    Join, Login, Message, PageSeen, Ping, PutChunks, PutDeltas, PutList, PutSplice, Register,
-    Resume, Subscribe, Subscribed,
+    Join, ListBatches, Login, Message, PageSeen, Ping, PutChunks, PutDeltas, PutList, PutSplice,
+    Register, Resume, Subscribe, Subscribed, UndoBatch,
 };
 use crate::protocol::{FrameError, FrameReader, IncomingFrame, ServerConnection, kind_name};
 use guest::{Guest, Member, Outcome};
@@ -61,6 +62,9 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A reply with contents is as large as this.
 const CONTENT_REPLY_LEN: usize = 2 * 1024 * 1024;
+
+/// What the nodes of a batch take, or the changes looked through for batches.
+const BATCHES_MEMORY: usize = 32 * 1024 * 1024;
 
 /// What a request in flight holds.
 #[derive(Debug)]
@@ -368,6 +372,7 @@ impl Session {
                     | GetDeltas::KIND
                     | GetSplice::KIND
                     | GetSums::KIND => CONTENT_REPLY_LEN,
+                    ListBatches::KIND | UndoBatch::KIND => BATCHES_MEMORY,
                     _ => frame.body.len(),
                 };
                 let permit = self.permit(bytes).await?;

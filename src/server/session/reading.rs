@@ -12,8 +12,8 @@ use crate::protocol::IncomingFrame;
 use crate::protocol::limits::{BATCH_COUNT_MAX, BATCH_LEN_MAX, IDS_MAX, LIST_PART_LEN_MAX};
 use crate::protocol::message::{
     ApproveHeld, Chunks, Entries, FailureCode, FindMissing, Found, GetChunks, GetDeltas, GetList,
-    GetSplice, GetSums, Has, HasList, HeldList, ListDir, ListHeld, ListPart, Lookup, Message,
-    Missing, RejectHeld,
+    GetSplice, GetSums, Has, HasList, HeldList, ListBatches, ListDir, ListHeld, ListPart, Lookup,
+    Message, Missing, RejectHeld, UndoBatch,
 };
 use crate::server::gate::Decision;
 use crate::server::store::StoreError;
@@ -45,7 +45,9 @@ pub fn drive_of(frame: &IncomingFrame) -> Result<Option<DriveId>> {
         | ListDir::KIND
         | ListHeld::KIND
         | ApproveHeld::KIND
-        | RejectHeld::KIND => super::lane::decode_drive(frame).map(Some),
+        | RejectHeld::KIND
+        | ListBatches::KIND
+        | UndoBatch::KIND => super::lane::decode_drive(frame).map(Some),
         _ => Ok(None),
     }
 }
@@ -107,6 +109,14 @@ impl Answering {
             ListHeld::KIND => {
                 let held = super::held::list(&self.shared, drive).await?;
                 self.outbox.reply(request, &HeldList { held }).await;
+            }
+            ListBatches::KIND => {
+                let reply = self.list_batches(drive, decode(&frame)?).await?;
+                self.outbox.reply(request, &reply).await;
+            }
+            UndoBatch::KIND => {
+                let reply = self.undo_batch(drive, decode(&frame)?).await?;
+                self.outbox.reply(request, &reply).await;
             }
             ApproveHeld::KIND => {
                 let asked: ApproveHeld = decode(&frame)?;

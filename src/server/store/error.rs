@@ -43,6 +43,15 @@ pub enum StoreError {
         /// The newest one known here.
         known: i64,
     },
+    /// What the database names is not there.
+    #[error(
+        "{path:?} is not there, and the database names contents in it: is its disk mounted? Bring it \
+         back, or restore a backup of the whole data directory"
+    )]
+    PackMissing {
+        /// The pack.
+        path: PathBuf,
+    },
     /// Another server runs on the same data.
     #[error("Another picloud-server uses {path:?}")]
     InUse {

@@ -4,12 +4,13 @@
 //! database implements this trait and [`crate::server::rules::Manifest`], and nothing else changes.
 
 use crate::model::{
-    Change, ChunkId, DeviceId, Digest, DriveId, Lineage, ListId, Name, NodeId, RelPath, Rev,
-    UserId, Versioned,
+    BatchId, Change, ChunkId, DeviceId, Digest, DriveId, Lineage, ListId, Name, NodeId, RelPath,
+    Rev, UserId, Versioned,
 };
 use crate::protocol::message::ChangeResult;
 use crate::server::gate::{Decision, GateLimits};
 use crate::server::packs::Location;
+use crate::server::rules::undo::{Batch, Outcome};
 
 use super::StoreError;
 
@@ -175,6 +176,32 @@ pub struct Applied {
     pub held_changed: bool,
 }
 
+/// What an undo asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct UndoAsked<'a> {
+    /// The batch to undo.
+    pub batch: BatchId,
+    /// Whether only to say what would happen.
+    pub is_dry_run: bool,
+    /// Whether a person has approved a mass deletion.
+    pub is_approved: bool,
+    /// The time by the server's clock, in milliseconds.
+    pub now_ms: i64,
+    /// The same as a date, for names.
+    pub date: &'a str,
+}
+
+/// What became of an undo.
+#[derive(Debug, Clone)]
+pub struct Undone {
+    /// What it did, or would do.
+    pub outcome: Outcome,
+    /// The newest rev before it.
+    pub before: Rev,
+    /// The newest rev after it.
+    pub head: Rev,
+}
+
 /// Who commits.
 #[derive(Debug, Clone, Copy)]
 pub struct Author {
@@ -290,6 +317,22 @@ pub trait Metadata: Send {
         asked: &Asked<'_>,
         gate: &GateLimits,
     ) -> Result<Applied>;
+    /// Returns the newest batches up to a rev, at most `count`, and whether there are older ones.
+    fn batches(
+        &mut self,
+        drive: i64,
+        upto: Option<Rev>,
+        count: usize,
+    ) -> Result<(Vec<Batch>, bool)>;
+    /// Takes a batch back as one change, or says what that would come to: then a connection that
+    /// only reads will do. Fails, too, when there is no such batch.
+    fn undo_batch(
+        &mut self,
+        drive: i64,
+        author: Author,
+        asked: &UndoAsked<'_>,
+        gate: &GateLimits,
+    ) -> Result<Undone>;
     /// Returns what a page after `from` is made of: at most `count_max` nodes.
     fn page(
         &mut self,
@@ -315,6 +358,8 @@ pub trait Metadata: Send {
     // Contents.
     fn chunk(&mut self, drive: i64, id: ChunkId) -> Result<Option<ChunkRow>>;
     fn add_chunk(&mut self, drive: i64, chunk: &ChunkRow) -> Result<()>;
+    /// Returns the number of the newest pack in which something lies; 0 when nothing does.
+    fn newest_pack(&mut self) -> Result<u32>;
     fn list(&mut self, drive: i64, id: ListId) -> Result<Option<ListRow>>;
     fn add_list(&mut self, drive: i64, list: &ListRow) -> Result<()>;
 

@@ -214,10 +214,15 @@ impl Store {
         })?;
         let database = layout.open_database()?;
         let packs = Arc::new(Packs::open(&layout.packs())?);
-        let mut writer = Writer {
-            metadata: database.connect(Access::Write)?,
-            packs: PackWriter::open(Arc::clone(&packs), free_min)?,
-        };
+        let mut metadata = database.connect(Access::Write)?;
+        // Packs on a disk that is not mounted are not an empty store: what was written beside them
+        // would be gone once they are back.
+        match transact(&mut *metadata, |metadata| metadata.newest_pack())? {
+            0 => {}
+            newest => packs.check(newest)?,
+        }
+        let mut writer =
+            Writer { metadata, packs: PackWriter::open(Arc::clone(&packs), free_min)? };
         let (jobs, queue) = mpsc::channel(QUEUE_MAX);
         let thread = std::thread::Builder::new()
             .name("writer".to_owned())
@@ -529,6 +534,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn packs_that_are_not_there_are_not_an_empty_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::create(dir.path()).unwrap();
+        let store = Store::open(&layout, 0).unwrap();
+        let put = store.submit(contents("one"), |_| Ok(()), |_| ()).await.unwrap();
+        put.await.unwrap().unwrap();
+        store.close().await;
+        drop(store);
+        let away = dir.path().join("away");
+        std::fs::rename(layout.packs(), &away).unwrap();
+        for _ in 0..2 {
+            let refused = Store::open(&layout, 0).unwrap_err().to_string();
+            assert!(refused.contains("0000000001.pack\" is not there"), "{refused}");
+        }
+        std::fs::remove_dir(layout.packs()).unwrap();
+        std::fs::rename(&away, layout.packs()).unwrap();
+        assert!(has(&Store::open(&layout, 0).unwrap(), "one").await);
+    }
+
+    #[tokio::test]
     async fn there_is_one_server_per_directory_and_a_newer_format_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::create(dir.path()).unwrap();
@@ -538,11 +563,11 @@ mod tests {
         store.close().await;
         drop(store);
         let newer = rusqlite::Connection::open(layout.database()).unwrap();
-        newer.pragma_update(None, "user_version", 3).unwrap();
+        newer.pragma_update(None, "user_version", 4).unwrap();
         let refused = Store::open(&layout, 0).unwrap_err().to_string();
         assert!(
             refused
-                .ends_with("has format 3, but this version reads up to 2: upgrade picloud-server"),
+                .ends_with("has format 4, but this version reads up to 3: upgrade picloud-server"),
             "{refused}"
         );
     }

@@ -9,24 +9,28 @@ use rusqlite::{Connection, OpenFlags, Row, params};
 use super::StoreError;
 use super::metadata::{
     Access, Applied, Asked, Author, ChunkRow, Database, Device, Drive, EXAMPLE_LEN_MAX,
-    EXAMPLES_MAX, HELD_MAX, HeldRow, ListRow, Metadata, PageNode, PageRows, Result, User,
+    EXAMPLES_MAX, HELD_MAX, HeldRow, ListRow, Metadata, PageNode, PageRows, Result, UndoAsked,
+    Undone, User,
 };
 use crate::model::{
-    Attrs, Body, ChunkId, Content, DeviceId, Digest, DriveId, Lineage, ListId, Name, Node, NodeId,
-    Place, RelPath, Rev, Timestamp, UserId, Versioned,
+    Attrs, BatchId, Body, ChunkId, Content, DeviceId, Digest, DriveId, Lineage, ListId, Name, Node,
+    NodeId, Place, RelPath, Rev, Timestamp, UserId, Versioned,
 };
+use crate::protocol::message::FailureCode;
 use crate::server::gate::{Decision, Gate, GateLimits};
 use crate::server::packs::Location;
+use crate::server::rules::undo::{self, Batch, History, Made, Undo};
 use crate::server::rules::{self, Manifest, Presence, Version};
 
 /// The steps from each format to the next; the number of steps is the newest format.
-const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("schema-2.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
 
 /// How long a writer waits for the writer of another process.
 const BUSY: Duration = Duration::from_secs(10);
 
 /// Prepared statements kept per connection: all that there are.
-const STATEMENTS_MAX: usize = 64;
+const STATEMENTS_MAX: usize = 96;
 
 /// Log pages after which the log is written back: 16 MiB.
 const CHECKPOINT_PAGES: u32 = 4096;
@@ -173,6 +177,30 @@ impl SqliteConnection {
             ],
         )?;
         Ok(())
+    }
+
+    /// Returns a drive to work on, as a device, with the gate as it is stored.
+    fn manifest<'a>(
+        &'a mut self,
+        drive: i64,
+        author: Author,
+        now_ms: i64,
+        gate_limits: &'a GateLimits,
+    ) -> Result<SqliteManifest<'a>> {
+        let state = Metadata::drive(self, drive)?.ok_or_else(|| {
+            StoreError::Damaged(format!("drive {drive} is gone while it is written to"))
+        })?;
+        let stored = self.gate(drive, author.num)?.unwrap_or_default();
+        Ok(SqliteManifest {
+            before: state.head,
+            drive: state,
+            author,
+            now_ms,
+            gate_limits,
+            gate: stored,
+            stored,
+            connection: self,
+        })
     }
 
     fn forget_held(&self, drive: i64, device: i64) -> Result<()> {
@@ -666,44 +694,49 @@ impl Metadata for SqliteConnection {
         asked: &Asked<'_>,
         gate_limits: &GateLimits,
     ) -> Result<Applied> {
-        let state = Metadata::drive(self, drive)?.ok_or_else(|| {
-            StoreError::Damaged(format!("drive {drive} is gone while it is written to"))
-        })?;
-        let before = state.head;
-        let stored = self.gate(drive, author.num)?.unwrap_or_default();
-        let mut gate = stored;
-        gate.announce(asked.deletions, asked.changes.is_empty());
-        let mut manifest = SqliteManifest {
-            gate,
-            connection: self,
-            drive: state,
-            author,
-            now_ms: asked.now_ms,
-            gate_limits,
-        };
+        let mut manifest = self.manifest(drive, author, asked.now_ms, gate_limits)?;
+        manifest.gate.announce(asked.deletions, asked.changes.is_empty());
         let results = rules::apply(&mut manifest, author.id, asked.changes)?;
-        let SqliteManifest { gate, drive, .. } = manifest;
-        if drive.head != before {
-            self.exec(
-                "UPDATE drive SET head = ?2, live = ?3, digest = ?4 WHERE num = ?1",
-                params![
-                    drive.num,
-                    signed(drive.head.0)?,
-                    signed(drive.live)?,
-                    drive.digest.to_bytes()
-                ],
-            )?;
-        }
-        let gate = gate.at_rest();
-        if gate != stored {
-            self.set_gate(drive.num, author.num, &gate)?;
-        }
-        if gate.held_since_ms.is_none() && stored.held_since_ms.is_some() {
-            self.forget_held(drive.num, author.num)?;
-        }
-        let shown = |gate: &Gate| (gate.held_since_ms, gate.announced, gate.rejected_ms);
-        let held_changed = shown(&gate) != shown(&stored);
-        Ok(Applied { results, before, head: drive.head, held_changed })
+        let (before, head, held_changed) = manifest.write_back()?;
+        Ok(Applied { results, before, head, held_changed })
+    }
+
+    fn batches(
+        &mut self,
+        drive: i64,
+        upto: Option<Rev>,
+        count: usize,
+    ) -> Result<(Vec<Batch>, bool)> {
+        let nobody = Author { num: 0, id: DeviceId::from_bytes([0; 16]) };
+        let limits = GateLimits::default();
+        let mut manifest = self.manifest(drive, nobody, 0, &limits)?;
+        let head = manifest.drive.head;
+        undo::batches(&mut manifest, upto.map_or(head, |upto| upto.min(head)), count)
+    }
+
+    fn undo_batch(
+        &mut self,
+        drive: i64,
+        author: Author,
+        asked: &UndoAsked<'_>,
+        gate_limits: &GateLimits,
+    ) -> Result<Undone> {
+        let mut manifest = self.manifest(drive, author, asked.now_ms, gate_limits)?;
+        let how = undo::How {
+            author: author.id,
+            is_dry_run: asked.is_dry_run,
+            is_approved: asked.is_approved,
+            date: asked.date,
+        };
+        let outcome = undo::undo(&mut manifest, asked.batch, how)?
+            .map_err(|error| StoreError::request(FailureCode::NotFound, error.to_string()))?;
+        let (before, head) = if asked.is_dry_run {
+            (manifest.drive.head, manifest.drive.head)
+        } else {
+            let (before, head, _) = manifest.write_back()?;
+            (before, head)
+        };
+        Ok(Undone { outcome, before, head })
     }
 
     fn page(
@@ -817,6 +850,16 @@ impl Metadata for SqliteConnection {
         Ok(())
     }
 
+    fn newest_pack(&mut self) -> Result<u32> {
+        let found = self.one(
+            "SELECT max(coalesce((SELECT max(pack) FROM chunk), 0),
+                 coalesce((SELECT max(pack) FROM list), 0))",
+            [],
+            |row| narrow(row, 0),
+        )?;
+        Ok(found.unwrap_or(0))
+    }
+
     fn list(&mut self, drive: i64, id: ListId) -> Result<Option<ListRow>> {
         self.one(
             "SELECT file_len, pack, offset, stored_len FROM list WHERE drive = ?1 AND id = ?2",
@@ -885,7 +928,7 @@ impl Metadata for SqliteConnection {
     }
 }
 
-/// One drive within a write transaction. Head, digest and count are written back at its end.
+/// One drive within a transaction. Head, digest, count and gate are written back at its end.
 struct SqliteManifest<'a> {
     connection: &'a SqliteConnection,
     drive: Drive,
@@ -893,9 +936,38 @@ struct SqliteManifest<'a> {
     now_ms: i64,
     gate_limits: &'a GateLimits,
     gate: Gate,
+    /// The head and the gate as they were at its beginning.
+    before: Rev,
+    stored: Gate,
 }
 
 impl SqliteManifest<'_> {
+    /// Writes back what has changed; returns the head before and now, and whether what is told of
+    /// held deletions is no longer what it was.
+    fn write_back(self) -> Result<(Rev, Rev, bool)> {
+        let Self { connection, drive, author, gate, stored, before, .. } = self;
+        if drive.head != before {
+            connection.exec(
+                "UPDATE drive SET head = ?2, live = ?3, digest = ?4 WHERE num = ?1",
+                params![
+                    drive.num,
+                    signed(drive.head.0)?,
+                    signed(drive.live)?,
+                    drive.digest.to_bytes()
+                ],
+            )?;
+        }
+        let gate = gate.at_rest();
+        if gate != stored {
+            connection.set_gate(drive.num, author.num, &gate)?;
+        }
+        if gate.held_since_ms.is_none() && stored.held_since_ms.is_some() {
+            connection.forget_held(drive.num, author.num)?;
+        }
+        let shown = |gate: &Gate| (gate.held_since_ms, gate.announced, gate.rejected_ms);
+        Ok((before, drive.head, shown(&gate) != shown(&stored)))
+    }
+
     fn journal(&self, sql: &str, id: NodeId, rev: Rev) -> Result<Option<Version>> {
         self.connection.one(
             sql,
@@ -1084,5 +1156,89 @@ impl Manifest for SqliteManifest<'_> {
             ],
         )?;
         Ok(rev)
+    }
+}
+
+fn read_undo(row: &Row<'_>) -> Result<Undo> {
+    Ok(Undo {
+        by: BatchId { first: read_rev(row, 0)?, last: read_rev(row, 1)? },
+        of: BatchId { first: read_rev(row, 2)?, last: read_rev(row, 3)? },
+    })
+}
+
+impl History for SqliteManifest<'_> {
+    fn made(&mut self, first: Rev, last: Rev, limit: usize) -> Result<Vec<Made>> {
+        self.connection.all(
+            "SELECT rev, node, prev_rev, device.id, time_ms
+             FROM journal JOIN device ON device.num = author
+             WHERE drive = ?1 AND rev BETWEEN ?2 AND ?3 ORDER BY rev DESC LIMIT ?4",
+            params![
+                self.drive.num,
+                signed(first.0)?,
+                signed(last.0)?,
+                i64::try_from(limit).unwrap_or(i64::MAX)
+            ],
+            |row| {
+                Ok(Made {
+                    rev: read_rev(row, 0)?,
+                    node: NodeId::from_bytes(blob(row, 1)?),
+                    prev: read_rev(row, 2)?,
+                    author: DeviceId::from_bytes(blob(row, 3)?),
+                    time_ms: row.get(4)?,
+                })
+            },
+        )
+    }
+
+    fn version_before(&mut self, id: NodeId, rev: Rev) -> Result<Option<Version>> {
+        self.journal(
+            "SELECT rev, device.id, parent, journal.name, kind, mode, mtime_secs, mtime_nanos, content, len
+             FROM journal JOIN device ON device.num = author
+             WHERE drive = ?1 AND node = ?2 AND rev < ?3 ORDER BY rev DESC LIMIT 1",
+            id,
+            rev,
+        )
+    }
+
+    fn undo_of(&mut self, batch: BatchId) -> Result<Option<Undo>> {
+        self.connection.one(
+            "SELECT first_rev, last_rev, of_first, of_last FROM undo
+             WHERE drive = ?1 AND of_first = ?2 AND of_last = ?3 ORDER BY first_rev DESC LIMIT 1",
+            params![self.drive.num, signed(batch.first.0)?, signed(batch.last.0)?],
+            read_undo,
+        )
+    }
+
+    fn undo_upto(&mut self, rev: Rev) -> Result<Option<Undo>> {
+        self.connection.one(
+            "SELECT first_rev, last_rev, of_first, of_last FROM undo
+             WHERE drive = ?1 AND first_rev <= ?2 ORDER BY first_rev DESC LIMIT 1",
+            params![self.drive.num, signed(rev.0)?],
+            read_undo,
+        )
+    }
+
+    fn add_undo(&mut self, undo: Undo) -> Result<()> {
+        self.connection.exec(
+            "INSERT INTO undo (drive, first_rev, last_rev, of_first, of_last)
+             VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![
+                self.drive.num,
+                signed(undo.by.first.0)?,
+                signed(undo.by.last.0)?,
+                signed(undo.of.first.0)?,
+                signed(undo.of.last.0)?
+            ],
+        )?;
+        Ok(())
+    }
+
+    fn admit_at_once(&mut self, _author: DeviceId, count: u64, tried: bool) -> Result<bool> {
+        let mut gate = self.gate;
+        let passes = gate.admit_at_once(self.now_ms, self.drive.live, self.gate_limits, count);
+        if !tried {
+            self.gate = gate;
+        }
+        Ok(passes)
     }
 }

@@ -1,0 +1,92 @@
+//! How other synchronizers lost files, played with the real engines: the root causes of
+//! `docs/reliability.md` where the order of what happens matters, and no other test plays them.
+
+use picloud::model::BatchId;
+use picloud::server::rules::undo::{self, How};
+
+use crate::server::Server;
+use crate::world::World;
+
+#[track_caller]
+fn settle(world: &mut World) {
+    if let Err(failure) = world.settle() {
+        panic!("{failure}\n{}", world.trace());
+    }
+}
+
+#[track_caller]
+fn assert_trees(world: &World, devices: usize, expected: &str) {
+    for device in 0..devices {
+        assert_eq!(world.tree(device), expected, "device {device}\n{}", world.trace());
+    }
+    assert_eq!(world.check(), Ok(()), "{}", world.trace());
+}
+
+/// R6: a directory is renamed on one device while something happens in it on the other, and its
+/// sibling has a name that begins alike. Either may be heard first.
+#[test]
+fn r06_a_renamed_directory_takes_what_happens_in_it_along_and_its_sibling_is_left_alone() {
+    for (mover, worker) in [(0, 1), (1, 0)] {
+        let mut world = World::new(6, 2);
+        world.build(0, "d/ d/e/ d/e/a=1 d/b=2 d2/ d2/a=3");
+        settle(&mut world);
+        world.script(mover, "mv d x");
+        world.script(worker, "write d/e/a 4; write d/e/new 5; rm d/b; mkdir d/f; write d/f/g 6");
+        world.script(worker, "write d2/a 7; write d2/new 8");
+        for device in [mover, worker] {
+            if let Err(failure) = world.settle_one(device) {
+                panic!("{failure}\n{}", world.trace());
+            }
+        }
+        settle(&mut world);
+        assert_trees(&world, 2, "d2/ d2/a=7 d2/new=8 x/ x/e/ x/e/a=4 x/e/new=5 x/f/ x/f/g=6");
+    }
+}
+
+/// The server takes a batch back, asked by nobody's agent.
+#[track_caller]
+fn undo(world: &mut World, first: u64, asked_by: usize) -> undo::Outcome {
+    let manifest = &mut world.server.manifest;
+    let last = manifest.head;
+    let batch = BatchId { first: picloud::model::Rev(first), last };
+    let author = Server::device(asked_by);
+    let how = How { author, is_dry_run: false, is_approved: true, date: "2026-11-24" };
+    let Ok(outcome) = undo::undo(manifest, batch, how);
+    outcome.unwrap()
+}
+
+/// R20: a deletion that everybody has followed is taken back, or is taken back while some have not
+/// heard of it, and some have gone on with what they had.
+#[test]
+fn r20_a_deletion_is_taken_back_whoever_has_heard_of_it() {
+    const TREE: &str = "d/ d/a=1 d/b=2 d/e/ d/e/c=3 k=4";
+    for heard in [&[1, 2][..], &[1], &[2], &[]] {
+        let mut world = World::new(20, 3);
+        world.build(0, TREE);
+        settle(&mut world);
+        let first = world.server.head().0 + 1;
+        world.script(0, "rm d; write k 5");
+        for device in [&[0][..], heard].concat() {
+            if let Err(failure) = world.settle_one(device) {
+                panic!("{failure}\n{}", world.trace());
+            }
+        }
+        let outcome = undo(&mut world, first, 1);
+        assert_eq!((outcome.counts.created, outcome.counts.edited), (5, 1), "{outcome:?}");
+        assert_eq!(outcome.left_count, 0);
+        // One that had not heard of the deletion goes on with what it has.
+        let works = !heard.contains(&2);
+        if works {
+            world.script(2, "write d/a 6; mv d/b d/f; write d/e/new 7");
+        }
+        settle(&mut world);
+        let expected = if works { "d/ d/a=6 d/e/ d/e/c=3 d/e/new=7 d/f=2 k=4" } else { TREE };
+        for device in 0..3 {
+            assert_eq!(world.tree(device), expected, "heard {heard:?}\n{}", world.trace());
+        }
+        // And a deletion is one again.
+        world.script(1, "rm d");
+        settle(&mut world);
+        assert_eq!([0, 1, 2].map(|device| world.tree(device)), ["k=4"; 3]);
+    }
+}
