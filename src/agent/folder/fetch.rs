@@ -42,6 +42,10 @@ const SMALL_BATCHES_MAX: usize = 4;
 /// Batches of chunks asked for at once, per larger file; each at most 2 MiB.
 const FILE_BATCHES_MAX: usize = 4;
 
+/// So many requests for deltas that brought none, one after the other, and the rest of the file is
+/// fetched whole.
+const FRUITLESS_MAX: u32 = 4;
+
 /// Shorter chunks are fetched whole.
 const DELTA_FROM: u32 = 8 * 1024;
 
@@ -317,6 +321,7 @@ impl Fetch {
         chunks: &mpsc::Sender<Vec<Arrived>>,
     ) -> Result<(), Stop> {
         let mut under_way: VecDeque<(Vec<Wanted>, Asked)> = VecDeque::new();
+        let mut fruitless = 0;
         loop {
             while under_way.len() < FILE_BATCHES_MAX
                 && let Some(first) = missing.pop_front()
@@ -328,6 +333,7 @@ impl Fetch {
             let Some((batch, asked)) = under_way.pop_front() else {
                 return Ok(());
             };
+            let might_be_deltas = matches!(asked, Asked::Deltas(_));
             let arrived = asked.reply().await?;
             let packed: usize = arrived.iter().map(Arrived::packed_len).sum();
             self.cx.rates.down.pass(packed as u64).await;
@@ -342,6 +348,15 @@ impl Fetch {
             }
             for chunk in rest.into_iter().rev() {
                 missing.push_front(chunk);
+            }
+            if arrived.iter().any(|one| matches!(one, Arrived::Delta(_))) {
+                fruitless = 0;
+            } else if might_be_deltas {
+                fruitless += 1;
+            }
+            if fruitless == FRUITLESS_MAX {
+                // The file is all new, and looking for what it has in common costs the server time.
+                missing.iter_mut().for_each(|one| one.base.clear());
             }
             if chunks.send(arrived).await.is_err() {
                 // The writer ended early, and tells why.
@@ -595,9 +610,23 @@ fn begin(
         }
     }
     let mut old = Old { file, places, bases: HashMap::new() };
+    let mut is_there: HashMap<ChunkId, bool> = HashMap::new();
     for new in splice::new_chunks(&old_extents, &extents) {
-        // Read once more when the delta is there: by then it is known to be of use.
-        if new.len >= DELTA_FROM && !new.base.is_empty() && old.read(&new.base)?.is_some() {
+        if new.len < DELTA_FROM || new.base.is_empty() {
+            continue;
+        }
+        let mut all_there = true;
+        for id in &new.base {
+            all_there &= match is_there.get(id) {
+                Some(is_there) => *is_there,
+                None => {
+                    let found = old.read(&[*id])?.is_some();
+                    is_there.insert(*id, found);
+                    found
+                }
+            };
+        }
+        if all_there {
             old.bases.insert(new.id, new.base);
         }
     }
