@@ -4,6 +4,7 @@
 //! call. An implementation promises only what is said here: no operation follows a symbolic link,
 //! none leaves the folder, each is one step for anyone who looks (but not durable before a sync).
 
+use super::defect::Defect;
 use super::seam::Stat;
 use crate::model::{Attrs, Content, Name, RelPath, Timestamp};
 
@@ -195,6 +196,12 @@ pub trait Folder {
     /// # Errors
     /// When the disk did not take them all.
     fn sync_dir(&self, dir: &Self::Dir) -> Result<(), Fault>;
+
+    /// Returns whether the procedures over this folder have a fault on purpose; only the simulator's
+    /// do.
+    fn has_defect(&self, _defect: Defect) -> bool {
+        false
+    }
 }
 
 impl Fault {

@@ -1,9 +1,10 @@
 //! From pages of the journal and answers to commits to the remote tree.
 
+use super::defect::Defect;
 use super::seam::{Committed, JournalPage};
-use super::trees::{Remote, Trees};
+use super::trees::{LocalBody, Remote, Trees};
 use super::{Batch, Engine, Flight, Pushed, Subject};
-use crate::model::{Digest, Lineage, NodeId, Refusal, Rev, Versioned};
+use crate::model::{Body, Digest, Lineage, Node, NodeId, Refusal, Rev, Versioned};
 
 /// The journal is heard anew because of a digest at most this often.
 const RESUBSCRIBE_MS: u64 = 60_000;
@@ -258,6 +259,13 @@ impl<T: Trees> Engine<T> {
         }
         let parent = pushed.node.as_ref().or(entry.synced.as_ref()).map(|node| node.place.parent);
         entry.synced = pushed.node;
+        if self.trees.has_defect(Defect::AnswerCoversLaterEdit)
+            && let (Some(local), Some(Node { body: Body::File { content, .. }, .. })) =
+                (&mut entry.local, &entry.synced)
+            && local.body == LocalBody::File(None)
+        {
+            local.body = LocalBody::File(Some(*content));
+        }
         let came_back = entry.synced.is_none() && entry.local.is_some();
         self.agenda.clear_retry(id);
         self.put(id, &entry)?;

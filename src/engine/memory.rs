@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 
+use super::defect::Defect;
 use super::trees::{Entry, Meta, Sent, Totals, Trees};
 use crate::model::{Name, NodeId};
 
@@ -11,6 +12,7 @@ use crate::model::{Name, NodeId};
 pub struct MemoryTrees {
     now: State,
     durable: Option<Box<State>>,
+    defect: Option<Defect>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -33,6 +35,13 @@ impl MemoryTrees {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Lets the engine over these trees have a fault.
+    #[must_use]
+    pub fn with_defect(mut self, defect: Option<Defect>) -> Self {
+        self.defect = defect;
+        self
     }
 
     /// Goes back to the last checkpoint, as a crash would.
@@ -197,7 +206,16 @@ impl Trees for MemoryTrees {
     }
 
     fn checkpoint(&mut self) -> Result<(), Infallible> {
-        self.durable = Some(Box::new(self.now.clone()));
+        match &mut self.durable {
+            Some(durable) if self.defect == Some(Defect::CursorAheadOfNodes) => {
+                durable.meta.cursor = self.now.meta.cursor;
+            }
+            durable => *durable = Some(Box::new(self.now.clone())),
+        }
         Ok(())
+    }
+
+    fn has_defect(&self, defect: Defect) -> bool {
+        self.defect == Some(defect)
     }
 }

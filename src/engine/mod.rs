@@ -13,6 +13,7 @@
 mod agenda;
 pub mod apply;
 mod decide;
+pub mod defect;
 mod deletions;
 pub mod folder;
 mod journal;
@@ -209,7 +210,7 @@ pub struct Engine<T> {
     /// How far directories that are not here yet are below one that is, as far as that was asked in
     /// this poll: a deep tree is not walked anew for each node in it.
     depths: HashMap<NodeId, usize>,
-    /// Other names for nodes whose own the disk cannot hold.
+    /// Places that nodes have in the drive and the disk cannot hold, with the names they get instead.
     aliases: HashMap<NodeId, (Place, Name)>,
     /// Directories that were not empty although nothing of ours was in them.
     stubborn: HashMap<NodeId, u32>,
@@ -495,6 +496,10 @@ impl<T: Trees> Engine<T> {
     fn put(&mut self, id: NodeId, entry: &Entry) -> Result<(), T::Error> {
         self.trees.put(id, entry)?;
         self.tell_alias(id, entry.local.as_ref());
+        if entry.local.is_none() {
+            // What is not here is no directory that cannot be read.
+            self.solve(&Subject::Listing(id));
+        }
         self.agenda.wake(id);
         if entry.is_dirty() {
             self.agenda.schedule(id);

@@ -13,9 +13,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use super::defect::Defect;
 use super::seam::{Action, Found, INNER_FOLDER, Look, Seen, Stat};
 use super::trees::{Entry, Local, LocalBody, Trees};
-use super::{Engine, Flight, Subject, normal};
+use super::{ApplyKind, Applying, Engine, Flight, Subject, normal};
 use crate::model::{Content, Kind, Name, NodeId, Place, Timestamp};
 
 /// The most looks under way.
@@ -333,6 +334,9 @@ impl<T: Trees> Engine<T> {
             return Ok(());
         }
         match look {
+            Look::Unreadable { .. } if self.trees.has_defect(Defect::UnreadableIsEmpty) => {
+                self.take_entries(dir, true, false, Vec::new())?;
+            }
             Look::Entries { dir: stat, entries } => {
                 self.solve(&Subject::Listing(dir));
                 if dir == NodeId::ROOT {
@@ -781,6 +785,13 @@ impl<T: Trees> Engine<T> {
                 self.looks.astray(*dir, self.now.ms + GONE_RECHECK_MS, Want::Names(names));
                 return Ok(true);
             }
+            if let Some(Flight::Apply(Applying { what: ApplyKind::SetAside, .. })) =
+                self.flights.get(&id)
+            {
+                // It is we who give it that name, and have not heard of it yet.
+                self.looks.after.entry(id).or_default().insert((*dir, name.clone()));
+                return Ok(true);
+            }
             if !self.is_away(id)?
                 || matches!(self.flights.get(&id), Some(Flight::Apply(_)))
                 || self.is_below_here(*dir, id)?
@@ -799,6 +810,7 @@ impl<T: Trees> Engine<T> {
             // A rename changes the change time of a file, and so may hide an edit.
             if let LocalBody::File(content) = &mut local.body
                 && local.stat != found.stat
+                && !self.trees.has_defect(Defect::RenameHidesEdit)
             {
                 *content = None;
             }

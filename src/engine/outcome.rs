@@ -136,6 +136,18 @@ impl<T: Trees> Engine<T> {
                 }
                 self.look_again(id)?;
             }
+            Outcome::NameImpossible { .. }
+                if matches!(&applying.what, ApplyKind::Move { .. })
+                    && !self.aliases.contains_key(&id)
+                    && self.trees.get(id)?.local.is_some_and(|local| !local.parked) =>
+            {
+                // It may be its own old name that is in its way: another spelling of the new one.
+                if let Some(local) = self.trees.get(id)?.local {
+                    let mut actions = Vec::new();
+                    self.park(id, &local, &mut actions)?;
+                    self.pending.extend(actions);
+                }
+            }
             Outcome::NameImpossible { reason } => {
                 if let ApplyKind::Put { node, .. } | ApplyKind::Move { node, .. } = &applying.what {
                     if self.aliases.get(&id).is_some_and(|(place, _)| *place == node.place) {

@@ -6,6 +6,7 @@
 
 use super::apply::OWN_DIR;
 use super::decide::{Aspects, Need, decide};
+use super::defect::Defect;
 use super::deletions::Course;
 use super::outcome::alias_name;
 use super::seam::{Action, DirRef, DiskOp, Expected, Outgoing, Spot};
@@ -62,7 +63,7 @@ impl<T: Trees> Engine<T> {
             return Ok(());
         }
         let entry = self.trees.get(id)?;
-        let need = decide(&entry);
+        let need = self.mistake(decide(&entry), &entry);
         if need != Need::Hash {
             self.looks.torn.remove(&id);
         }
@@ -142,6 +143,22 @@ impl<T: Trees> Engine<T> {
         }
     }
 
+    /// Returns what a node needs as an engine with one of these faults would have it.
+    fn mistake(&self, need: Need, entry: &Entry) -> Need {
+        let is_deleted_there = entry.remote.is_none() && entry.synced.is_some();
+        match need {
+            Need::Revive
+                if is_deleted_there && self.trees.has_defect(Defect::DeletionBeatsEdit) =>
+            {
+                Need::PullDelete
+            }
+            Need::PullBody { keep } => {
+                Need::PullBody { keep: keep && !self.trees.has_defect(Defect::ConflictDropped) }
+            }
+            need => need,
+        }
+    }
+
     fn hash(
         &mut self,
         id: NodeId,
@@ -175,6 +192,9 @@ impl<T: Trees> Engine<T> {
             return Ok(());
         };
         ready!(self, id, self.parent_there(node.place.parent)?);
+        if self.is_name_held(id, local)? {
+            return self.set_aside(id, local, actions);
+        }
         ready!(self, id, self.name_there(id, &node.place)?);
         let attach = match self.content_there(id, local, &node.body, None, actions)? {
             Some(attach) => attach,
@@ -219,6 +239,9 @@ impl<T: Trees> Engine<T> {
                 && let Some(mover) = self.mover_there(anchor, id)?
             {
                 ready!(self, id, Ready::<()>::After(mover));
+            }
+            if self.is_name_held(id, local)? {
+                return self.set_aside(id, local, actions);
             }
             ready!(self, id, self.name_there(id, &place)?);
         }
@@ -331,7 +354,9 @@ impl<T: Trees> Engine<T> {
                 _ => None,
             })
             .collect();
-        self.trees.note_sent(batch, &sent)?;
+        if !self.trees.has_defect(Defect::SentForgotten) {
+            self.trees.note_sent(batch, &sent)?;
+        }
         self.batches.insert(batch, Batch::of(&changes));
         actions.push(Action::Commit { batch, changes });
         Ok(())
@@ -425,6 +450,22 @@ impl<T: Trees> Engine<T> {
             return Ok(Ready::After(other));
         }
         Ok(Ready::Yes(()))
+    }
+
+    /// Returns whether another node has the same name in the drive, and stays: one of the two has an
+    /// alias here, so that they are not in each other's way on this disk.
+    fn is_name_held(&self, id: NodeId, local: &Local) -> Result<bool, T::Error> {
+        let Place { parent, name } = &local.place;
+        for other in self.trees.remote_at(*parent, name)? {
+            if other == id || self.flights.contains_key(&other) {
+                continue;
+            }
+            let there = self.trees.get(other)?.local.filter(|there| there.place == local.place);
+            if there.is_some_and(|there| there.alias.is_some() || local.alias.is_some()) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Tells the server of a ring of nodes, each of which waits for the next to leave its name or to
@@ -724,7 +765,7 @@ impl<T: Trees> Engine<T> {
         Ok(())
     }
 
-    fn park(
+    pub(super) fn park(
         &mut self,
         id: NodeId,
         local: &Local,

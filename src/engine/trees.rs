@@ -8,6 +8,7 @@ use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
 
+use super::defect::Defect;
 use super::seam::Stat;
 use crate::model::{
     Attrs, Body, Content, Digest, Lineage, Name, Node, NodeId, Place, Rev, Timestamp,
@@ -366,4 +367,9 @@ pub trait Trees {
     /// # Errors
     /// When the store cannot be written; what was written since the last one may then be lost.
     fn checkpoint(&mut self) -> Result<(), Self::Error>;
+
+    /// Returns whether the engine over these trees has a fault on purpose; only the simulator's do.
+    fn has_defect(&self, _defect: Defect) -> bool {
+        false
+    }
 }

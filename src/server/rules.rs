@@ -44,6 +44,23 @@ pub enum Presence {
     WrongLen,
 }
 
+/// A fault that the simulator can put into the rules on purpose, to show that its checks find it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Defect {
+    /// A change counts as made on the newest version, whatever its author had seen.
+    BaseIgnored,
+    /// A name may be taken twice.
+    NamesShared,
+    /// A directory may be moved into itself.
+    CyclesAllowed,
+    /// A directory may be deleted with what is in it.
+    FullDirsDeleted,
+    /// A drive may name contents it does not have.
+    ContentUnchecked,
+    /// A change sent twice is not known again.
+    SentTwiceUnknown,
+}
+
 /// What the rules need of one drive's manifest, within one transaction.
 pub trait Manifest {
     /// Why a primitive can fail; it ends the whole transaction.
@@ -76,6 +93,12 @@ pub trait Manifest {
         before: Option<&Version>,
         node: Option<Node>,
     ) -> Result<Rev, Self::Error>;
+
+    /// Returns whether the rules over this manifest have a fault on purpose; only the simulator's do,
+    /// for the others this is a constant that leaves nothing behind.
+    fn has_defect(&self, _defect: Defect) -> bool {
+        false
+    }
 }
 
 /// How many directories up a move is followed to see that it makes no cycle. Deeper trees than this
@@ -227,7 +250,11 @@ fn create<M: Manifest>(
     if let Some(current) = manifest.current(change.node)? {
         let first = manifest.version_after(change.node, Rev::ZERO)?;
         return Ok(match first {
-            Some(first) if first.author == author && first.node.as_ref() == Some(node) => {
+            Some(first)
+                if first.author == author
+                    && first.node.as_ref() == Some(node)
+                    && !manifest.has_defect(Defect::SentTwiceUnknown) =>
+            {
                 Ok(Intent::Done(first.rev))
             }
             _ => Err(Refusal::Stale { current: current.rev }),
@@ -268,7 +295,8 @@ fn update<M: Manifest>(
         AtBase::Current(version) => version,
         AtBase::Superseded { now, base, next } => {
             let same = base.node.map(|node| wanted.of(&node));
-            return Ok(if next.author == author && same.is_some() && next.node == same {
+            let is_ours = next.author == author && !manifest.has_defect(Defect::SentTwiceUnknown);
+            return Ok(if is_ours && same.is_some() && next.node == same {
                 Ok(Intent::Done(next.rev))
             } else {
                 Err(Refusal::Stale { current: now })
@@ -297,7 +325,8 @@ fn delete<M: Manifest>(
 ) -> Result<Verdict<Intent>, M::Error> {
     Ok(match check!(current_at_base(manifest, change)?) {
         AtBase::Superseded { now, next, .. } => {
-            if next.author == author && next.node.is_none() {
+            let is_ours = next.author == author && !manifest.has_defect(Defect::SentTwiceUnknown);
+            if is_ours && next.node.is_none() {
                 Ok(Intent::Done(next.rev))
             } else {
                 Err(Refusal::Stale { current: now })
@@ -325,7 +354,7 @@ fn current_at_base<M: Manifest>(
     let Some(current) = manifest.current(change.node)? else {
         return Ok(Err(Refusal::Stale { current: Rev::ZERO }));
     };
-    if current.rev == change.base {
+    if current.rev == change.base || manifest.has_defect(Defect::BaseIgnored) {
         return Ok(Ok(AtBase::Current(current)));
     }
     let stale = Refusal::Stale { current: current.rev };
@@ -355,7 +384,7 @@ pub mod memory {
     use std::convert::Infallible;
 
     use super::undo::{History, Made, Undo};
-    use super::{Manifest, Presence, Version};
+    use super::{Defect, Manifest, Presence, Version};
     use crate::model::{
         BatchId, ChunkId, Content, DeviceId, Digest, ListId, Name, Node, NodeId, Place, Rev,
     };
@@ -372,6 +401,8 @@ pub mod memory {
         pub now_ms: i64,
         /// When deletions are held; none for never.
         pub gate_limits: Option<GateLimits>,
+        /// A fault of the rules over this manifest.
+        pub defect: Option<Defect>,
         versions: BTreeMap<NodeId, Vec<Version>>,
         children: BTreeMap<(NodeId, Name), NodeId>,
         chunks: HashMap<ChunkId, u32>,
@@ -530,6 +561,10 @@ pub mod memory {
             let prev = before.map_or(Rev::ZERO, |version| version.rev);
             self.made.push(Made { rev, node: id, prev, author, time_ms: self.now_ms });
             Ok(rev)
+        }
+
+        fn has_defect(&self, defect: Defect) -> bool {
+            self.defect == Some(defect)
         }
     }
 

@@ -2,7 +2,7 @@
 //! them in the agent's driver: looks and reads, jobs for the disk, batches, checkpoints.
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -10,11 +10,14 @@ use picloud::engine::apply::{Applier, Job, Payload, Placed};
 use picloud::engine::folder::{FolderGone, Own};
 use picloud::engine::memory::MemoryTrees;
 use picloud::engine::seam::{Action, Committed, DiskOp, Event, Outcome, Outgoing};
-use picloud::engine::trees::Trees as _;
+use picloud::engine::trees::{Remote, Trees as _};
 use picloud::engine::{Engine, Now, Settings};
-use picloud::model::{Change, IdSource, Rev, Timestamp};
+use picloud::model::{
+    Body, Change, ChangeOp, Content, IdSource, Name, Node, NodeId, Rev, Timestamp,
+};
 
-use super::disk::{Disk, Shared, content_of, name};
+use super::disk::{Disk, Form, Shared, Trouble, content_of, name};
+use super::flaws::Flaw;
 use super::folder::ModelFolder;
 use super::ledger::Ledger;
 use super::rng::Rng;
@@ -56,6 +59,10 @@ pub struct Device {
     pub actions: Vec<Action>,
     pub events: Vec<Event>,
     pub online: bool,
+    /// Its connection is dead, and it has not noticed: what it sends goes nowhere.
+    pub is_half_open: bool,
+    /// Which of its connections this is.
+    pub connection: u64,
     /// Commits on their way, in order.
     pub up: VecDeque<Wire>,
     /// Answers and pages on their way, in order.
@@ -69,6 +76,14 @@ pub struct Device {
     staged: u32,
     /// The power went, and the first look at the disk since is not remembered yet.
     is_unclean: bool,
+    /// What is being written.
+    writing: BTreeMap<NodeId, Content>,
+    /// What was told as done, and was not durable.
+    pub untruth: Option<String>,
+    /// How many operations on disk were carried out.
+    pub operations: u64,
+    /// A fault of the driver's: it takes a power cut for a kill.
+    is_unsuspecting: bool,
 }
 
 /// The agent was killed in the midst of something.
@@ -82,8 +97,8 @@ impl From<FolderGone> for Killed {
 }
 
 impl Device {
-    pub fn new(device: &str, seed: u64, ledger: Rc<RefCell<Ledger>>) -> Self {
-        let disk = Rc::new(RefCell::new(Disk::new(device, seed, ledger)));
+    pub fn new(device: &str, form: Form, seed: u64, ledger: Rc<RefCell<Ledger>>) -> Self {
+        let disk = Rc::new(RefCell::new(Disk::new(device, form, seed, ledger)));
         let folder = ModelFolder(Rc::clone(&disk));
         Self {
             disk,
@@ -95,6 +110,12 @@ impl Device {
             actions: Vec::new(),
             events: Vec::new(),
             online: false,
+            is_half_open: false,
+            operations: 0,
+            writing: BTreeMap::new(),
+            untruth: None,
+            connection: 0,
+            is_unsuspecting: false,
             up: VecDeque::new(),
             down: VecDeque::new(),
             sent: Rev::ZERO,
@@ -103,6 +124,19 @@ impl Device {
             incarnation: 0,
             staged: 0,
             is_unclean: false,
+        }
+    }
+
+    /// Lets this device have a fault.
+    pub fn break_it(&mut self, flaw: Flaw) {
+        match flaw {
+            Flaw::Engine(defect) => {
+                self.disk.borrow_mut().defect = Some(defect);
+                let trees = MemoryTrees::new().with_defect(Some(defect));
+                self.engine = engine(self.seed, 0, trees, Settings::default());
+            }
+            Flaw::PowerCutUnnoticed => self.is_unsuspecting = true,
+            Flaw::Rules(_) | Flaw::AnswerBeforeDurable | Flaw::PagesOutOfOrder => {}
         }
     }
 
@@ -119,6 +153,25 @@ impl Device {
             && self.events.is_empty()
             && self.actions.is_empty()
             && self.disk.borrow().hints.is_empty()
+            && self.disk.borrow().late_hints.is_empty()
+    }
+
+    /// The drive's names for what has another one on this disk: by directory and name there.
+    pub fn aliases(&self) -> BTreeMap<(u64, Name), Name> {
+        let trees = self.engine.trees();
+        let aliases = trees.entries().filter_map(|(_, entry)| {
+            let local = entry.local.as_ref()?;
+            let alias = local.alias.clone()?;
+            let dir = match local.place.parent {
+                NodeId::ROOT => super::disk::ROOT,
+                parent => {
+                    let Ok(parent) = trees.get(parent);
+                    parent.local?.stat.ino
+                }
+            };
+            Some(((dir, alias), local.place.name.clone()))
+        });
+        aliases.collect()
     }
 
     pub fn has_jobs(&self) -> bool {
@@ -131,6 +184,7 @@ impl Device {
         self.actions.clear();
         self.events.clear();
         self.jobs.clear();
+        self.writing.clear();
         self.placed = None;
         {
             let mut disk = self.disk.borrow_mut();
@@ -140,12 +194,12 @@ impl Device {
             disk.forget_watches();
         }
         let mut trees = match death {
-            Death::LostState => MemoryTrees::new(),
+            Death::LostState => MemoryTrees::new().with_defect(self.disk.borrow().defect),
             Death::Kill | Death::PowerCut => self.engine.trees().clone(),
         };
         trees.crash();
         let device = self.name();
-        self.is_unclean |= death == Death::PowerCut;
+        self.is_unclean |= death == Death::PowerCut && !self.is_unsuspecting;
         self.applier =
             Applier::new(self.folder.clone(), device.clone()).after_power_cut(self.is_unclean);
         let is_parked = |node| trees.get(node).is_ok_and(|e| e.local.is_some_and(|l| l.parked));
@@ -168,6 +222,9 @@ impl Device {
     /// Hands an operation over to the disk, with its content.
     pub fn submit(&mut self, rng: &mut Rng, job: Job) {
         let Job { node, op, payload } = job;
+        if let DiskOp::Write { content, .. } = &op {
+            self.writing.insert(node, *content);
+        }
         let payload = match (&op, payload) {
             // Larger contents come to staging before, by a way of their own.
             (DiskOp::Write { attrs, mtime, .. }, Payload::Bytes(bytes)) if rng.chance(30) => {
@@ -179,6 +236,11 @@ impl Device {
                 };
                 let text = String::from_utf8(bytes).unwrap();
                 let mut disk = self.disk.borrow_mut();
+                if disk.trouble == Some(Trouble::Full) {
+                    drop(disk);
+                    let reason = "No space left on device".to_owned();
+                    return self.applied(node, Outcome::Failed { reason });
+                }
                 let data = super::disk::Data::File(text);
                 let ino = disk.create(staging, &part, data, attrs.mode);
                 disk.set_attrs(ino, attrs.mode, Some(*mtime));
@@ -223,17 +285,26 @@ impl Device {
         self.applier.reap_at().map(|at| u64::try_from(at.as_millis()).unwrap())
     }
 
-    pub fn applied(&mut self, node: picloud::model::NodeId, outcome: Outcome) {
+    pub fn applied(&mut self, node: NodeId, outcome: Outcome) {
+        self.operations += 1;
+        if let (Some(content), Outcome::Done { stat, .. }) = (self.writing.remove(&node), &outcome)
+            && !self.disk.borrow().holds_durably(stat.ino, &content)
+        {
+            self.untruth = Some(format!("{} told {node} as done, and it is not", self.name()));
+        }
         let line = format!("{} did {node}: {outcome:?}", self.name());
         self.disk.borrow().ledger.borrow_mut().note(line);
         self.events.push(Event::Applied { node, outcome });
     }
 
     /// Reads the small contents that travel inside a commit, as the driver does before it sends.
-    pub fn build(&self, batch: u64, outgoing: Vec<Outgoing>) -> Wire {
+    pub fn build(&mut self, batch: u64, outgoing: Vec<Outgoing>) -> Wire {
         let deletions = self.engine.deletions_pending(batch);
         let mut wire = Wire { batch, changes: vec![], deletions, texts: vec![], results: vec![] };
         for Outgoing { change, attach } in outgoing {
+            if change.op == ChangeOp::Delete {
+                self.check_deletion(change.node);
+            }
             if let Some((at, expected)) = attach {
                 match self.folder.read(&at, &expected.stat) {
                     Some(text) if Some(content_of(&text)) == expected.content => {
@@ -249,6 +320,34 @@ impl Device {
             wire.changes.push(change);
         }
         wire
+    }
+
+    /// A file that is here as it was agreed on is not to be deleted elsewhere.
+    fn check_deletion(&mut self, node: NodeId) {
+        let trees = self.engine.trees();
+        let Ok(entry) = trees.get(node);
+        let Some(Remote { node: Node { place, body: Body::File { content, .. }, .. }, .. }) =
+            &entry.remote
+        else {
+            return;
+        };
+        let mut path = vec![place.name.clone()];
+        let mut at = place.parent;
+        while at != NodeId::ROOT {
+            let Ok(above) = trees.get(at);
+            let Some(above) = above.remote else { return };
+            path.push(above.node.place.name);
+            at = above.node.place.parent;
+        }
+        path.reverse();
+        let disk = self.disk.borrow();
+        if let Some(text) = disk.text_ever_at(&path)
+            && content_of(text) == *content
+        {
+            let line = format!("{} deletes {text} everywhere, which is there", disk.device);
+            drop(disk);
+            self.untruth = Some(line);
+        }
     }
 
     pub fn send(&mut self, now: Now, event: Event) {

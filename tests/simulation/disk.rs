@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use picloud::engine::defect::Defect;
 use picloud::engine::seam::Stat;
 use picloud::model::{Attrs, ChunkId, Content, Kind, Name, NodeId, RelPath, Timestamp};
 
@@ -39,6 +40,44 @@ enum Unsynced {
     Names(Vec<(u64, Name, Option<u64>)>),
 }
 
+/// Which names a file system holds for the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// None but equal bytes.
+    Exact,
+    /// Those that differ in case only; kept as they were first written.
+    CaseBlind,
+    /// Those that differ in case or Unicode form only; kept as they were first written.
+    UnicodeBlind,
+}
+
+impl Form {
+    /// Returns what two names have in common that are the same here.
+    pub fn key(self, name: &Name) -> Vec<u8> {
+        let bytes = name.as_bytes();
+        match self {
+            Self::Exact => bytes.to_vec(),
+            Self::CaseBlind => bytes.to_ascii_lowercase(),
+            // The one letter with two forms that persons here use.
+            Self::UnicodeBlind => {
+                let text = String::from_utf8_lossy(bytes).replace('\u{e9}', "e\u{301}");
+                text.to_ascii_lowercase().into_bytes()
+            }
+        }
+    }
+}
+
+/// What is wrong with a disk for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// So many primitive operations of a hundred fail.
+    Errors(usize),
+    /// Nothing new fits.
+    Full,
+    /// This directory may neither be read nor changed.
+    Denied(u64),
+}
+
 /// How the person at this disk behaves: how often each thing is done, out of their sum.
 #[derive(Debug, Clone, Copy)]
 pub struct Habits {
@@ -52,7 +91,15 @@ pub struct Habits {
     pub hard_link: usize,
     /// Writes through a descriptor that was opened before.
     pub late_write: usize,
+    /// Moves a directory.
+    pub move_dir: usize,
+    /// Swaps a directory with one that is in it: `mv d/e t; mv d t/d`.
+    pub turn_out: usize,
+    /// The names that are used.
+    pub names: &'static [&'static str],
 }
+
+const NAMES: &[&str] = &["a", "b", "c", "d.txt", "e"];
 
 impl Habits {
     pub const ORDINARY: Self = Self {
@@ -65,7 +112,40 @@ impl Habits {
         chmod: 1,
         hard_link: 1,
         late_write: 1,
+        move_dir: 0,
+        turn_out: 0,
+        names: NAMES,
     };
+    /// Names that some disks hold for the same.
+    pub const CASES: Self = Self {
+        names: &["a", "A", "b", "\u{e9}", "e\u{301}", "E\u{301}"],
+        hard_link: 0,
+        late_write: 0,
+        ..Self::ORDINARY
+    };
+    /// Moves directories all the time, out of and into each other, and works in them.
+    pub const MOVES: Self = Self {
+        write: 4,
+        mkdir: 2,
+        rename: 2,
+        move_dir: 8,
+        turn_out: 4,
+        remove: 1,
+        hard_link: 0,
+        ..Self::ORDINARY
+    };
+    /// Works on few files, often on the same one twice, with them open for long.
+    pub const HASTY: Self = Self {
+        write: 12,
+        mkdir: 1,
+        rename: 3,
+        remove: 3,
+        late_write: 5,
+        names: &["a", "b"],
+        ..Self::ORDINARY
+    };
+    /// Writes and deletes.
+    pub const DELETING: Self = Self { write: 9, remove: 9, rename: 1, ..Self::HASTY };
     /// Renames all the time.
     pub const STORM: Self = Self {
         write: 1,
@@ -77,6 +157,9 @@ impl Habits {
         chmod: 0,
         hard_link: 0,
         late_write: 0,
+        move_dir: 0,
+        turn_out: 0,
+        names: NAMES,
     };
 }
 
@@ -89,14 +172,26 @@ pub struct Disk {
     pub ledger: Rc<RefCell<Ledger>>,
     /// Directories with a watch on them, and under which node.
     pub watches: BTreeMap<u64, NodeId>,
-    /// What the watches told and nobody has taken yet.
-    pub hints: Vec<(NodeId, Name)>,
+    /// What the watches told and nobody has taken yet: of a name, or of a whole directory.
+    pub hints: Vec<(NodeId, Option<Name>)>,
+    /// What they tell later.
+    pub late_hints: Vec<(NodeId, Option<Name>)>,
+    /// Which names are the same here.
+    pub form: Form,
     /// The agent is killed after this many more primitive operations.
     pub fuel: Option<u32>,
     /// A person acts before this many more primitive operations are done.
     pub intrusion: Option<u32>,
-    /// How many primitive operations of a hundred fail.
-    pub failing: usize,
+    /// The same, before this many more looks.
+    pub intrusion_at_look: Option<u32>,
+    /// Inodes that had a name which they have no more.
+    moved: BTreeSet<u64>,
+    /// What the agent has just looked at: who intrudes, does so there.
+    pub focus: Option<(u64, Name)>,
+    /// What is wrong with it now.
+    pub trouble: Option<Trouble>,
+    /// A fault of the procedures that work on it.
+    pub defect: Option<Defect>,
     pub habits: Habits,
     /// Files the person has open for writing.
     open: Vec<u64>,
@@ -129,7 +224,7 @@ pub fn describe(path: &[Name]) -> String {
 }
 
 impl Disk {
-    pub fn new(device: &str, seed: u64, ledger: Rc<RefCell<Ledger>>) -> Self {
+    pub fn new(device: &str, form: Form, seed: u64, ledger: Rc<RefCell<Ledger>>) -> Self {
         let mut rng = Rng::new(seed);
         let tick_ns = if rng.chance(50) { 4_000_000 } else { 1 };
         let mut disk = Self {
@@ -140,9 +235,15 @@ impl Disk {
             ledger,
             watches: BTreeMap::new(),
             hints: Vec::new(),
+            late_hints: Vec::new(),
+            form,
             fuel: None,
             intrusion: None,
-            failing: 0,
+            intrusion_at_look: None,
+            moved: BTreeSet::new(),
+            focus: None,
+            trouble: None,
+            defect: None,
             habits: Habits::ORDINARY,
             open: Vec::new(),
             rng,
@@ -188,6 +289,7 @@ impl Disk {
         // A nameless inode is nothing; that it is durable at once only names it.
         self.durable.insert(ino, empty);
         self.inodes.insert(ino, inode.clone());
+        self.moved.remove(&ino);
         if matches!(inode.data, Data::File(_)) {
             self.unsynced.push(Unsynced::Inode { ino, state: inode, has_bytes: true });
         }
@@ -201,9 +303,28 @@ impl Disk {
         }
     }
 
+    /// Returns what is at a name, and how that is written here.
+    pub fn find(&self, dir: u64, name: &Name) -> Option<(Name, u64)> {
+        let entries = self.dir(dir)?;
+        if let Some(ino) = entries.get(name) {
+            return Some((name.clone(), *ino));
+        }
+        if self.form == Form::Exact {
+            return None;
+        }
+        let key = self.form.key(name);
+        let mut all = entries.iter();
+        all.find(|(there, _)| self.form.key(there) == key).map(|(name, ino)| (name.clone(), *ino))
+    }
+
+    /// Returns the inode at a name.
+    pub fn at(&self, dir: u64, name: &Name) -> Option<u64> {
+        self.find(dir, name).map(|(_, ino)| ino)
+    }
+
     fn hint(&mut self, dir: u64, name: &Name) {
         if let Some(id) = self.watches.get(&dir) {
-            self.hints.push((*id, name.clone()));
+            self.hints.push((*id, Some(name.clone())));
         }
     }
 
@@ -223,8 +344,13 @@ impl Disk {
     }
 
     /// Changes names of directories, all in one step; what has no name left is gone.
-    pub fn set_names(&mut self, changes: Vec<(u64, Name, Option<u64>)>) {
-        for (dir, name, ino) in &changes {
+    pub fn set_names(&mut self, mut changes: Vec<(u64, Name, Option<u64>)>) {
+        for (dir, name, ino) in &mut changes {
+            if let Some((there, _)) = self.find(*dir, name) {
+                *name = there;
+            }
+            let (dir, name, ino) = (&*dir, &*name, &*ino);
+            self.moved.extend(self.at(*dir, name));
             let Data::Dir(entries) = &mut self.inodes.get_mut(dir).unwrap().data else {
                 panic!("not a directory");
             };
@@ -288,14 +414,14 @@ impl Disk {
 
     /// Moves a name, or exchanges two.
     pub fn move_name(&mut self, from: (u64, &Name), to: (u64, &Name)) {
-        let ino = self.dir(from.0).unwrap()[from.1];
+        let ino = self.at(from.0, from.1).unwrap();
         self.change_time(ino);
         self.set_names(vec![(from.0, from.1.clone(), None), (to.0, to.1.clone(), Some(ino))]);
     }
 
     pub fn exchange_names(&mut self, from: (u64, &Name), to: (u64, &Name)) {
-        let one = self.dir(from.0).unwrap()[from.1];
-        let other = self.dir(to.0).unwrap()[to.1];
+        let one = self.at(from.0, from.1).unwrap();
+        let other = self.at(to.0, to.1).unwrap();
         self.change_time(one);
         self.change_time(other);
         self.set_names(vec![
@@ -413,8 +539,10 @@ impl Disk {
         }
         collect(&mut self.durable);
         self.inodes = self.durable.clone();
+        self.moved = self.inodes.keys().copied().collect();
         self.watches.clear();
         self.hints.clear();
+        self.late_hints.clear();
         self.open.clear();
         let after = self.texts();
         let mut ledger = self.ledger.borrow_mut();
@@ -429,10 +557,44 @@ impl Disk {
         }
     }
 
+    /// Returns the text of a file that was never anywhere but at this path.
+    pub fn text_ever_at(&self, path: &[Name]) -> Option<&String> {
+        let mut ino = ROOT;
+        for name in path {
+            ino = self.at(ino, name)?;
+            if self.moved.contains(&ino) {
+                return None;
+            }
+        }
+        self.text(ino)
+    }
+
+    /// Returns whether a power cut would leave this content of an inode, under some name; what a
+    /// person has done to it since does not count.
+    pub fn holds_durably(&self, ino: u64, content: &Content) -> bool {
+        let is_whole = |inodes: &BTreeMap<u64, Inode>| {
+            let text = inodes.get(&ino).and_then(|inode| match &inode.data {
+                Data::File(text) => Some(text),
+                _ => None,
+            });
+            let has_name = inodes.values().any(|inode| match &inode.data {
+                Data::Dir(entries) => entries.values().any(|child| *child == ino),
+                _ => false,
+            });
+            has_name && text.is_some_and(|text| content_of(text) == *content)
+        };
+        !is_whole(&self.inodes) || is_whole(&self.durable)
+    }
+
     // What one sees.
 
     /// All paths with their inodes, the root not included, `.picloud` neither.
     pub fn walk(&self) -> Vec<(Vec<Name>, u64)> {
+        self.walk_named(&BTreeMap::new())
+    }
+
+    /// As [`Disk::walk`], with other names for those at these places (directory and name).
+    fn walk_named(&self, names: &BTreeMap<(u64, Name), Name>) -> Vec<(Vec<Name>, u64)> {
         let mut found = Vec::new();
         let mut stack = vec![(Vec::new(), ROOT)];
         while let Some((path, ino)) = stack.pop() {
@@ -441,7 +603,7 @@ impl Disk {
                     continue;
                 }
                 let mut path = path.clone();
-                path.push(name.clone());
+                path.push(names.get(&(ino, name.clone())).unwrap_or(name).clone());
                 if self.dir(*child).is_some() {
                     stack.push((path.clone(), *child));
                 }
@@ -454,7 +616,12 @@ impl Disk {
 
     /// The tree as text, one line per entry.
     pub fn render(&self) -> Vec<String> {
-        self.walk()
+        self.render_named(&BTreeMap::new())
+    }
+
+    /// As [`Disk::render`], with the drive's names for those at these places.
+    pub fn render_named(&self, names: &BTreeMap<(u64, Name), Name>) -> Vec<String> {
+        self.walk_named(names)
             .iter()
             .map(|(path, ino)| {
                 let path = describe(path);
@@ -480,11 +647,14 @@ impl Disk {
 
     /// What the agent keeps aside in its own directories.
     pub fn hidden(&self) -> Vec<String> {
-        // Staging is cleared at each start; a disk that fails may leave something until then.
+        // Staging is cleared at each start; a disk that fails may leave something until then. So may
+        // the note on where something was that could not be parked after all.
+        let is_note = |name: &Name| name.as_bytes().ends_with(b".where");
         [("trash", TRASH), ("parked", PARKED)]
             .iter()
             .flat_map(|(own, ino)| {
-                self.dir(*ino).unwrap().keys().map(move |name| format!("{own}/{name}"))
+                let names = self.dir(*ino).unwrap().keys().filter(|name| !is_note(name));
+                names.map(move |name| format!("{own}/{name}"))
             })
             .collect()
     }
@@ -492,7 +662,7 @@ impl Disk {
     // What a person does.
 
     pub fn resolve(&self, path: &[Name]) -> Option<u64> {
-        path.iter().try_fold(ROOT, |ino, name| self.dir(ino)?.get(name).copied())
+        path.iter().try_fold(ROOT, |ino, name| self.at(ino, name))
     }
 
     fn parent(&self, path: &[Name]) -> Option<(u64, Name)> {
@@ -512,7 +682,7 @@ impl Disk {
     /// Writes a file: in place where there is one. Returns the text that was there.
     pub fn write(&mut self, path: &[Name], text: &str) -> Option<Option<String>> {
         let (dir, name) = self.parent(path)?;
-        match self.dir(dir)?.get(&name).copied() {
+        match self.at(dir, &name) {
             Some(ino) => Some(Some(self.set_bytes(ino, text)?)),
             None => {
                 self.create(dir, &name, Data::File(text.to_owned()), 0o644);
@@ -524,8 +694,8 @@ impl Disk {
     /// Writes a file as editors do: a new one, renamed over the old.
     pub fn save_by_rename(&mut self, path: &[Name], text: &str) -> Option<Option<String>> {
         let (dir, name) = self.parent(path)?;
-        let old = match self.dir(dir)?.get(&name) {
-            Some(ino) => Some(self.text(*ino)?.clone()),
+        let old = match self.at(dir, &name) {
+            Some(ino) => Some(self.text(ino)?.clone()),
             None => None,
         };
         self.create(dir, &name, Data::File(text.to_owned()), 0o644);
@@ -534,7 +704,7 @@ impl Disk {
 
     fn free_place(&self, path: &[Name]) -> Option<(u64, Name)> {
         let (dir, name) = self.parent(path)?;
-        (!self.dir(dir)?.contains_key(&name)).then_some((dir, name))
+        self.at(dir, &name).is_none().then_some((dir, name))
     }
 
     pub fn mkdir(&mut self, path: &[Name]) -> bool {
@@ -558,7 +728,7 @@ impl Disk {
     /// Removes what is at a path, and everything in it; returns the texts.
     pub fn remove(&mut self, path: &[Name]) -> Option<Vec<String>> {
         let (dir, name) = self.parent(path)?;
-        let mut stack = vec![*self.dir(dir)?.get(&name)?];
+        let mut stack = vec![self.at(dir, &name)?];
         let mut texts = Vec::new();
         while let Some(ino) = stack.pop() {
             match &self.inodes[&ino].data {
@@ -578,10 +748,16 @@ impl Disk {
         }
         let (from_dir, from_name) = self.parent(from)?;
         let (to_dir, to_name) = self.parent(to)?;
-        let ino = *self.dir(from_dir)?.get(&from_name)?;
-        let old = match self.dir(to_dir)?.get(&to_name) {
-            Some(there) if *there == ino => return None,
-            Some(there) => match (&self.inodes[there].data, &self.inodes[&ino].data) {
+        let (from_name, ino) = self.find(from_dir, &from_name)?;
+        // On some disks the old path is another spelling of the new one.
+        if self.is_below(to_dir, ino) {
+            return None;
+        }
+        let old = match self.at(to_dir, &to_name) {
+            // Another spelling of its own name.
+            Some(there) if there == ino && from_dir == to_dir && from_name != to_name => None,
+            Some(there) if there == ino => return None,
+            Some(there) => match (&self.inodes[&there].data, &self.inodes[&ino].data) {
                 (Data::File(old), Data::File(_)) => Some(old.clone()),
                 _ => return None,
             },
@@ -605,7 +781,7 @@ impl Disk {
     }
 
     fn random_name(&mut self) -> Name {
-        name(self.rng.pick(&["a", "b", "c", "d.txt", "e"]).copied().unwrap())
+        name(self.rng.pick(self.habits.names).copied().unwrap())
     }
 
     /// A path that exists, or nothing.
@@ -643,6 +819,8 @@ impl Disk {
             habits.chmod,
             habits.hard_link,
             habits.late_write,
+            habits.move_dir,
+            habits.turn_out,
         ];
         let mut dice = self.rng.below(all.iter().sum());
         let what = all.iter().position(|weight| {
@@ -650,7 +828,9 @@ impl Disk {
             dice = dice.saturating_sub(*weight);
             hit
         });
+        let is_full = self.trouble == Some(Trouble::Full);
         let told = match what {
+            Some(0 | 1 | 5 | 7 | 8) if is_full => None,
             Some(0) => self.person_writes(),
             Some(1) => {
                 let path = self.any_path();
@@ -669,10 +849,41 @@ impl Disk {
                 format!("sets {} to {mode:o}", describe(&path))
             }),
             Some(7) => self.person_links_hard(),
+            Some(9) => self.person_moves_dir(),
+            Some(10) => self.person_turns_out(),
             _ => self.person_writes_late(),
         };
         if let Some(told) = told {
             let line = format!("{} {told}", self.device);
+            self.ledger.borrow_mut().note(line);
+        }
+    }
+
+    /// A person does something to what the agent is at work on.
+    pub fn person_intrudes(&mut self) {
+        let at = self.focus.clone().filter(|_| self.rng.chance(70));
+        let path = at.and_then(|(dir, name)| {
+            let mut paths = self.walk();
+            paths.push((Vec::new(), ROOT));
+            let (mut path, _) = paths.into_iter().find(|(_, ino)| *ino == dir)?;
+            path.push(name);
+            self.resolve(&path).map(|_| path)
+        });
+        let Some(path) = path else { return self.person_acts() };
+        let told = match self.rng.below(6) {
+            0..=2 => self.person_writes_to(&path),
+            3 => {
+                let to = self.any_path();
+                self.person_renames_to(&path, &to)
+            }
+            4 => {
+                let from = self.some_path(|_| true).unwrap_or_default();
+                self.person_renames_to(&from, &path)
+            }
+            _ => self.person_removes_at(&path),
+        };
+        if let Some(told) = told {
+            let line = format!("{} {told} in the midst", self.device);
             self.ledger.borrow_mut().note(line);
         }
     }
@@ -683,16 +894,20 @@ impl Disk {
             Some(path) if existing => path,
             _ => self.any_path(),
         };
+        self.person_writes_to(&path)
+    }
+
+    fn person_writes_to(&mut self, path: &[Name]) -> Option<String> {
         let token = self.ledger.borrow_mut().token();
         let old = if self.rng.chance(40) {
-            self.save_by_rename(&path, &token)
+            self.save_by_rename(path, &token)
         } else {
-            self.write(&path, &token)
+            self.write(path, &token)
         }?;
         if self.rng.chance(20) {
-            self.open.extend(self.resolve(&path));
+            self.open.extend(self.resolve(path));
         }
-        let told = format!("writes {token} to {} (was {old:?})", describe(&path));
+        let told = format!("writes {token} to {} (was {old:?})", describe(path));
         self.ledger.borrow_mut().wrote(token, old);
         Some(told)
     }
@@ -700,10 +915,58 @@ impl Disk {
     fn person_renames(&mut self) -> Option<String> {
         let from = self.some_path(|_| true)?;
         let to = self.any_path();
-        let old = self.rename(&from, &to)?;
-        let told = format!("renames {} to {} (was {old:?})", describe(&from), describe(&to));
+        self.person_renames_to(&from, &to)
+    }
+
+    fn person_renames_to(&mut self, from: &[Name], to: &[Name]) -> Option<String> {
+        let old = self.rename(from, to)?;
+        let told = format!("renames {} to {} (was {old:?})", describe(from), describe(to));
         self.ledger.borrow_mut().superseded.extend(old);
         Some(told)
+    }
+
+    fn person_moves_dir(&mut self) -> Option<String> {
+        let from = self.some_path(|data| matches!(data, Data::Dir(_)))?;
+        let to = self.any_path();
+        self.rename(&from, &to)?;
+        Some(format!("moves {} to {}", describe(&from), describe(&to)))
+    }
+
+    /// What was inside is outside then, and the other way round.
+    fn person_turns_out(&mut self) -> Option<String> {
+        let outer = self.some_path(|data| matches!(data, Data::Dir(_)))?;
+        let ino = self.resolve(&outer)?;
+        let entries = self.dir(ino)?;
+        let mut dirs = entries.iter().filter(|(_, child)| self.dir(**child).is_some());
+        let inner = dirs.next()?.0.clone();
+        let between = self.any_path();
+        if between.starts_with(&outer) || self.resolve(&between).is_some() {
+            return None;
+        }
+        let inside = [outer.as_slice(), std::slice::from_ref(&inner)].concat();
+        self.rename(&inside, &between)?;
+        let last = self.random_name();
+        let within = [between.as_slice(), &[last]].concat();
+        let is_done = self.rename(&outer, &within).is_some();
+        Some(format!(
+            "moves {} to {}{}",
+            describe(&inside),
+            describe(&between),
+            if is_done {
+                format!(", {} to {}", describe(&outer), describe(&within))
+            } else {
+                String::new()
+            }
+        ))
+    }
+
+    /// Removes something, and returns what nobody has any more.
+    pub fn person_removes_for_good(&mut self) -> BTreeSet<String> {
+        let before = self.texts();
+        let told = self.person_removes();
+        let line = format!("{} {}", self.device, told.unwrap_or_default());
+        self.ledger.borrow_mut().note(line);
+        before.difference(&self.texts()).cloned().collect()
     }
 
     fn person_exchanges(&mut self) -> Option<String> {
@@ -715,8 +978,12 @@ impl Disk {
 
     fn person_removes(&mut self) -> Option<String> {
         let path = self.some_path(|_| true)?;
-        let texts = self.remove(&path)?;
-        let told = format!("removes {} ({texts:?})", describe(&path));
+        self.person_removes_at(&path)
+    }
+
+    fn person_removes_at(&mut self, path: &[Name]) -> Option<String> {
+        let texts = self.remove(path)?;
+        let told = format!("removes {} ({texts:?})", describe(path));
         self.ledger.borrow_mut().superseded.extend(texts);
         Some(told)
     }
@@ -744,13 +1011,33 @@ impl Disk {
 
     /// Returns whether the next primitive operation is to fail.
     pub fn fails(&mut self) -> bool {
-        self.failing > 0 && self.rng.chance(self.failing)
+        match self.trouble {
+            Some(Trouble::Errors(percent)) => self.rng.chance(percent),
+            _ => false,
+        }
+    }
+
+    /// Returns whether nothing can be done in this directory now.
+    pub fn denies(&self, dir: u64) -> bool {
+        self.trouble == Some(Trouble::Denied(dir))
+    }
+
+    /// A directory of the person's.
+    pub fn some_dir(&mut self) -> u64 {
+        let path = self.some_path(|data| matches!(data, Data::Dir(_))).unwrap_or_default();
+        self.resolve(&path).unwrap_or(ROOT)
+    }
+
+    /// Whatever is random from here on follows from this alone.
+    pub fn reseed(&mut self, seed: u64) {
+        self.rng = Rng::new(seed);
     }
 
     /// A new life of the agent begins: it has no watches yet.
     pub fn forget_watches(&mut self) {
         self.watches.clear();
         self.hints.clear();
+        self.late_hints.clear();
         self.fuel = None;
     }
 }

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 
+use picloud::engine::defect::Defect;
 use picloud::engine::folder::{Fault, Folder, FolderGone, Own, Rename};
 use picloud::engine::seam::{DirRef, Found, Hashed, Look, Seen, Spot, Stat};
 use picloud::model::{Attrs, Content, Kind, Name, RelPath, Timestamp};
 
-use super::disk::{Data, Disk, OWN, PARKED, ROOT, STAGING, Shared, TRASH, content_of};
+use super::disk::{Data, Disk, OWN, PARKED, ROOT, STAGING, Shared, TRASH, Trouble, content_of};
 
 /// As in `agent::disk::hash`.
 const RACY_NANOS: i128 = 20_000_000;
@@ -26,7 +27,7 @@ fn nanos(time: Timestamp) -> i128 {
 impl ModelFolder {
     /// What can come between two primitive operations.
     fn step(&self) -> Result<(), Fault> {
-        self.intrude();
+        self.intrude(|disk| &mut disk.intrusion);
         let mut disk = self.0.borrow_mut();
         if let Some(fuel) = &mut disk.fuel {
             if *fuel == 0 {
@@ -40,12 +41,12 @@ impl ModelFolder {
         Ok(())
     }
 
-    fn intrude(&self) {
+    fn intrude(&self, when: fn(&mut Disk) -> &mut Option<u32>) {
         let mut disk = self.0.borrow_mut();
-        if let Some(left) = &mut disk.intrusion {
+        if let Some(left) = when(&mut disk) {
             if *left == 0 {
-                disk.intrusion = None;
-                disk.person_acts();
+                *when(&mut disk) = None;
+                disk.person_intrudes();
             } else {
                 *left -= 1;
             }
@@ -53,17 +54,31 @@ impl ModelFolder {
     }
 
     fn entry(disk: &Disk, dir: u64, name: &Name) -> Result<u64, Fault> {
-        disk.dir(dir).and_then(|entries| entries.get(name)).copied().ok_or(Fault::NotFound)
+        disk.at(dir, name).ok_or(Fault::NotFound)
     }
 
     fn free(disk: &Disk, dir: u64, name: &Name) -> Result<(), Fault> {
-        let entries = disk.dir(dir).ok_or(Fault::NotFound)?;
-        if entries.contains_key(name) { Err(Fault::Exists) } else { Ok(()) }
+        disk.dir(dir).ok_or(Fault::NotFound)?;
+        if disk.at(dir, name).is_some() { Err(Fault::Exists) } else { Ok(()) }
+    }
+
+    /// As [`ModelFolder::free`], for what needs room.
+    fn room(disk: &Disk, dir: u64, name: &Name) -> Result<(), Fault> {
+        Self::free(disk, dir, name)?;
+        Self::may_change(disk, dir)?;
+        match disk.trouble {
+            Some(Trouble::Full) => Err(Fault::Other("No space left on device".into())),
+            _ => Ok(()),
+        }
+    }
+
+    fn may_change(disk: &Disk, dir: u64) -> Result<(), Fault> {
+        if disk.denies(dir) { Err(Fault::Other("Permission denied".into())) } else { Ok(()) }
     }
 
     fn open(&self, path: &RelPath) -> Option<u64> {
         let disk = self.0.borrow();
-        let ino = path.names().iter().try_fold(ROOT, |ino, name| disk.dir(ino)?.get(name).copied());
+        let ino = path.names().iter().try_fold(ROOT, |ino, name| disk.at(ino, name));
         ino.filter(|ino| disk.dir(*ino).is_some())
     }
 
@@ -73,10 +88,13 @@ impl ModelFolder {
 
     /// As the agent's look: the watch, the names, then one stat after the other.
     pub fn look(&self, dir: &DirRef, names: Option<&[Name]>) -> Look {
-        self.intrude();
+        self.intrude(|disk| &mut disk.intrusion_at_look);
         let Some(ino) = self.open_ref(dir) else {
             return Look::Gone;
         };
+        if self.0.borrow().denies(ino) || self.0.borrow_mut().fails() {
+            return Look::Unreadable { reason: "Permission denied".into() };
+        }
         let listed: Vec<Name> = match names {
             None => {
                 let mut disk = self.0.borrow_mut();
@@ -87,7 +105,7 @@ impl ModelFolder {
         };
         let mut entries = Vec::new();
         for name in listed {
-            self.intrude();
+            self.intrude(|disk| &mut disk.intrusion_at_look);
             let found = self.find(ino, &name);
             if found.is_some() || names.is_some() {
                 entries.push(Seen { name, found });
@@ -122,12 +140,15 @@ impl ModelFolder {
         if stat.kind != Some(Kind::File) || !stat.same_inode(expected) {
             return Hashed::Changed;
         }
+        if self.0.borrow_mut().fails() {
+            return Hashed::Unreadable { reason: "Input/output error".into() };
+        }
         let started = nanos(self.0.borrow_mut().time());
         let text = match self.0.borrow().inodes.get(&stat.ino).map(|inode| &inode.data) {
             Some(Data::File(text)) => text.clone(),
             _ => return Hashed::Changed,
         };
-        self.intrude();
+        self.intrude(|disk| &mut disk.intrusion_at_look);
         let disk = self.0.borrow();
         if !disk.inodes.contains_key(&stat.ino) || disk.stat(stat.ino) != stat {
             return Hashed::Changed;
@@ -140,7 +161,7 @@ impl ModelFolder {
     pub fn read(&self, at: &Spot, expected: &Stat) -> Option<String> {
         let dir = self.open_ref(&at.dir)?;
         let disk = self.0.borrow();
-        let ino = *disk.dir(dir)?.get(&at.name)?;
+        let ino = disk.at(dir, &at.name)?;
         match &disk.inodes[&ino].data {
             Data::File(text) if disk.stat(ino).unchanged(expected) => Some(text.clone()),
             _ => None,
@@ -173,6 +194,9 @@ impl Folder for ModelFolder {
     }
 
     fn stat(&self, dir: &u64, name: &Name) -> Result<Stat, Fault> {
+        if ![STAGING, TRASH, PARKED].contains(dir) {
+            self.0.borrow_mut().focus = Some((*dir, name.clone()));
+        }
         self.step()?;
         let disk = self.0.borrow();
         let ino = Self::entry(&disk, *dir, name)?;
@@ -215,8 +239,15 @@ impl Folder for ModelFolder {
     ) -> Result<(), Fault> {
         self.step()?;
         let mut disk = self.0.borrow_mut();
-        Self::free(&disk, *dir, name)?;
         let text = String::from_utf8_lossy(bytes).into_owned();
+        if let Err(fault) = Self::room(&disk, *dir, name) {
+            // What fitted stays.
+            if disk.trouble == Some(Trouble::Full) && Self::free(&disk, *dir, name).is_ok() {
+                let half = text.get(..text.len() / 2).unwrap_or_default().to_owned();
+                disk.create(*dir, name, Data::File(half), attrs.mode);
+            }
+            return Err(fault);
+        }
         let ino = disk.create(*dir, name, Data::File(text), attrs.mode);
         if mtime.is_some() {
             disk.set_attrs(ino, attrs.mode, mtime);
@@ -236,7 +267,7 @@ impl Folder for ModelFolder {
     fn make_dir(&self, dir: &u64, name: &Name, attrs: Attrs) -> Result<(), Fault> {
         self.step()?;
         let mut disk = self.0.borrow_mut();
-        Self::free(&disk, *dir, name)?;
+        Self::room(&disk, *dir, name)?;
         disk.create(*dir, name, Data::Dir(BTreeMap::new()), attrs.mode);
         Ok(())
     }
@@ -244,7 +275,7 @@ impl Folder for ModelFolder {
     fn make_link(&self, dir: &u64, name: &Name, target: &[u8]) -> Result<(), Fault> {
         self.step()?;
         let mut disk = self.0.borrow_mut();
-        Self::free(&disk, *dir, name)?;
+        Self::room(&disk, *dir, name)?;
         disk.create(*dir, name, Data::Link(target.to_vec()), 0o777);
         Ok(())
     }
@@ -257,6 +288,8 @@ impl Folder for ModelFolder {
         if disk.dir(*to.0).is_none() {
             return Err(Fault::NotFound);
         }
+        Self::may_change(&disk, *from.0)?;
+        Self::may_change(&disk, *to.0)?;
         if disk.is_below(*to.0, ino) {
             return Err(Fault::Other("Invalid argument".into()));
         }
@@ -280,6 +313,7 @@ impl Folder for ModelFolder {
     fn unlink(&self, dir: &u64, name: &Name) -> Result<(), Fault> {
         self.step()?;
         let mut disk = self.0.borrow_mut();
+        Self::may_change(&disk, *dir)?;
         let ino = Self::entry(&disk, *dir, name)?;
         if disk.dir(ino).is_some() {
             return Err(Fault::Other("Is a directory".into()));
@@ -291,6 +325,7 @@ impl Folder for ModelFolder {
     fn remove_dir(&self, dir: &u64, name: &Name) -> Result<(), Fault> {
         self.step()?;
         let mut disk = self.0.borrow_mut();
+        Self::may_change(&disk, *dir)?;
         let ino = Self::entry(&disk, *dir, name)?;
         match disk.dir(ino) {
             None => return Err(Fault::Other("Not a directory".into())),
@@ -337,5 +372,9 @@ impl Folder for ModelFolder {
         self.step()?;
         self.0.borrow_mut().sync_dir(*dir);
         Ok(())
+    }
+
+    fn has_defect(&self, defect: Defect) -> bool {
+        self.0.borrow().defect == Some(defect)
     }
 }

@@ -1,100 +1,193 @@
-//! Seeded histories of several devices, a server and a network, on a model disk: convergence, and no
-//! version lost. `PICLOUD_SEEDS=N` sets how many histories, `PICLOUD_SEED=S` replays one.
+//! Seeded histories of several devices, a server and a network, on model disks: they converge, and no
+//! version is lost.
+//!
+//! `PICLOUD_SEEDS=N` sets how many histories of each kind, `PICLOUD_SEED=S` plays one and prints its
+//! trace. A history that fails is made as short as it goes, and printed with the command that plays
+//! the short one.
 
-use crate::disk::Habits;
-use crate::world::{Fault, World};
+use crate::disk::{Form, Habits};
+use crate::shrink::{History, Kind};
+use crate::steps::{Cast, Fault, Totals};
 
-fn seeds() -> Vec<u64> {
-    let var = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    match (var("PICLOUD_SEED"), var("PICLOUD_SEEDS")) {
+const CAST: Cast = Cast { devices: 2, rounds: 60, faults: &[], pace: 16, is_alone: false };
+const EXACT: &[Form] = &[Form::Exact];
+const TREE: &str = "a=u1 b=u2 c/ c/a=u3 c/b=u4 c/e/ c/e/a=u5 d.txt/ d.txt/a=u6 d.txt/e/ e/ e/c=u7";
+const KIND: Kind = Kind { name: "", cast: CAST, habits: Habits::ORDINARY, tree: "", forms: EXACT };
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+/// The seeds to play.
+pub fn seeds(kind: &Kind) -> Vec<u64> {
+    match (number("PICLOUD_SEED"), number("PICLOUD_SEEDS")) {
         (Some(seed), _) => vec![seed],
-        (None, count) => (1..=count.unwrap_or(400)).collect(),
-    }
-}
-
-fn run(devices: usize, steps: usize, faults: &[Fault]) {
-    run_with(devices, steps, Habits::ORDINARY, faults);
-}
-
-fn run_with(devices: usize, steps: usize, habits: Habits, faults: &[Fault]) {
-    let mut failures = Vec::new();
-    for seed in seeds() {
-        let mut world = World::new(seed, devices);
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            if habits.mkdir == 0 {
-                let tree =
-                    "a=u1 b=u2 c/ c/a=u3 c/b=u4 c/e/ c/e/a=u5 d.txt/ d.txt/a=u6 d.txt/e/ e/ e/c=u7";
-                world.build(0, tree);
-                world.settle()?;
-            }
-            world.set_habits(habits);
-            world.live(steps, faults);
-            world.settle()?;
-            world.check()
-        }));
-        let failure = match result {
-            Ok(Ok(())) => continue,
-            Ok(Err(failure)) => failure,
-            Err(panic) => panic
-                .downcast_ref::<String>()
-                .cloned()
-                .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-                .unwrap_or_else(|| "a panic".to_owned()),
-        };
-        if failures.is_empty() {
-            println!("seed {seed}: {failure}\n{}", world.trace());
+        (None, count) => {
+            let from = number("PICLOUD_FIRST_SEED").unwrap_or(1);
+            // The same number of devices' steps for each kind.
+            let share = if kind.cast.devices > 3 { 4 } else { 1 };
+            (from..from + count.unwrap_or(150).div_ceil(share)).collect()
         }
-        failures.push(format!("{seed}: {}", failure.lines().next().unwrap_or_default()));
     }
+}
+
+/// The history that the environment asks for, of a seed.
+fn history(kind: &'static Kind, seed: u64) -> History {
+    let mut history = History::draw(kind, seed, None);
+    if let Some(devices) = number("PICLOUD_DEVICES").and_then(|n| usize::try_from(n).ok()) {
+        history.devices = devices.clamp(1, history.devices);
+        history.steps.retain(|step| step.device < history.devices);
+    }
+    if let Ok(steps) = std::env::var("PICLOUD_STEPS") {
+        history.keep(&steps);
+    }
+    history
+}
+
+#[track_caller]
+fn run(kind: &'static Kind) {
+    let mut failures = Vec::new();
+    let mut totals = Totals::default();
+    let seeds = seeds(kind);
+    for seed in &seeds {
+        let history = history(kind, *seed);
+        let played = history.play();
+        totals.add(&played.totals);
+        if let [_] = seeds.as_slice() {
+            println!("{}", played.trace);
+        }
+        let Err(failure) = played.result else { continue };
+        if failures.is_empty() {
+            println!("seed {seed}: {failure}");
+            let short = history.shrink(failure.property);
+            let again = short.play();
+            println!("{} steps are enough:\n{}", short.steps.len(), again.trace);
+            if let Err(failure) = again.result {
+                println!("{failure}\n{}", short.command());
+            }
+        }
+        let text = failure.to_string();
+        failures.push(format!("{seed}: {}", text.lines().next().unwrap_or_default()));
+    }
+    println!("simulation {} {totals} failed {}", kind.name, failures.len());
     assert!(failures.is_empty(), "{} seeds failed: {failures:#?}", failures.len());
 }
 
-#[test]
-fn two_devices_converge_and_lose_nothing() {
-    run(2, 40, &[]);
+/// Kinds of histories, each with its test.
+macro_rules! kinds {
+    ($(fn $name:ident() $is:ident: $kind:expr;)*) => {
+        $(pub static $is: Kind = Kind { name: stringify!($name), ..$kind };
+
+        #[test]
+        fn $name() {
+            run(&$is);
+        })*
+    };
 }
 
-#[test]
-fn three_devices_with_cuts_converge_and_lose_nothing() {
-    run(3, 80, &[Fault::Cut]);
-}
+use Fault::{
+    BadDisk, Cut, EventStorm, FullDisk, HalfOpen, Intrusion, Kill, LostEvent, LostState,
+    NoPermission, PowerCut, ServerCrash, Undo,
+};
 
-#[test]
-fn three_devices_with_cuts_kills_and_lost_events_converge_and_lose_nothing() {
-    run(3, 120, &[Fault::Cut, Fault::Kill, Fault::LostEvent]);
-}
+kinds! {
+    fn two_devices_converge_and_lose_nothing() PLAIN: Kind { cast: Cast { rounds: 40, ..CAST }, ..KIND };
 
-#[test]
-fn devices_that_lose_their_state_lose_nothing() {
-    run(2, 60, &[Fault::Cut, Fault::LostState]);
-}
+    fn three_devices_with_cuts_converge_and_lose_nothing() CUTS: Kind {
+        cast: Cast { devices: 3, rounds: 80, faults: &[Cut], ..CAST }, ..KIND
+    };
 
-#[test]
-fn a_person_in_the_midst_of_what_the_agent_does_loses_nothing() {
-    run(2, 60, &[Fault::Intrusion, Fault::Intrusion, Fault::Intrusion, Fault::Cut, Fault::Kill]);
-}
+    fn three_devices_with_cuts_kills_and_lost_events_converge_and_lose_nothing() KILLS: Kind {
+        cast: Cast { devices: 3, rounds: 100, faults: &[Cut, Kill, LostEvent], ..CAST }, ..KIND
+    };
 
-#[test]
-fn power_cuts_take_nothing_that_the_server_has() {
-    run(2, 60, &[Fault::PowerCut, Fault::Cut]);
-}
+    fn devices_that_lose_their_state_lose_nothing() STATE: Kind {
+        cast: Cast { faults: &[Cut, LostState], ..CAST }, ..KIND
+    };
 
-#[test]
-fn a_disk_that_fails_now_and_then_costs_time_and_nothing_else() {
-    run(2, 60, &[Fault::BadDisk, Fault::Kill]);
-}
+    fn a_person_in_the_midst_of_what_the_agent_does_loses_nothing() INTRUSION: Kind {
+        cast: Cast { faults: &[Intrusion, Intrusion, Intrusion, Cut, Kill], ..CAST }, ..KIND
+    };
 
-#[test]
-fn undos_in_the_midst_of_everything_lose_nothing_that_was_not_seen() {
-    run(3, 80, &[Fault::Undo, Fault::Undo, Fault::Cut, Fault::Kill]);
-}
+    fn power_cuts_take_nothing_that_the_server_has() POWER: Kind {
+        cast: Cast { faults: &[PowerCut, Cut], ..CAST }, ..KIND
+    };
 
-#[test]
-fn a_storm_of_renames_settles() {
-    run_with(2, 60, Habits::STORM, &[]);
-}
+    fn a_disk_that_fails_now_and_then_costs_time_and_nothing_else() DISK: Kind {
+        cast: Cast { faults: &[BadDisk, Kill], ..CAST }, ..KIND
+    };
 
-#[test]
-fn a_storm_of_renames_with_everything_going_wrong_settles() {
-    run_with(3, 60, Habits::STORM, &[Fault::Cut, Fault::Kill, Fault::Intrusion, Fault::LostEvent]);
+    fn a_full_disk_and_forbidden_directories_cost_time_and_nothing_else() FULL: Kind {
+        cast: Cast { faults: &[FullDisk, NoPermission, Kill], ..CAST }, ..KIND
+    };
+
+    fn connections_that_seem_to_be_there_and_a_server_that_crashes_lose_nothing() SERVER: Kind {
+        cast: Cast { devices: 3, faults: &[HalfOpen, ServerCrash, ServerCrash, Cut, Kill], ..CAST },
+        ..KIND
+    };
+
+    fn events_that_come_late_twice_or_not_at_all_lose_nothing() EVENTS: Kind {
+        cast: Cast { faults: &[EventStorm, EventStorm, LostEvent, Kill], ..CAST }, ..KIND
+    };
+
+    fn five_devices_with_everything_going_wrong_lose_nothing() FIVE: Kind {
+        cast: Cast {
+            devices: 5,
+            rounds: 100,
+            faults: &[
+                Cut, HalfOpen, ServerCrash, Kill, LostEvent, EventStorm, Intrusion, BadDisk,
+                FullDisk, NoPermission,
+            ],
+            ..CAST
+        },
+        ..KIND
+    };
+
+    fn disks_that_hold_names_for_the_same_take_part() CASES: Kind {
+        cast: Cast { devices: 3, rounds: 40, faults: &[Cut], ..CAST },
+        habits: Habits::CASES,
+        forms: &[Form::Exact, Form::CaseBlind, Form::UnicodeBlind],
+        ..KIND
+    };
+
+    fn files_that_are_written_all_the_time_lose_nothing() HASTE: Kind {
+        cast: Cast { faults: &[Intrusion, Intrusion, Intrusion, Kill, Cut], pace: 40, ..CAST },
+        habits: Habits::HASTY,
+        ..KIND
+    };
+
+    fn files_that_are_deleted_all_the_time_lose_nothing() REMOVALS: Kind {
+        cast: Cast { faults: &[Intrusion, Intrusion, Intrusion, Cut], pace: 40, ..CAST },
+        habits: Habits::DELETING,
+        ..KIND
+    };
+
+    fn who_works_alone_has_no_conflict_with_oneself() ALONE: Kind {
+        cast: Cast {
+            faults: &[Cut, HalfOpen, ServerCrash, Kill, LostEvent, EventStorm],
+            is_alone: true,
+            ..CAST
+        },
+        ..KIND
+    };
+
+    fn undos_in_the_midst_of_everything_lose_nothing_that_was_not_seen() UNDOS: Kind {
+        cast: Cast { devices: 3, rounds: 80, faults: &[Undo, Undo, Cut, Kill], ..CAST }, ..KIND
+    };
+
+    fn a_storm_of_renames_settles() STORM: Kind { habits: Habits::STORM, tree: TREE, ..KIND };
+
+    fn a_storm_of_renames_with_everything_going_wrong_settles() STORM_KILLS: Kind {
+        cast: Cast { devices: 3, faults: &[Cut, Kill, Intrusion, LostEvent], ..CAST },
+        habits: Habits::STORM,
+        tree: TREE,
+        ..KIND
+    };
+
+    fn directories_that_move_all_the_time_with_kills_lose_nothing() MOVES: Kind {
+        cast: Cast { faults: &[Kill, Kill, Kill, Cut, Intrusion], ..CAST },
+        habits: Habits::MOVES,
+        tree: TREE,
+        ..KIND
+    };
 }

@@ -15,7 +15,7 @@ fn settle(world: &mut World) {
 }
 
 #[track_caller]
-fn assert_trees(world: &World, devices: usize, expected: &str) {
+fn assert_trees(world: &mut World, devices: usize, expected: &str) {
     for device in 0..devices {
         assert_eq!(world.tree(device), expected, "device {device}\n{}", world.trace());
     }
@@ -39,7 +39,7 @@ fn r06_a_renamed_directory_takes_what_happens_in_it_along_and_its_sibling_is_lef
             }
         }
         settle(&mut world);
-        assert_trees(&world, 2, "d2/ d2/a=7 d2/new=8 x/ x/e/ x/e/a=4 x/e/new=5 x/f/ x/f/g=6");
+        assert_trees(&mut world, 2, "d2/ d2/a=7 d2/new=8 x/ x/e/ x/e/a=4 x/e/new=5 x/f/ x/f/g=6");
     }
 }
 

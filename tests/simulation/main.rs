@@ -1,18 +1,26 @@
 //! The engines of several devices in one thread, on model disks, with a model server and network.
 //!
 //! [`table`] plays the rows of the conflict table; [`histories`] plays seeded random ones;
-//! [`gate`] the mass deletions that wait for a person, [`incidents`] how other synchronizers lost files.
+//! [`gate`] the mass deletions that wait for a person, [`incidents`] how other synchronizers lost files;
+//! [`defects`] shows that what is wrong is found.
+//! `docs/simulator.md` tells what is modelled, and what must hold.
 
 #![expect(clippy::unwrap_used, reason = "what cannot be in the model is a failing test")]
 
+mod defects;
 mod device;
 mod disk;
+mod flaws;
 mod folder;
 mod gate;
 mod histories;
 mod incidents;
+mod invariants;
 mod ledger;
 mod rng;
 mod server;
+mod shrink;
+mod steps;
+mod stranger;
 mod table;
 mod world;

@@ -1,15 +1,35 @@
 //! The server of the simulation: the real rules over a manifest in memory, and its journal.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use picloud::model::{Body, Change, Content, DeviceId, Lineage, Node, NodeId, Rev, Versioned};
+use picloud::engine::seam::Event;
+use picloud::model::{
+    Body, Change, Content, DeviceId, Digest, Lineage, Node, NodeId, Rev, Versioned,
+};
 use picloud::protocol::message::ChangeResult;
-use picloud::server::rules;
 use picloud::server::rules::memory::MemoryManifest;
+use picloud::server::rules::{self, Manifest as _};
+
+/// An answer that waits until what it says is durable.
+#[derive(Debug, Clone)]
+struct Waiting {
+    device: usize,
+    connection: u64,
+    answer: Event,
+    accepted: Vec<(NodeId, Rev, Option<Node>)>,
+}
 
 #[derive(Debug, Clone, Default)]
 pub struct Server {
+    /// With everything that was asked for so far.
     pub manifest: MemoryManifest,
+    /// What a crash leaves, and what is told.
+    durable: MemoryManifest,
+    waiting: Vec<Waiting>,
+    /// All that was ever answered with yes.
+    acknowledged: BTreeMap<(NodeId, Rev), Option<Node>>,
+    /// A fault: it answers before it has made anything durable.
+    pub answers_early: bool,
 }
 
 impl Server {
@@ -17,8 +37,62 @@ impl Server {
         Lineage::from_bytes([9; 16])
     }
 
+    /// The newest rev that is told.
     pub fn head(&self) -> Rev {
-        self.manifest.head
+        self.durable.head
+    }
+
+    pub fn digest(&self) -> Digest {
+        self.durable.digest
+    }
+
+    /// Keeps an answer back until [`Server::sync`].
+    pub fn answer_later(
+        &mut self,
+        device: usize,
+        connection: u64,
+        answer: Event,
+        accepted: Vec<(NodeId, Rev, Option<Node>)>,
+    ) {
+        self.waiting.push(Waiting { device, connection, answer, accepted });
+    }
+
+    /// Makes everything durable; returns the answers that may go out now, with whose they are.
+    pub fn sync(&mut self) -> Vec<(usize, u64, Event)> {
+        self.durable = self.manifest.clone();
+        self.release()
+    }
+
+    /// Lets the answers go that wait.
+    pub fn release(&mut self) -> Vec<(usize, u64, Event)> {
+        let waiting = std::mem::take(&mut self.waiting);
+        waiting
+            .into_iter()
+            .map(|Waiting { device, connection, answer, accepted }| {
+                let accepted = accepted.into_iter().map(|(id, rev, node)| ((id, rev), node));
+                self.acknowledged.extend(accepted);
+                (device, connection, answer)
+            })
+            .collect()
+    }
+
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// What is not durable is gone.
+    pub fn crash(&mut self) {
+        self.manifest = self.durable.clone();
+        self.waiting.clear();
+    }
+
+    /// What was acknowledged and is not there.
+    pub fn missing(&mut self) -> Option<String> {
+        self.acknowledged.iter().find_map(|((id, rev), node)| {
+            let Ok(version) = self.manifest.version(*id, *rev);
+            let is_there = version.is_some_and(|version| version.node == *node);
+            (!is_there).then(|| format!("{id} at {rev:?}: {node:?}"))
+        })
     }
 
     /// Takes a content in.
@@ -42,7 +116,7 @@ impl Server {
     /// The page after `cursor` with at most `limit` nodes: its end, whether it is consistent, nodes.
     pub fn page(&self, cursor: Rev, limit: usize) -> (Rev, bool, Vec<Versioned>) {
         let mut changed: Vec<Versioned> = self
-            .manifest
+            .durable
             .nodes()
             .filter(|(_, version)| version.rev > cursor)
             .map(|(id, version)| Versioned { id, rev: version.rev, node: version.node.clone() })
@@ -51,21 +125,27 @@ impl Server {
         let all = changed.len() <= limit;
         changed.truncate(limit);
         let upto = if all { self.head() } else { changed.last().map_or(self.head(), |v| v.rev) };
-        let consistent = self.manifest.nodes().all(|(id, version)| {
-            version.rev <= upto || self.manifest.created(id).is_some_and(|created| created > upto)
+        let consistent = self.durable.nodes().all(|(id, version)| {
+            version.rev <= upto || self.durable.created(id).is_some_and(|created| created > upto)
         });
         (upto, consistent, changed)
     }
 
     /// The contents of all live files.
     pub fn contents(&self) -> BTreeSet<String> {
-        let nodes = self.manifest.nodes().filter_map(|(_, version)| version.node.as_ref());
+        let nodes = self.durable.nodes().filter_map(|(_, version)| version.node.as_ref());
         nodes
             .filter_map(|node| match &node.body {
                 Body::File { content, .. } => Some(format!("{content:?}")),
                 _ => None,
             })
             .collect()
+    }
+
+    /// A version that was made just now.
+    pub fn version(&mut self, id: NodeId, rev: Rev) -> Option<(NodeId, Rev, Option<Node>)> {
+        let Ok(version) = self.manifest.version(id, rev);
+        version.map(|version| (id, rev, version.node))
     }
 
     /// What the journal says of a node now.

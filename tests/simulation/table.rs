@@ -5,6 +5,7 @@
 //! `"rm d"`, `"link l t"`, several with `;` between them. Ann is heard first, so where the server's
 //! order decides, hers is the remote side and Bob's the local one.
 
+use crate::disk::Form;
 use crate::world::World;
 
 #[track_caller]
@@ -152,4 +153,44 @@ fn a_server_that_goes_back_to_an_older_backup_takes_nothing_from_the_devices() {
             assert!(trees[0].contains(token), "{token} is lost: {}", trees[0]);
         }
     }
+}
+
+/// Ann's disk knows every name, Bob's holds those for the same that differ in case only.
+#[track_caller]
+fn check_case_blind(before: &str, then: &[(usize, &str)], ann: &str, bob: &str) {
+    let mut world = World::with_forms(1, 2, &[Form::Exact, Form::CaseBlind]);
+    world.build(0, before);
+    world.settle().unwrap();
+    for (device, commands) in then {
+        world.script(*device, commands);
+        if let Err(failure) = world.settle() {
+            panic!("{failure} {}", world.trace());
+        }
+    }
+    assert_eq!(world.check(), Ok(()), "{}", world.trace());
+    let alias = |tree: String| match tree.split_once(" (name clash ") {
+        Some((before, after)) => format!("{before} (name clash){}", &after[9..]),
+        None => tree,
+    };
+    assert_eq!([alias(world.tree(0)), alias(world.tree(1))], [ann, bob], "{}", world.trace());
+}
+
+#[test]
+fn what_a_disk_holds_for_the_same_is_kept_and_gets_its_own_name_once_it_can() {
+    check_case_blind("a=1 A=2", &[], "A=2 a=1", "A=2 a (name clash)=1");
+    check_case_blind("a=1 A=2", &[(0, "mv a c")], "A=2 c=1", "A=2 c=1");
+    check_case_blind("a=1 A=2", &[(1, "write A 3")], "A=3 a=1", "A=3 a (name clash)=1");
+    // Another spelling of its own name is in nobody's way.
+    check_case_blind("d/ d/a=1", &[(0, "mv d/a d/A")], "d/ d/A=1", "d/ d/A=1");
+    check_case_blind("d/ d/a=1", &[(0, "mv d D")], "D/ D/a=1", "D/ D/a=1");
+}
+
+#[test]
+fn a_name_that_stands_for_something_with_another_one_here_is_a_conflict() {
+    check_case_blind(
+        "a=1 A=2",
+        &[(0, "rm A"), (1, "write a 3")],
+        "a=1 a (conflicted copy bob 2026-11-23)=3",
+        "a (conflicted copy bob 2026-11-23)=3 a (name clash)=1",
+    );
 }

@@ -14,36 +14,43 @@ use picloud::protocol::message::ChangeResult;
 use picloud::server::rules::undo::{self, History as _, How, Made};
 
 use super::device::{Death, Device, Killed, TODAY, Wire};
-use super::disk::{Data, Habits, content_of, describe};
+use super::disk::{Data, Form, Habits, Trouble, content_of, describe};
+use super::flaws::Flaw;
+use super::invariants::Sound;
 use super::ledger::Ledger;
 use super::rng::Rng;
 use super::server::Server;
+use super::steps::{Fault, Step, Totals, What};
+use super::stranger::Stranger;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// Connections break; what is under way is lost in either direction, or comes late.
-    Cut,
-    /// An agent is killed, perhaps in the midst of an operation.
-    Kill,
-    /// The power of a device goes, perhaps in the midst of an operation.
-    PowerCut,
-    /// The watch does not tell.
-    LostEvent,
-    /// The state of a device is gone.
-    LostState,
-    /// A person acts in the midst of what the agent does.
-    Intrusion,
-    /// Some operations on the disk fail for a while.
-    BadDisk,
-    /// A person takes back what some device changed lately.
-    Undo,
+/// What holds in each history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Which property does not.
+    pub property: &'static str,
+    pub text: String,
+}
+
+impl Failure {
+    pub fn new(property: &'static str, text: impl Into<String>) -> Self {
+        Self { property, text: text.into() }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.property, self.text)
+    }
 }
 
 pub struct World {
     rng: Rng,
+    seed: u64,
     ledger: Rc<RefCell<Ledger>>,
     pub devices: Vec<Device>,
     pub server: Server,
+    /// The other drive of the same server.
+    stranger: Stranger,
     contents: BTreeMap<String, String>,
     /// Commits of connections that are gone, still on their way.
     limbo: VecDeque<(usize, Wire)>,
@@ -51,6 +58,32 @@ pub struct World {
     restored: bool,
     /// The most turns in which everything must become quiet.
     pub turns_max: u32,
+    /// A fault of what delivers.
+    pages_out_of_order: bool,
+    /// What was deleted while everybody knew all, and must stay away.
+    deleted: BTreeSet<String>,
+    /// Where something was found wrong first.
+    failure: Option<Failure>,
+    /// What was last found sound.
+    sound: Sound,
+    pub totals: Totals,
+}
+
+/// What a machine can do.
+#[derive(Debug, Clone, Copy)]
+enum Act {
+    Time,
+    Poll,
+    Do,
+    Tell,
+    Hints,
+    Connect,
+    Hear,
+    Serve,
+    Work,
+    Checkpoint,
+    Limbo,
+    Sync,
 }
 
 fn key(content: &Content) -> String {
@@ -59,22 +92,51 @@ fn key(content: &Content) -> String {
 
 impl World {
     pub fn new(seed: u64, devices: usize) -> Self {
+        Self::with_forms(seed, devices, &[Form::Exact])
+    }
+
+    /// A world whose devices have disks of these kinds, in turn.
+    pub fn with_forms(seed: u64, devices: usize, forms: &[Form]) -> Self {
         let ledger = Rc::new(RefCell::new(Ledger::default()));
         let devices = (0..devices)
             .map(|n| {
                 let name = ["ann", "bob", "cy", "dee", "eve"][n];
-                Device::new(name, seed * 8 + n as u64, Rc::clone(&ledger))
+                let form = forms[n % forms.len()];
+                Device::new(name, form, seed * 8 + n as u64, Rc::clone(&ledger))
             })
             .collect();
         Self {
             rng: Rng::new(seed),
+            seed,
             ledger,
             devices,
             server: Server::default(),
+            stranger: Stranger::default(),
             contents: BTreeMap::new(),
             limbo: VecDeque::new(),
             restored: false,
             turns_max: 1500,
+            pages_out_of_order: false,
+            deleted: BTreeSet::new(),
+            failure: None,
+            sound: Sound::default(),
+            totals: Totals::default(),
+        }
+    }
+
+    /// Lets something in this world be wrong from the beginning.
+    pub fn break_it(&mut self, flaw: Flaw) {
+        for device in &mut self.devices {
+            device.break_it(flaw);
+        }
+        match flaw {
+            Flaw::Rules(defect) => {
+                self.server.manifest.defect = Some(defect);
+                self.stranger.manifest.defect = Some(defect);
+            }
+            Flaw::AnswerBeforeDurable => self.server.answers_early = true,
+            Flaw::PagesOutOfOrder => self.pages_out_of_order = true,
+            Flaw::Engine(_) | Flaw::PowerCutUnnoticed => {}
         }
     }
 
@@ -98,24 +160,80 @@ impl World {
         }
     }
 
-    /// Lets people and machines act at random.
-    pub fn live(&mut self, steps: usize, faults: &[Fault]) {
-        for _ in 0..steps {
-            for _ in 0..self.rng.below(12) {
-                self.machine_step();
+    /// Plays a history, and checks what must hold after each of its steps.
+    pub fn play(&mut self, steps: &[Step]) -> Result<(), Failure> {
+        for step in steps {
+            let Step { device, what, seed, .. } = *step;
+            self.rng = Rng::new(seed);
+            self.devices[device].disk.borrow_mut().reseed(seed ^ 0x5eed);
+            match what {
+                What::Machine => self.machine_step(device),
+                What::Turn => {
+                    self.turn(device);
+                    self.ledger.borrow_mut().pass_ms(10);
+                }
+                What::Alone => self.settle_one(device)?,
+                What::Rest => self.settle()?,
+                What::Person => self.devices[device].disk.borrow_mut().person_acts(),
+                What::Fault(fault) => {
+                    self.totals.fault(fault);
+                    self.fault(device, fault);
+                }
+                What::Stranger => {
+                    let known = self.contents.values().cloned().collect::<Vec<_>>();
+                    let result = self.stranger.acts(&mut self.rng, &known);
+                    self.note_failure(result);
+                }
+                What::QuietRemoval => self.remove_while_quiet(device)?,
             }
-            let device = self.rng.below(self.devices.len());
-            self.devices[device].disk.borrow_mut().person_acts();
-            if let Some(fault) = self.rng.pick(faults).copied()
-                && self.rng.chance(15)
-            {
-                self.fault(device, fault);
-            }
+            self.check_step(device)?;
+        }
+        self.totals.steps += steps.len() as u64;
+        Ok(())
+    }
+
+    /// Somebody deletes something while everybody knows all and nobody else does anything: it must
+    /// not come back, whatever goes wrong from here on.
+    fn remove_while_quiet(&mut self, device: usize) -> Result<(), Failure> {
+        self.settle()?;
+        self.check()?;
+        // Within a moment the driver makes durable what is known.
+        self.devices.iter_mut().for_each(Device::checkpoint);
+        self.deleted = self.devices[device].disk.borrow_mut().person_removes_for_good();
+        Ok(())
+    }
+
+    fn note_failure(&mut self, result: Result<(), Failure>) {
+        if let Err(failure) = result {
+            self.failure.get_or_insert(failure);
         }
     }
 
+    /// Returns what was found wrong when something was told.
+    fn check_told(&mut self) -> Result<(), Failure> {
+        if let Some(failure) = self.failure.take() {
+            return Err(failure);
+        }
+        match self.devices.iter_mut().find_map(|device| device.untruth.take()) {
+            Some(untruth) => Err(Failure::new("what is told is true", untruth)),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks what must hold at any moment.
+    fn check_step(&mut self, device: usize) -> Result<(), Failure> {
+        self.check_told()?;
+        if self.restored {
+            return Ok(());
+        }
+        self.sound.check_manifest(&self.server)?;
+        let trees = self.devices[device].engine.trees();
+        self.sound.check_trees(device, trees, &mut self.server)
+    }
+
     /// Everything works from now on: returns when nothing is left to do, or that it never ends.
-    pub fn settle(&mut self) -> Result<(), String> {
+    pub fn settle(&mut self) -> Result<(), Failure> {
+        self.rng = Rng::new(self.seed);
         let all: Vec<usize> = (0..self.devices.len()).collect();
         self.settle_some(&all)?;
         // What failed is tried again after a while.
@@ -141,14 +259,17 @@ impl World {
     }
 
     /// As [`World::settle`], for one device, while the others hear and say nothing.
-    pub fn settle_one(&mut self, device: usize) -> Result<(), String> {
+    pub fn settle_one(&mut self, device: usize) -> Result<(), Failure> {
         self.settle_some(&[device])
     }
 
-    fn settle_some(&mut self, some: &[usize]) -> Result<(), String> {
+    fn settle_some(&mut self, some: &[usize]) -> Result<(), Failure> {
         for &n in some {
             let mut disk = self.devices[n].disk.borrow_mut();
-            (disk.fuel, disk.intrusion, disk.failing) = (None, None, 0);
+            (disk.fuel, disk.trouble) = (None, None);
+            (disk.intrusion, disk.intrusion_at_look) = (None, None);
+            let late = std::mem::take(&mut disk.late_hints);
+            disk.hints.extend(late);
             drop(disk);
             self.send(n, Event::Rescan);
         }
@@ -160,21 +281,27 @@ impl World {
             for &n in some {
                 self.turn(n);
             }
+            self.sync_server();
+            self.check_told()?;
             self.ledger.borrow_mut().pass_ms(10);
             let head = self.server.head();
             let is_quiet =
                 |n: &usize| self.devices[*n].is_at_rest() && self.devices[*n].sent == head;
-            if self.limbo.is_empty() && some.iter().all(is_quiet) {
+            if self.limbo.is_empty() && !self.server.has_waiting() && some.iter().all(is_quiet) {
                 return Ok(());
             }
         }
-        Err(self.describe_unrest())
+        Err(Failure::new("quiet in bounded steps", self.describe_unrest()))
     }
 
     /// A device does everything it can do now.
     fn turn(&mut self, n: usize) {
+        if self.devices[n].is_half_open {
+            self.cut(n, true);
+        }
         self.connect(n);
         self.serve(n);
+        self.sync_server();
         while let Some(event) = self.devices[n].down.pop_front() {
             self.send(n, event);
         }
@@ -210,48 +337,92 @@ impl World {
     }
 
     /// Checks what must hold once everything is quiet.
-    pub fn check(&self) -> Result<(), String> {
-        let first = self.devices[0].disk.borrow().render();
-        for device in &self.devices {
-            let other = device.disk.borrow().render();
+    pub fn check(&mut self) -> Result<(), Failure> {
+        let shown: Vec<Vec<String>> = self.devices.iter().map(shown).collect();
+        let first = &shown[0];
+        for (device, other) in self.devices.iter().zip(&shown) {
+            let name = device.name();
             if other != first {
-                return Err(format!(
-                    "{} and {} differ:\n{first:#?}\n{other:#?}\nserver {:#?}",
-                    self.devices[0].name(),
-                    device.name(),
-                    self.server.render()
-                ));
+                let who = self.devices[0].name();
+                let text = format!("{who} and {name} differ:\n{first:#?}\n{other:#?}");
+                let server = self.server.render();
+                return Err(Failure::new("convergence", format!("{text}\nserver {server:#?}")));
             }
             let hidden = device.disk.borrow().hidden();
             if !hidden.is_empty() {
-                return Err(format!("{} hides {hidden:?}", device.name()));
+                return Err(Failure::new("nothing stays hidden", format!("{name} has {hidden:?}")));
             }
             if device.engine.agrees() == Some(false) {
-                return Err(format!("{}: the digests differ", device.name()));
+                return Err(Failure::new("convergence", format!("{name}: the digests differ")));
             }
-            if !device.engine.problems().is_empty() {
-                return Err(format!("problems: {:?}", device.engine.problems()));
+            let is_exact = device.disk.borrow().form == Form::Exact;
+            let problems = device.engine.problems();
+            if problems.iter().any(|(_, why)| is_exact || !why.contains("for the same as")) {
+                return Err(Failure::new("no problems", format!("{name}: {problems:?}")));
             }
         }
         if self.server.render().len() != first.len() {
-            return Err(format!("the server differs:\n{first:#?}\n{:#?}", self.server.render()));
+            let server = self.server.render();
+            let text = format!("the server differs:\n{first:#?}\n{server:#?}");
+            return Err(Failure::new("convergence", text));
         }
         let texts = self.devices[0].disk.borrow().texts();
         let ledger = self.ledger.borrow();
-        for token in ledger.written.difference(&ledger.superseded) {
-            if !texts.contains(token) {
-                return Err(format!("{token} is lost:\n{first:#?}"));
-            }
+        let lost: Vec<_> =
+            ledger.written.difference(&ledger.superseded).filter(|t| !texts.contains(*t)).collect();
+        self.totals.lost += lost.len() as u64;
+        if !lost.is_empty() {
+            return Err(Failure::new("no version lost", format!("{lost:?}:\n{first:#?}")));
         }
-        for text in &texts {
-            if !ledger.written.contains(text) {
-                return Err(format!("nobody wrote {text}"));
-            }
+        if let Some(text) = texts.iter().find(|text| !ledger.written.contains(*text)) {
+            return Err(Failure::new("nothing nobody wrote", text));
         }
+        if let Some(text) = self.deleted.intersection(&texts).next() {
+            let text = format!("{text} is there again:\n{first:#?}");
+            return Err(Failure::new("deleted stays deleted", text));
+        }
+        if let Some(missing) = self.server.missing()
+            && !self.restored
+        {
+            return Err(Failure::new("acknowledged stays acknowledged", missing));
+        }
+        self.stranger.check()?;
         if let Some(between) = first.iter().find(|line| line.contains(".picloud-moving")) {
-            return Err(format!("an in-between name stayed: {between}"));
+            return Err(Failure::new("no in-between name stays", between));
         }
         Ok(())
+    }
+
+    /// What one device knows, there is nothing to do for any, however much time passes.
+    pub fn stays_quiet(&mut self) -> Result<(), Failure> {
+        let head = self.server.head();
+        let done: Vec<u64> = self.devices.iter().map(|device| device.operations).collect();
+        for _ in 0..3 {
+            self.ledger.borrow_mut().pass_ms(45_000);
+            self.settle()?;
+        }
+        let now: Vec<u64> = self.devices.iter().map(|device| device.operations).collect();
+        if head == self.server.head() && done == now {
+            return Ok(());
+        }
+        let text =
+            format!("head {head:?} then {:?}, work {done:?} then {now:?}", self.server.head());
+        Err(Failure::new("no work once in sync", text))
+    }
+
+    /// Counts what this history came to.
+    pub fn count(&mut self) -> Totals {
+        let ledger = self.ledger.borrow();
+        self.totals.histories = 1;
+        self.totals.written = ledger.written.len() as u64;
+        self.totals.revs = self.server.head().0;
+        self.totals.clone()
+    }
+
+    /// The conflict copies that there are.
+    pub fn conflict_copies(&self) -> Vec<String> {
+        let shown = shown(&self.devices[0]);
+        shown.into_iter().filter(|line| line.contains("(conflicted copy")).collect()
     }
 
     /// Makes a tree on one device: `"a=1 d/ d/b=2 l->t"`.
@@ -342,14 +513,31 @@ impl World {
         let in_midst = self.rng.chance(60).then(|| 1 + u32::try_from(self.rng.below(25)).unwrap());
         match fault {
             Fault::Cut => self.cut(n, true),
+            Fault::HalfOpen => self.half_open(n),
+            Fault::ServerCrash => self.server_crashes(),
             Fault::LostEvent => self.devices[n].disk.borrow_mut().hints.clear(),
+            Fault::EventStorm => self.garble_events(n),
             Fault::Intrusion => {
-                self.devices[n].disk.borrow_mut().intrusion = Some(in_midst.unwrap_or(0));
+                let mut disk = self.devices[n].disk.borrow_mut();
+                if self.rng.chance(30) {
+                    disk.intrusion_at_look = Some(in_midst.unwrap_or(0) / 4);
+                } else {
+                    disk.intrusion = Some(in_midst.unwrap_or(0) / 2);
+                }
             }
             Fault::Undo => self.undo(n),
             Fault::BadDisk => {
-                let failing = if self.rng.chance(50) { 20 } else { 0 };
-                self.devices[n].disk.borrow_mut().failing = failing;
+                let mut disk = self.devices[n].disk.borrow_mut();
+                disk.trouble = self.rng.chance(50).then_some(Trouble::Errors(20));
+            }
+            Fault::FullDisk => {
+                let mut disk = self.devices[n].disk.borrow_mut();
+                disk.trouble = self.rng.chance(60).then_some(Trouble::Full);
+            }
+            Fault::NoPermission => {
+                let mut disk = self.devices[n].disk.borrow_mut();
+                let dir = disk.some_dir();
+                disk.trouble = self.rng.chance(60).then_some(Trouble::Denied(dir));
             }
             Fault::Kill | Fault::PowerCut | Fault::LostState => {
                 let death = match fault {
@@ -375,6 +563,7 @@ impl World {
 
     /// Takes back some of the last changes of a device, asked by the person at another one.
     fn undo(&mut self, n: usize) {
+        self.sync_server();
         let head = self.server.head();
         let made = self.server.manifest.made(Rev::ZERO.next(), head, 60);
         let made: Vec<Made> = made.unwrap_or_default();
@@ -387,6 +576,7 @@ impl World {
         let (author, date) = (Server::device(n), TODAY);
         let how = How { author, is_dry_run: false, is_approved: true, date };
         let Ok(outcome) = undo::undo(&mut self.server.manifest, batch, how);
+        self.sync_server();
         self.note(format!("{} undoes {batch}: {outcome:?}", self.devices[n].name()));
         // What the server has no longer was seen by the person, and is in the history.
         let now = self.server.contents();
@@ -397,7 +587,7 @@ impl World {
 
     fn die(&mut self, n: usize, death: Death) {
         self.cut(n, false);
-        self.devices[n].disk.borrow_mut().failing = 0;
+        self.devices[n].disk.borrow_mut().trouble = None;
         self.devices[n].die(death);
     }
 
@@ -407,12 +597,64 @@ impl World {
         }
     }
 
+    /// The connection is dead, and only the server knows.
+    fn half_open(&mut self, n: usize) {
+        let device = &mut self.devices[n];
+        if !device.online || device.is_half_open {
+            return;
+        }
+        device.is_half_open = true;
+        device.down.clear();
+        let arrive = self.rng.below(device.up.len() + 1);
+        let up = std::mem::take(&mut device.up);
+        self.limbo.extend(up.into_iter().take(arrive).map(|wire| (n, wire)));
+    }
+
+    /// The server dies, and comes back with what was durable.
+    fn server_crashes(&mut self) {
+        for n in 0..self.devices.len() {
+            // What was on its way to it is lost.
+            self.devices[n].up.clear();
+            self.cut(n, true);
+        }
+        self.limbo.clear();
+        self.server.crash();
+        if let Some(missing) = self.server.missing() {
+            let failure = Failure::new("acknowledged stays acknowledged", missing);
+            self.failure.get_or_insert(failure);
+        }
+    }
+
+    /// Events come late, twice, or as one for a whole directory; or so many that all are dropped,
+    /// which is told.
+    fn garble_events(&mut self, n: usize) {
+        let dice = self.rng.below(4);
+        let mut disk = self.devices[n].disk.borrow_mut();
+        match dice {
+            0 => {
+                let late = std::mem::take(&mut disk.hints);
+                disk.late_hints.extend(late);
+            }
+            1 => {
+                let twice = disk.hints.clone();
+                disk.hints.extend(twice);
+            }
+            2 => disk.hints.iter_mut().for_each(|(_, name)| *name = None),
+            _ => {
+                disk.hints.clear();
+                drop(disk);
+                self.send(n, Event::Rescan);
+            }
+        }
+    }
+
     fn cut(&mut self, n: usize, tell: bool) {
         let device = &mut self.devices[n];
         if !device.online {
             return;
         }
         device.online = false;
+        device.is_half_open = false;
         // Any number of commits on their way still arrive, now or later; their answers do not.
         let arrive = self.rng.below(device.up.len() + 1);
         let mut up = std::mem::take(&mut device.up);
@@ -436,7 +678,7 @@ impl World {
     /// The next commit of a connection that is gone arrives.
     fn limbo_arrives(&mut self) -> bool {
         let Some((n, wire)) = self.limbo.pop_front() else { return false };
-        self.commit(n, wire);
+        self.commit(n, wire, None);
         true
     }
 
@@ -453,11 +695,12 @@ impl World {
         let from = if meta.cursor > head { Rev::ZERO } else { meta.cursor };
         let device = &mut self.devices[n];
         device.online = true;
+        device.connection += 1;
         device.own.clear();
         device.sent = from;
         device.down.push_back(Event::Online { lineage: Server::lineage(), from, head });
         // A first page always comes.
-        let digest = (from == head).then_some(self.server.manifest.digest);
+        let digest = (from == head).then_some(self.server.digest());
         if from == head {
             device.down.push_back(Event::Page(JournalPage {
                 upto: head,
@@ -469,59 +712,65 @@ impl World {
         }
     }
 
-    /// One thing that a machine does, at random.
-    fn machine_step(&mut self) {
-        let n = self.rng.below(self.devices.len());
-        match self.rng.below(12) {
-            0 => {
+    /// One thing that a machine does, at random: of those that would do something.
+    fn machine_step(&mut self, n: usize) {
+        let device = &self.devices[n];
+        let hears = device.online && !device.down.is_empty();
+        let asks = !device.up.is_empty() || device.sent < self.server.head();
+        let all = [
+            (2, Act::Time),
+            (3, Act::Poll),
+            (4 * usize::from(!device.actions.is_empty()), Act::Do),
+            (4 * usize::from(!device.events.is_empty()), Act::Tell),
+            (3 * usize::from(!device.disk.borrow().hints.is_empty()), Act::Hints),
+            (2 * usize::from(!device.online || device.is_half_open), Act::Connect),
+            (4 * usize::from(hears), Act::Hear),
+            (4 * usize::from(device.online && asks), Act::Serve),
+            (4 * usize::from(device.has_jobs()), Act::Work),
+            (1, Act::Checkpoint),
+            (usize::from(!self.limbo.is_empty()), Act::Limbo),
+            (3 * usize::from(self.server.has_waiting()), Act::Sync),
+        ];
+        let mut dice = self.rng.below(all.iter().map(|(weight, _)| weight).sum());
+        let act = all.iter().find(|(weight, _)| {
+            let hit = dice < *weight;
+            dice = dice.saturating_sub(*weight);
+            hit
+        });
+        let Some((_, act)) = act else { return };
+        match act {
+            Act::Time => {
                 let ms = 7 + self.rng.below(100) as u64;
                 self.ledger.borrow_mut().pass_ms(ms);
             }
-            1 | 2 => self.poll(n),
-            3 | 4 => {
-                let count = self.devices[n].actions.len();
-                if count > 0 {
-                    let at = self.rng.below(count.min(4));
-                    // Operations on disk keep their order; what only reads does not.
-                    let at = if matches!(self.devices[n].actions[at], Action::Apply { .. }) {
-                        0
-                    } else {
-                        at
-                    };
-                    let action = self.devices[n].actions.remove(at);
-                    self.act(n, action);
-                }
+            Act::Poll => self.poll(n),
+            Act::Do => {
+                let device = &mut self.devices[n];
+                let at = self.rng.below(device.actions.len().min(4));
+                // Operations on disk keep their order; what only reads does not.
+                let is_apply = matches!(device.actions[at], Action::Apply { .. });
+                let action = device.actions.remove(if is_apply { 0 } else { at });
+                self.act(n, action);
             }
-            5 | 6 => {
-                let count = self.devices[n].events.len();
-                if count > 0 {
-                    let at = self.rng.below(count);
-                    let event = self.devices[n].events.remove(at);
+            Act::Tell => {
+                let at = self.rng.below(self.devices[n].events.len());
+                let event = self.devices[n].events.remove(at);
+                self.send(n, event);
+            }
+            Act::Hints => self.take_hints(n),
+            // At last it is noticed.
+            Act::Connect if self.devices[n].is_half_open => self.cut(n, true),
+            Act::Connect => self.connect(n),
+            Act::Hear => {
+                if let Some(event) = self.devices[n].down.pop_front() {
                     self.send(n, event);
                 }
             }
-            7 => self.take_hints(n),
-            8 => {
-                if !self.devices[n].online {
-                    if self.rng.chance(30) {
-                        self.connect(n);
-                    }
-                } else if let Some(event) = self.devices[n].down.pop_front() {
-                    self.send(n, event);
-                } else {
-                    self.serve(n);
-                }
-            }
-            9 | 10 => self.work(n),
-            _ => {
-                if self.rng.chance(30) {
-                    self.devices[n].checkpoint();
-                }
-                if self.rng.chance(20) {
-                    self.limbo_arrives();
-                }
-                self.serve(n);
-            }
+            Act::Serve => self.serve(n),
+            Act::Work => self.work(n),
+            Act::Checkpoint => self.devices[n].checkpoint(),
+            Act::Limbo => drop(self.limbo_arrives()),
+            Act::Sync => self.sync_server(),
         }
     }
 
@@ -549,14 +798,18 @@ impl World {
                     writeln!(diff, "{id}: {known:?}\n     is {real:?}").unwrap();
                 }
             }
-            panic!("{}: the digests differ\n{diff}", device.name());
+            let text = format!("{}: the digests differ\n{diff}", device.name());
+            self.failure.get_or_insert(Failure::new("the journal is one", text));
         }
     }
 
     fn take_hints(&mut self, n: usize) {
-        let hints = std::mem::take(&mut self.devices[n].disk.borrow_mut().hints);
+        let mut hints = std::mem::take(&mut self.devices[n].disk.borrow_mut().hints);
+        if self.rng.chance(10) {
+            hints.append(&mut self.devices[n].disk.borrow_mut().late_hints);
+        }
         for (dir, name) in hints {
-            self.send(n, Event::Touched { dir, name: Some(name) });
+            self.send(n, Event::Touched { dir, name });
         }
     }
 
@@ -571,12 +824,13 @@ impl World {
                 self.devices[n].events.push(Event::Hashed { node, hashed });
             }
             Action::Upload { node, at, expected, .. } => {
-                if !self.devices[n].online {
+                if !self.devices[n].online || self.devices[n].is_half_open {
                     return;
                 }
                 let uploaded = match self.devices[n].folder.read(&at, &expected.stat) {
                     Some(text) if Some(content_of(&text)) == expected.content => {
                         self.take_in(text);
+                        self.sync_server();
                         Uploaded::Done
                     }
                     _ => Uploaded::Changed,
@@ -600,7 +854,9 @@ impl World {
         let payload = match &op {
             DiskOp::Write { content: Content::Empty, .. } => Payload::Bytes(Vec::new()),
             DiskOp::Write { content, .. } => match self.contents.get(&key(content)) {
-                Some(text) if self.devices[n].online => Payload::Bytes(text.clone().into_bytes()),
+                Some(text) if self.devices[n].online && !self.devices[n].is_half_open => {
+                    Payload::Bytes(text.clone().into_bytes())
+                }
                 _ => {
                     let reason = "no connection".to_owned();
                     return self.devices[n].applied(node, Outcome::NoContent { reason });
@@ -623,17 +879,20 @@ impl World {
         if !self.devices[n].online {
             return;
         }
+        if self.devices[n].is_half_open {
+            self.devices[n].up.clear();
+            return;
+        }
         if let Some(wire) = self.devices[n].up.pop_front() {
-            let own_from = self.server.head();
-            let answer = self.commit(n, wire);
-            let own_to = self.server.head();
+            let own_from = self.server.manifest.head;
+            self.commit(n, wire, Some(self.devices[n].connection));
+            let own_to = self.server.manifest.head;
             let own = &mut self.devices[n].own;
             let mut rev = own_from;
             while rev < own_to {
                 rev = rev.next();
                 own.insert(rev);
             }
-            self.devices[n].down.push_back(answer);
         }
         let sent = self.devices[n].sent;
         if sent < self.server.head() {
@@ -643,26 +902,63 @@ impl World {
             let nodes: Vec<Versioned> =
                 nodes.into_iter().filter(|node| !own.contains(&node.rev)).collect();
             let head = self.server.head();
-            let digest = (upto == head).then_some(self.server.manifest.digest);
+            let digest = (upto == head).then_some(self.server.digest());
             self.devices[n].sent = upto;
             let page = JournalPage { upto, head, consistent, nodes, digest };
             self.devices[n].down.push_back(Event::Page(page));
+            let down = &mut self.devices[n].down;
+            if self.pages_out_of_order && down.len() > 1 {
+                let last = down.len() - 1;
+                down.swap(last, last - 1);
+            }
         }
     }
 
-    fn commit(&mut self, n: usize, wire: Wire) -> Event {
+    /// Everything the server was asked becomes durable, and is answered.
+    fn sync_server(&mut self) {
+        let answers = self.server.sync();
+        self.send_answers(answers);
+        let live = self.server.contents();
+        let known = self.contents.iter().filter(|(key, _)| live.contains(*key));
+        self.ledger.borrow_mut().acknowledged = known.map(|(_, text)| text.clone()).collect();
+    }
+
+    fn send_answers(&mut self, answers: Vec<(usize, u64, Event)>) {
+        for (n, connection, answer) in answers {
+            let device = &mut self.devices[n];
+            if device.online && !device.is_half_open && device.connection == connection {
+                device.down.push_back(answer);
+            }
+        }
+    }
+
+    /// The server takes a commit; who sent it on a connection that is still there gets an answer.
+    fn commit(&mut self, n: usize, wire: Wire, connection: Option<u64>) {
         let Wire { batch, changes, deletions, texts, results } = wire;
         let alone = results.is_empty();
         self.server.manifest.announce(Server::device(n), Some(deletions), alone);
         for text in texts {
             self.take_in(text);
         }
+        let said = self.server.commit(n, &changes);
+        if self.rng.chance(15) && self.server.manifest.gate_limits.is_none() {
+            // It comes twice.
+            let again = self.server.commit(n, &changes);
+            if again != said {
+                let text = format!("{changes:?}\nfirst {said:?}\nthen {again:?}");
+                self.failure.get_or_insert(Failure::new("sent twice is done once", text));
+            }
+        }
+        let mut accepted = Vec::new();
         let mut answers = Vec::new();
-        for (change, result) in changes.iter().zip(self.server.commit(n, &changes)) {
+        for (change, result) in changes.iter().zip(said) {
             let who = self.devices[n].name();
             self.note(format!("{who} commits {change:?}: {result:?}"));
             answers.push(match result {
-                ChangeResult::Accepted { rev } => Committed::Accepted { rev },
+                ChangeResult::Accepted { rev } => {
+                    accepted.extend(self.server.version(change.node, rev));
+                    Committed::Accepted { rev }
+                }
                 ChangeResult::Refused(refusal) => Committed::Refused(refusal),
             });
         }
@@ -671,14 +967,20 @@ impl World {
             .into_iter()
             .map(|result| result.unwrap_or_else(|| answers.next().unwrap()))
             .collect();
-        let live = self.server.contents();
-        let mut ledger = self.ledger.borrow_mut();
-        ledger.acknowledged = self
-            .contents
-            .iter()
-            .filter(|(key, _)| live.contains(*key))
-            .map(|(_, text)| text.clone())
-            .collect();
-        Event::Committed { batch, results, head: self.server.head() }
+        let answer = Event::Committed { batch, results, head: self.server.manifest.head };
+        if let Some(connection) = connection {
+            self.server.answer_later(n, connection, answer, accepted);
+        }
+        if self.server.answers_early {
+            let answers = self.server.release();
+            self.send_answers(answers);
+        }
     }
+}
+
+/// The tree of a device with the drive's names.
+fn shown(device: &Device) -> Vec<String> {
+    let mut lines = device.disk.borrow().render_named(&device.aliases());
+    lines.sort();
+    lines
 }

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use self::leftover::{Leftover, ascii_name, note_name, own_path, push_note};
 pub use self::recover::Recovered;
+use super::defect::Defect;
 use super::folder::{Fault, Folder, FolderGone, Own};
 use super::seam::{DiskOp, Outcome, Spot, Stat};
 use crate::model::{Attrs, ChunkId, Content, Kind, Name, NodeId, RelPath};
@@ -223,7 +224,10 @@ impl<F: Folder> Applier<F> {
                 other => other,
             });
         }
-        let waiting = waiting_for_sync(jobs, &staged);
+        let mut waiting = waiting_for_sync(jobs, &staged);
+        if self.folder.has_defect(Defect::DoneBeforeDurable) {
+            waiting.clear();
+        }
         let count = waiting.len() + before.as_ref().map_or(0, |placed| placed.batch.sync_count());
         let all = (count >= SYNC_ALL_FROM).then(|| self.folder.sync_all());
         self.sync_staged(&waiting, &mut staged, all.as_ref())?;
@@ -267,6 +271,7 @@ impl<F: Folder> Applier<F> {
     ) -> Result<Outcomes, FolderGone> {
         let Placed { batch, mut outcomes, has_note } = placed;
         let synced = match all {
+            _ if self.folder.has_defect(Defect::DoneBeforeDurable) => Ok(()),
             Some(synced) => synced,
             None => self.sync_placed(&batch),
         };

@@ -2,6 +2,7 @@
 
 use super::leftover::{Leftover, Token, own_path, parked_name, parked_note_name, push_note};
 use super::{Applier, Batch, Job, OWN_DIR, Staged, Stop, failed, stop};
+use crate::engine::defect::Defect;
 use crate::engine::folder::{Fault, Folder, Own, Rename};
 use crate::engine::seam::{DirRef, DiskOp, Expected, Outcome, Spot, Stat};
 use crate::model::{Attrs, ChunkId, Kind, Name, NodeId, RelPath, Timestamp, conflict_name};
@@ -233,6 +234,10 @@ impl<F: Folder> Applier<F> {
         batch.touch(dir, at.dir.ino);
         let is_kept = leftover.old == Token::Keep;
         match self.came_out(&trash, &name, expected) {
+            Ok((stat, false)) if self.folder.has_defect(Defect::ExchangeUnexamined) => {
+                batch.discard(leftover, Some(stat), at);
+                Ok(None)
+            }
             Ok((stat, true)) if !is_kept => {
                 batch.discard(leftover, Some(stat), at);
                 Ok(None)

@@ -8,6 +8,7 @@ use super::leftover::{
     parse_note,
 };
 use super::{Applier, Discarded, GRACE};
+use crate::engine::defect::Defect;
 use crate::engine::folder::{Fault, Folder, FolderGone, Own, Rename};
 use crate::model::{ChunkId, Kind, Name, NodeId, RelPath};
 
@@ -165,7 +166,7 @@ impl<F: Folder> Applier<F> {
             let Some(node) = parse_node(name.as_bytes()) else {
                 continue;
             };
-            if is_parked(node) {
+            if is_parked(node) || self.folder.has_defect(Defect::ParkedForgotten) {
                 continue;
             }
             let note = parked_note_name(node);
@@ -217,7 +218,8 @@ impl<F: Folder> Applier<F> {
             Err(Fault::NotFound) => return Ok(None),
             Err(fault) => return Err(fault),
         };
-        if discarded.stat.is_some_and(|stat| stat == now) {
+        let is_same = discarded.stat.is_some_and(|stat| stat == now);
+        if is_same || self.folder.has_defect(Defect::TrashUnexamined) {
             self.folder.unlink(&trash, &name)?;
             return Ok(None);
         }
@@ -241,7 +243,7 @@ impl<F: Folder> Applier<F> {
             }
             Some(Kind::Dir) | None => None,
         };
-        if leftover.may_drop(token) {
+        if leftover.may_drop(token) || self.folder.has_defect(Defect::LeftoversDropped) {
             self.folder.unlink(trash, name)?;
             return Ok(None);
         }
