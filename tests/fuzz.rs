@@ -121,12 +121,21 @@ fn run(target: &'static Target, bytes: &[u8], current: &Current, seed: u64) {
     }
 }
 
+/// Returns the kept inputs of a target, as `fuzz/inputs` packs them.
 fn corpus_of(target: &Target) -> Vec<Vec<u8>> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target.name);
-    let mut paths: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
-    // The same order on every disk, so that a seed says all.
-    paths.sort();
-    paths.iter().map(|path| fs::read(path).unwrap()).collect()
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    let path = dir.join(target.name).with_extension("inputs");
+    let packed = fs::read(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+    let mut rest = packed.strip_prefix(b"PiCloud fuzz inputs 1\n").unwrap();
+    let mut inputs = Vec::new();
+    while let Some((len, after)) = rest.split_first_chunk() {
+        let len = usize::try_from(u32::from_be_bytes(*len)).unwrap();
+        let (input, after) = after.split_at(len);
+        inputs.push(input.to_vec());
+        rest = after;
+    }
+    assert!(rest.is_empty(), "{path:?} ends in the midst of an input");
+    inputs
 }
 
 #[test]

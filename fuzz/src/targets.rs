@@ -28,7 +28,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Something that reads bytes.
 pub struct Target {
-    /// Its name, and that of its directory below `fuzz/corpus`.
+    /// Its name, and that of its file of inputs in `fuzz/corpus`.
     pub name: &'static str,
     /// The longest input that is tried.
     pub len_max: usize,
