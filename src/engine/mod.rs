@@ -229,12 +229,35 @@ struct Counts {
     applies: usize,
 }
 
+/// After an unclean stop a deletion that nobody was told of yet may have been half of a rename, the
+/// other half of which the power took: what the server has comes again.
+fn forget_deletions<T: Trees>(trees: &mut T) -> Result<(), T::Error> {
+    let mut after = 0;
+    loop {
+        let dirty = trees.dirty(after, 512)?;
+        let Some((last, _)) = dirty.last() else {
+            return Ok(());
+        };
+        after = *last;
+        for (_, id) in dirty {
+            let mut entry = trees.get(id)?;
+            if entry.is_deletion() {
+                entry.synced = None;
+                trees.put(id, &entry)?;
+            }
+        }
+    }
+}
+
 impl<T: Trees> Engine<T> {
     /// Returns an engine over these trees; it does nothing before [`Event::Rescan`].
     ///
     /// # Errors
     /// When the trees cannot be read.
-    pub fn new(trees: T, settings: Settings, ids: IdSource) -> Result<Self, T::Error> {
+    pub fn new(mut trees: T, settings: Settings, ids: IdSource) -> Result<Self, T::Error> {
+        if settings.suspect_since.is_some() {
+            forget_deletions(&mut trees)?;
+        }
         let sent = trees.sent()?;
         let commits_in_doubt: Vec<u64> = sent.iter().map(|(commit, _)| *commit).collect();
         let next_batch = commits_in_doubt.last().map_or(1, |last| last + 1);

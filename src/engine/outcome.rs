@@ -138,7 +138,6 @@ impl<T: Trees> Engine<T> {
             }
             Outcome::NameImpossible { .. }
                 if matches!(&applying.what, ApplyKind::Move { .. })
-                    && !self.aliases.contains_key(&id)
                     && self.trees.get(id)?.local.is_some_and(|local| !local.parked) =>
             {
                 // It may be its own old name that is in its way: another spelling of the new one.

@@ -26,7 +26,7 @@ pub fn seeds(kind: &Kind) -> Vec<u64> {
             let from = number("PICLOUD_FIRST_SEED").unwrap_or(1);
             // The same number of devices' steps for each kind.
             let share = if kind.cast.devices > 3 { 4 } else { 1 };
-            (from..from + count.unwrap_or(150).div_ceil(share)).collect()
+            (from..from + count.unwrap_or(100).div_ceil(share)).collect()
         }
     }
 }
