@@ -172,7 +172,7 @@ kinds! {
     };
 
     fn undos_in_the_midst_of_everything_lose_nothing_that_was_not_seen() UNDOS: Kind {
-        cast: Cast { devices: 3, rounds: 80, faults: &[Undo, Undo, Cut, Kill], ..CAST }, ..KIND
+        cast: Cast { devices: 3, rounds: 60, faults: &[Undo, Undo, Cut, Kill], ..CAST }, ..KIND
     };
 
     fn a_storm_of_renames_settles() STORM: Kind { habits: Habits::STORM, tree: TREE, ..KIND };
