@@ -279,7 +279,10 @@ impl<T: Trees> Engine<T> {
                 // What was not to be planned until now.
                 self.agenda.sweep();
             }
-            self.looks.is_known |= is_known;
+            if is_known && !self.looks.is_known {
+                self.looks.is_known = true;
+                self.sift_puttings()?;
+            }
             for (dir, want) in std::mem::take(&mut self.looks.hints) {
                 self.looks.want(dir, want);
             }
@@ -874,14 +877,22 @@ impl<T: Trees> Engine<T> {
             entry.remote.as_ref().map(|remote| remote.node.body.kind()) == found.stat.kind
                 && !self.flights.contains_key(id)
         });
-        let (id, mut entry) = match known {
-            Some(known) => known,
-            None => (self.fresh_id(), Entry::default()),
+        let was_put = self.was_put(dir, &name, &found.stat)?;
+        let mut place = Place { parent: dir, name };
+        let mut alias = None;
+        let (id, mut entry) = match (was_put, known) {
+            (Some((putting, entry)), _) => {
+                place = putting.here.place;
+                alias = putting.alias;
+                (putting.node, entry)
+            }
+            (None, Some(known)) => known,
+            (None, None) => (self.fresh_id(), Entry::default()),
         };
         let is_dir = body == LocalBody::Dir;
         let mut local = Local {
-            place: Place { parent: dir, name },
-            alias: None,
+            place,
+            alias,
             stat: found.stat,
             body,
             racy: false,
@@ -913,6 +924,27 @@ impl<T: Trees> Engine<T> {
     /// what the server has of it comes again.
     pub(super) fn take_lost(&mut self, id: NodeId) -> Result<(), T::Error> {
         self.take_away(id, true)
+    }
+
+    /// Returns whether a node is believed to be in a directory that is not on this disk. An operation
+    /// that was under way for it when the directory went away, and whose end an earlier life of this
+    /// agent did not see, leaves one behind.
+    pub(super) fn is_stray(&self, entry: &Entry) -> Result<bool, T::Error> {
+        match &entry.local {
+            Some(local) if !local.parked && local.place.parent != NodeId::ROOT => {
+                Ok(self.trees.get(local.place.parent)?.local.is_none())
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Lets go of such a node, unless it may still be found elsewhere. That is nobody's deletion.
+    pub(super) fn take_stray(&mut self, id: NodeId) -> Result<(), T::Error> {
+        if self.looks.is_known && self.looks.is_idle() {
+            return self.take_lost(id);
+        }
+        self.agenda.retry(id, self.now.ms);
+        Ok(())
     }
 
     /// Returns at most `limit` of the nodes that really are in a directory of this disk: what is
@@ -982,6 +1014,7 @@ impl<T: Trees> Engine<T> {
             }
             self.looks.missing.remove(&id);
             self.looks.torn.remove(&id);
+            self.forget_putting(id)?;
             self.uploaded.remove(&id);
             self.solve(&Subject::Node(id));
             self.agenda.clear_retry(id);

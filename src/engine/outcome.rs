@@ -29,6 +29,7 @@ impl<T: Trees> Engine<T> {
                 local.set_stat(stat);
                 local.body = LocalBody::File(Some(content));
                 local.racy = racy;
+                self.puttings.was_read(id, content);
                 if self.looks.torn.remove(&id) {
                     let mut local = local.clone();
                     let here = local.node();
@@ -111,6 +112,7 @@ impl<T: Trees> Engine<T> {
                 self.agenda.clear_retry(id);
                 self.solve(&subject);
                 self.stubborn.remove(&id);
+                self.forget_putting(id)?;
                 self.done(id, applying, normal(stat), kept)?;
             }
             Outcome::Changed | Outcome::Taken => {
@@ -137,6 +139,7 @@ impl<T: Trees> Engine<T> {
                 self.look_again(id)?;
             }
             Outcome::NameImpossible { reason } => {
+                self.forget_putting(id)?;
                 if let ApplyKind::Put { node, .. } | ApplyKind::Move { node, .. } = &applying.what {
                     if self.aliases.get(&id).is_some_and(|(place, _)| *place == node.place) {
                         // Not even the other name is possible.
@@ -165,6 +168,7 @@ impl<T: Trees> Engine<T> {
                 }
             }
             Outcome::NoContent { reason } => {
+                self.forget_putting(id)?;
                 if self.link.online {
                     self.problem(subject, reason);
                 }

@@ -52,6 +52,8 @@ pub struct Habits {
     pub hard_link: usize,
     /// Writes through a descriptor that was opened before.
     pub late_write: usize,
+    /// Up to how many things the machines do meanwhile.
+    pub pace: usize,
 }
 
 impl Habits {
@@ -65,6 +67,20 @@ impl Habits {
         chmod: 1,
         hard_link: 1,
         late_write: 1,
+        pace: 12,
+    };
+    /// Edits the same few files all the time.
+    pub const EDITS: Self = Self {
+        write: 20,
+        mkdir: 0,
+        rename: 0,
+        exchange: 0,
+        remove: 0,
+        symlink: 0,
+        chmod: 1,
+        hard_link: 0,
+        late_write: 0,
+        pace: 60,
     };
     /// Renames all the time.
     pub const STORM: Self = Self {
@@ -77,6 +93,7 @@ impl Habits {
         chmod: 0,
         hard_link: 0,
         late_write: 0,
+        pace: 12,
     };
 }
 
@@ -386,7 +403,7 @@ impl Disk {
     /// The power goes: what was not synced is there in part. A file whose bytes were not is empty,
     /// old or new. Persons lose what only this disk had and was not durable.
     pub fn power_cut(&mut self) {
-        let before = self.texts();
+        let before = self.all_texts();
         let keep = self.rng.below(101);
         let mut broken_dirs = BTreeSet::new();
         let mut broken_inodes = BTreeSet::new();
@@ -416,7 +433,7 @@ impl Disk {
         self.watches.clear();
         self.hints.clear();
         self.open.clear();
-        let after = self.texts();
+        let after = self.all_texts();
         let mut ledger = self.ledger.borrow_mut();
         ledger.written.insert(String::new());
         ledger.superseded.insert(String::new());
@@ -476,6 +493,20 @@ impl Disk {
                 _ => None,
             })
             .collect()
+    }
+
+    /// The same with what the agent is moving just now: a version in its trash, on its way to become a
+    /// conflict copy, can have lost its bytes as well as one in the folder.
+    fn all_texts(&self) -> BTreeSet<String> {
+        let mut texts = self.texts();
+        for own in [TRASH, PARKED] {
+            let inodes = self.dir(own).into_iter().flatten().map(|(_, ino)| &self.inodes[ino].data);
+            texts.extend(inodes.filter_map(|data| match data {
+                Data::File(text) => Some(text.clone()),
+                _ => None,
+            }));
+        }
+        texts
     }
 
     /// What the agent keeps aside in its own directories.
@@ -726,6 +757,8 @@ impl Disk {
         let to = self.any_path();
         let ino = self.resolve(&from)?;
         let (dir, entry) = self.free_place(&to)?;
+        let text = self.text(ino)?.clone();
+        self.ledger.borrow_mut().linked.insert(text);
         self.change_time(ino);
         self.set_names(vec![(dir, entry, Some(ino))]);
         Some(format!("links {} hard as {}", describe(&from), describe(&to)))
@@ -740,6 +773,11 @@ impl Disk {
         let told = format!("writes {token} late (was {old:?}, inode {ino})");
         self.ledger.borrow_mut().wrote(token, Some(old));
         Some(told)
+    }
+
+    /// True `percent` times of a hundred.
+    pub fn chance(&mut self, percent: usize) -> bool {
+        self.rng.chance(percent)
     }
 
     /// Returns whether the next primitive operation is to fail.

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use picloud::engine::Now;
 use picloud::engine::apply::{Job, Payload};
 use picloud::engine::seam::{Action, Committed, DiskOp, Event, JournalPage, Outcome, Uploaded};
-use picloud::engine::trees::Trees as _;
+use picloud::engine::trees::{LocalBody, Trees as _};
 use picloud::model::{BatchId, Content, Name, NodeId, Rev, Timestamp, Versioned};
 use picloud::protocol::message::ChangeResult;
 use picloud::server::rules::undo::{self, History as _, How, Made};
@@ -49,8 +49,21 @@ pub struct World {
     limbo: VecDeque<(usize, Wire)>,
     /// Whether the server went back to an older state.
     restored: bool,
+    /// Up to how many things machines do between two of a person's.
+    pub pace: usize,
     /// The most turns in which everything must become quiet.
     pub turns_max: u32,
+}
+
+/// What is there although nobody had reason for it.
+#[derive(Debug, Default)]
+pub struct Excess {
+    /// Conflict copies of what somebody replaced who had seen it.
+    pub copies: Vec<String>,
+    /// Files that hold what another one holds, too.
+    pub twice: Vec<String>,
+    /// How many directories there are.
+    pub dirs: usize,
 }
 
 fn key(content: &Content) -> String {
@@ -74,6 +87,7 @@ impl World {
             contents: BTreeMap::new(),
             limbo: VecDeque::new(),
             restored: false,
+            pace: 12,
             turns_max: 1500,
         }
     }
@@ -96,16 +110,18 @@ impl World {
         for device in &self.devices {
             device.disk.borrow_mut().habits = habits;
         }
+        self.pace = habits.pace;
     }
 
     /// Lets people and machines act at random.
     pub fn live(&mut self, steps: usize, faults: &[Fault]) {
         for _ in 0..steps {
-            for _ in 0..self.rng.below(12) {
+            for _ in 0..self.rng.below(self.pace) {
                 self.machine_step();
             }
             let device = self.rng.below(self.devices.len());
             self.devices[device].disk.borrow_mut().person_acts();
+            self.note_unseen(device);
             if let Some(fault) = self.rng.pick(faults).copied()
                 && self.rng.chance(15)
             {
@@ -254,6 +270,38 @@ impl World {
         Ok(())
     }
 
+    /// Returns what is there although nobody had reason for it, by the ledger's account.
+    pub fn excess(&self) -> Excess {
+        let disk = self.devices[0].disk.borrow();
+        let ledger = self.ledger.borrow();
+        let mut excess = Excess::default();
+        let mut seen = BTreeSet::new();
+        for (path, ino) in disk.walk() {
+            let text = match &disk.inodes[&ino].data {
+                Data::Dir(_) => {
+                    excess.dirs += 1;
+                    continue;
+                }
+                Data::File(text)
+                    if !(text.is_empty()
+                        || ledger.linked.contains(text)
+                        || ledger.unseen.contains(text)) =>
+                {
+                    text
+                }
+                Data::File(_) | Data::Link(_) => continue,
+            };
+            let name = path.last().map(ToString::to_string).unwrap_or_default();
+            let is_again = !seen.insert(text.clone());
+            if name.contains("(conflicted copy") && ledger.superseded.contains(text) {
+                excess.copies.push(format!("{} = {text}", describe(&path)));
+            } else if is_again {
+                excess.twice.push(format!("{} = {text}", describe(&path)));
+            }
+        }
+        excess
+    }
+
     /// Makes a tree on one device: `"a=1 d/ d/b=2 l->t"`.
     pub fn build(&mut self, device: usize, tree: &str) {
         for entry in tree.split_whitespace() {
@@ -395,10 +443,41 @@ impl World {
         self.ledger.borrow_mut().superseded.extend(gone);
     }
 
+    /// Notes which versions somebody replaced on a device whose agent knows neither of those nor of
+    /// what took their place: what was edited there, nobody can tell any more.
+    fn note_unseen(&self, n: usize) {
+        let texts = self.devices[n].disk.borrow().texts();
+        let trees = self.devices[n].engine.trees();
+        let known: BTreeSet<String> = trees
+            .entries()
+            .filter_map(|(_, entry)| match entry.local.as_ref()?.body {
+                LocalBody::File(content) => Some(key(&content?)),
+                LocalBody::Dir | LocalBody::Link(_) => None,
+            })
+            .collect();
+        let is_known = |text: &String| known.contains(&key(&content_of(text)));
+        let mut ledger = self.ledger.borrow_mut();
+        for text in texts.iter().filter(|text| !is_known(text)) {
+            let old = ledger.replaced.get(text).filter(|old| !is_known(old)).cloned();
+            ledger.unseen.extend(old);
+        }
+    }
+
+    /// What a device knows becomes durable.
+    pub fn checkpoint(&mut self, device: usize) {
+        self.devices[device].checkpoint();
+    }
+
+    /// The agent of a device is killed, and started again.
+    pub fn kill(&mut self, device: usize) {
+        self.die(device, Death::Kill);
+    }
+
     fn die(&mut self, n: usize, death: Death) {
         self.cut(n, false);
         self.devices[n].disk.borrow_mut().failing = 0;
         self.devices[n].die(death);
+        self.note_unseen(n);
     }
 
     fn work(&mut self, n: usize) {
@@ -590,7 +669,10 @@ impl World {
                     self.devices[n].up.push_back(wire);
                 }
             }
-            Action::Apply { node, op } => self.apply(n, node, op),
+            Action::Apply { node, op } => {
+                self.devices[n].engine.trees_mut().keep().unwrap();
+                self.apply(n, node, op);
+            }
         }
     }
 
