@@ -152,6 +152,11 @@ impl Looks {
         self.hint(dir, Want::All { deep: false });
     }
 
+    /// Looks at a directory and everything below it in the next round.
+    pub(super) fn hint_deep(&mut self, dir: NodeId) {
+        self.hint(dir, Want::All { deep: true });
+    }
+
     /// What is here of a node goes on under another id: whether it is missing is asked anew.
     pub(super) fn rename_node(&mut self, from: NodeId, dir: NodeId, name: Name) {
         if self.missing.remove(&from).is_some() {

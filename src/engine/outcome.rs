@@ -222,6 +222,10 @@ impl<T: Trees> Engine<T> {
                 };
                 local.place = node.place.clone();
                 local.alias = alias;
+                if local.parked && local.body == LocalBody::Dir {
+                    // What came into it meanwhile was where no look goes.
+                    self.looks.hint_deep(id);
+                }
                 take_moved(local, stat);
                 if let Some(base) = &mut entry.synced {
                     base.place = node.place;
@@ -244,6 +248,9 @@ impl<T: Trees> Engine<T> {
                 };
                 local.place = place;
                 local.alias = None;
+                if local.body == LocalBody::Dir {
+                    self.looks.hint_deep(id);
+                }
                 take_moved(local, stat);
                 if entry.remote.is_none()
                     && let (Some(base), Some(local)) = (&mut entry.synced, &entry.local)
