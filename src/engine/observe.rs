@@ -27,6 +27,13 @@ const RACY_RECHECK_MS: u64 = 1_500;
 /// How long to wait with a directory that was not where it should be.
 const GONE_RECHECK_MS: u64 = 20;
 
+/// How often a name is looked at again whose inode another node has: a file may have two names, a
+/// directory has one.
+const LOOKS_AGAIN: u32 = 2;
+const LOOKS_AGAIN_DIR: u32 = 8;
+/// The most names that are looked at again for that; of more a few become second nodes.
+const DOUBTED_MAX: usize = 4096;
+
 /// What is to be looked at in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Want {
@@ -98,6 +105,9 @@ pub(super) struct Looks {
     /// Directories that were not where they should be, when to look for them again, and at what.
     /// Until then what is in them is not known.
     astray: BTreeMap<NodeId, (u64, Want)>,
+    /// Names that are looked at again, because their inode is another node's: of which inode, and how
+    /// often.
+    doubted: HashMap<(NodeId, Name), ((u64, Timestamp), u32)>,
     rescan_wanted: bool,
     rescanning: bool,
     /// Completed looks at everything.
@@ -296,6 +306,9 @@ impl<T: Trees> Engine<T> {
                 self.looks.want(NodeId::ROOT, Want::All { deep: true });
             }
             if self.looks.wanted.is_empty() {
+                if self.looks.is_idle() {
+                    self.looks.doubted.clear();
+                }
                 return Ok(());
             }
         }
@@ -777,6 +790,9 @@ impl<T: Trees> Engine<T> {
                 && local.stat.kind == found.stat.kind
                 && !present.contains(&inode_of(&local.stat))
             {
+                if self.is_anothers(id, found)? && self.look_twice(newcomer)? {
+                    return Ok(true);
+                }
                 self.take_edit(id, found)?;
                 return Ok(true);
             }
@@ -846,13 +862,19 @@ impl<T: Trees> Engine<T> {
             let Some(mut local) = entry.local.clone() else {
                 continue;
             };
+            if local.body != LocalBody::Dir && local.stat.kind == found.stat.kind {
+                // What was to be moved here could not be: by its path it is the same node.
+                return self.take_edit(id, found);
+            }
+            if self.looks.missing.get(&id).is_some_and(|missing| !missing.confirmed) {
+                // What was here may turn up where it was moved to; until it is known to be gone, what
+                // took its place waits.
+                self.looks.newcomers.insert((*dir, name.clone()), found.clone());
+                return Ok(());
+            }
             let was_missing = self.looks.missing.remove(&id);
             if local.stat.kind == found.stat.kind {
-                // A directory in place of another: by its path it is the same node. So is a file,
-                // if what was to be moved here could not be.
-                if local.body != LocalBody::Dir {
-                    return self.take_edit(id, found);
-                }
+                // A directory in place of another: by its path it is the same node.
                 local.set_stat(found.stat);
                 entry.local = Some(local);
                 self.put(id, &entry)?;
@@ -863,7 +885,45 @@ impl<T: Trees> Engine<T> {
                 self.take_away(id, missing.is_lost)?;
             }
         }
+        if self.look_twice(&newcomer)? {
+            return Ok(());
+        }
         self.take_new(newcomer)
+    }
+
+    /// A newcomer whose inode is that of a known node, which is where it was, as far as anybody has
+    /// looked: it may have been moved between the two looks. Both places are looked at again before
+    /// it may become a second node. Returns whether they are.
+    fn look_twice(&mut self, newcomer: &Newcomer) -> Result<bool, T::Error> {
+        let Newcomer { dir, name, found } = newcomer;
+        let claims = self.claims(found)?;
+        if claims.is_empty() {
+            return Ok(false);
+        }
+        // A file may have two names; a directory has one.
+        let limit = if found.stat.kind == Some(Kind::Dir) { LOOKS_AGAIN_DIR } else { LOOKS_AGAIN };
+        let spot = (*dir, name.clone());
+        let inode = inode_of(&found.stat);
+        let times = match self.looks.doubted.get(&spot) {
+            Some((of, times)) if *of == inode => *times,
+            _ => 0,
+        };
+        if times >= limit || self.looks.doubted.len() >= DOUBTED_MAX {
+            self.looks.doubted.remove(&spot);
+            return Ok(false);
+        }
+        self.looks.doubted.insert(spot, (inode, times + 1));
+        let at_ms = self.now.ms + GONE_RECHECK_MS;
+        self.looks.astray(*dir, at_ms, Want::Names(BTreeSet::from([name.clone()])));
+        for id in claims {
+            if let Some(local) = self.trees.get(id)?.local
+                && !local.parked
+            {
+                let names = BTreeSet::from([local.disk_name().clone()]);
+                self.looks.astray(local.place.parent, at_ms, Want::Names(names));
+            }
+        }
+        Ok(true)
     }
 
     /// Takes a newcomer in as a node of its own: the server's at this place, or a fresh one.

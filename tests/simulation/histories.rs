@@ -146,3 +146,9 @@ fn kills_make_next_to_no_conflict_copies_of_what_nobody_edited() {
         assert!(sum.copies * 100 <= sum.histories + 100, "{sum:?}");
     }
 }
+
+#[test]
+fn power_cuts_and_moves_take_nothing() {
+    let habits = Habits { rename: 2, remove: 1, ..Habits::EDITS };
+    run_with(2, 60, habits, &[Fault::PowerCut]);
+}
