@@ -105,6 +105,8 @@ pub(super) struct Looks {
     /// Directories that were not where they should be, when to look for them again, and at what.
     /// Until then what is in them is not known.
     astray: BTreeMap<NodeId, (u64, Want)>,
+    /// Whether a look among the hints is one that this round owes: what it finds was there before.
+    is_owing: bool,
     /// Names that are looked at again, because their inode is another node's: of which inode, and how
     /// often.
     doubted: HashMap<(NodeId, Name), ((u64, Timestamp), u32)>,
@@ -268,6 +270,7 @@ impl<T: Trees> Engine<T> {
         for dir in found {
             if let Some((_, want)) = self.looks.astray.remove(&dir) {
                 self.looks.hint(dir, want);
+                self.looks.is_owing = true;
             }
         }
         for _ in 0..64 {
@@ -289,7 +292,8 @@ impl<T: Trees> Engine<T> {
             let is_known = self.looks.rescans_done > 0
                 && self.looks.missing.is_empty()
                 && self.looks.newcomers.is_empty()
-                && self.looks.astray.is_empty();
+                && self.looks.astray.is_empty()
+                && !self.looks.is_owing;
             if is_known && self.is_after_unclean_stop() {
                 // What was not to be planned until now.
                 self.agenda.sweep();
@@ -298,6 +302,7 @@ impl<T: Trees> Engine<T> {
                 self.looks.is_known = true;
                 self.sift_puttings()?;
             }
+            self.looks.is_owing = false;
             for (dir, want) in std::mem::take(&mut self.looks.hints) {
                 self.looks.want(dir, want);
             }
@@ -323,7 +328,9 @@ impl<T: Trees> Engine<T> {
                 continue;
             };
             if self.looks.under_way.contains_key(&dir) {
+                // In the next round; until then what is in it is not known.
                 self.looks.hint(dir, want);
+                self.looks.is_owing = true;
                 continue;
             }
             let Some(dir_ref) = self.dir_ref(dir)? else {
