@@ -875,8 +875,9 @@ impl<T: Trees> Engine<T> {
             }
             if self.looks.missing.get(&id).is_some_and(|missing| !missing.confirmed) {
                 // What was here may turn up where it was moved to; until it is known to be gone, what
-                // took its place waits.
-                self.looks.newcomers.insert((*dir, name.clone()), found.clone());
+                // took its place waits for another look.
+                let at_ms = self.now.ms + self.settings.missing_settle_ms;
+                self.looks.astray(*dir, at_ms, Want::Names(BTreeSet::from([name.clone()])));
                 return Ok(());
             }
             let was_missing = self.looks.missing.remove(&id);
