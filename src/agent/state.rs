@@ -20,7 +20,9 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use serde::{Deserialize, Serialize};
 
 use super::conflicts;
-use crate::engine::trees::{Entry, Local, LocalBody, Meta, Remote, Sent, StandsFor, Totals, Trees};
+use crate::engine::trees::{
+    Entry, Local, LocalBody, Meta, Putting, Remote, Sent, StandsFor, Totals, Trees,
+};
 use crate::model::{Body, Content, DriveId, FolderId, ListId, Name, Node, NodeId, Place, RelPath};
 
 /// The format written here, in `PRAGMA user_version`.
@@ -30,10 +32,12 @@ const FORMAT: i32 = 1;
 /// under way. An entry is about 600 bytes, so both generations full are about 5 MiB.
 const CACHED_MAX: usize = 4 * 1024;
 
-/// Commits that were sent and not answered yet. Younger than the rest of the schema; a version that
-/// does not know it is not disturbed by it.
-const SENT_SCHEMA: &str = "
-    CREATE TABLE IF NOT EXISTS sent (number INTEGER PRIMARY KEY, changes BLOB NOT NULL);";
+/// Commits that were sent and not answered yet, and what is being put on this disk. Younger than the
+/// rest of the schema; a version that does not know these tables is not disturbed by them.
+const YOUNGER_SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS sent (number INTEGER PRIMARY KEY, changes BLOB NOT NULL);
+    CREATE TABLE IF NOT EXISTS putting (node BLOB PRIMARY KEY, putting BLOB NOT NULL)
+        WITHOUT ROWID;";
 
 /// How many damaged databases are kept beside the one in use: the newest ones.
 const SET_ASIDE_MAX: usize = 3;
@@ -402,6 +406,8 @@ pub struct SqliteTrees {
     /// The position of the next new entry; never used twice while the database is open.
     next_seq: i64,
     in_transaction: bool,
+    /// Whether something is committed that a power cut may take.
+    is_unsynced: bool,
     /// Which file is open: device and inode.
     file: (u64, u64),
 }
@@ -566,7 +572,9 @@ impl SqliteTrees {
             }
             found => return Err(damaged(format!("its format is {found}"))),
         }
-        connection.execute_batch(SENT_SCHEMA).map_err(fail)?;
+        connection.execute_batch(YOUNGER_SCHEMA).map_err(fail)?;
+        // Checkpoints sync the log themselves.
+        connection.execute_batch("PRAGMA synchronous = NORMAL").map_err(fail)?;
         let meta = match Self::read_meta(&connection, "meta").map_err(fail)? {
             Some(bytes) => rmp_serde::from_slice(&bytes)
                 .map_err(|error| damaged(format!("the meta row: {error}")))?,
@@ -588,6 +596,7 @@ impl SqliteTrees {
             meta,
             next_seq: last.unwrap_or(0) + 1,
             in_transaction: false,
+            is_unsynced: false,
             file: (metadata.dev(), metadata.ino()),
         };
         Ok((trees, format == 0))
@@ -1030,7 +1039,41 @@ impl Trees for SqliteTrees {
             .collect()
     }
 
-    fn checkpoint(&mut self) -> Result<(), StateError> {
+    fn note_putting(&mut self, putting: &Putting) -> Result<(), StateError> {
+        let data =
+            rmp_serde::to_vec_named(putting).map_err(|error| self.damaged(error.to_string()))?;
+        self.begin()?;
+        self.connection
+            .prepare_cached("INSERT OR REPLACE INTO putting VALUES (?1, ?2)")
+            .and_then(|mut insert| insert.execute(params![putting.node.as_bytes(), data]))
+            .map_err(|error| self.fail(error))?;
+        Ok(())
+    }
+
+    fn forget_putting(&mut self, node: NodeId) -> Result<(), StateError> {
+        self.begin()?;
+        self.connection
+            .prepare_cached("DELETE FROM putting WHERE node = ?1")
+            .and_then(|mut delete| delete.execute(params![node.as_bytes()]))
+            .map_err(|error| self.fail(error))?;
+        Ok(())
+    }
+
+    fn puttings(&self) -> Result<Vec<Putting>, StateError> {
+        let rows: rusqlite::Result<Vec<Vec<u8>>> = self
+            .connection
+            .prepare_cached("SELECT putting FROM putting ORDER BY node")
+            .and_then(|mut select| select.query_map([], |row| row.get(0))?.collect());
+        rows.map_err(|error| self.fail(error))?
+            .iter()
+            .map(|data| {
+                rmp_serde::from_slice(data)
+                    .map_err(|error| self.damaged(format!("what was being put here: {error}")))
+            })
+            .collect()
+    }
+
+    fn keep(&mut self) -> Result<(), StateError> {
         if !self.in_transaction {
             return Ok(());
         }
@@ -1044,6 +1087,27 @@ impl Trees for SqliteTrees {
             .and_then(|_| self.connection.prepare_cached("COMMIT")?.execute([]))
             .map_err(|error| self.fail(error))?;
         self.in_transaction = false;
+        self.is_unsynced = true;
+        Ok(())
+    }
+
+    fn checkpoint(&mut self) -> Result<(), StateError> {
+        self.keep()?;
+        if !self.is_unsynced {
+            return Ok(());
+        }
+        // A commit in this mode syncs the log, and with it all commits before; but only one that
+        // writes something, which a number does that is never the same again. The mode cannot be
+        // changed within a transaction, so the commits before are made in the other one.
+        self.connection
+            .execute_batch(
+                "PRAGMA synchronous = FULL;
+                 INSERT INTO meta VALUES ('checkpoint', 1)
+                     ON CONFLICT (key) DO UPDATE SET value = value + 1;
+                 PRAGMA synchronous = NORMAL;",
+            )
+            .map_err(|error| self.fail(error))?;
+        self.is_unsynced = false;
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use super::defect::Defect;
 use super::seam::{Committed, JournalPage};
-use super::trees::{LocalBody, Remote, Trees};
+use super::trees::{Entry, LocalBody, Remote, Sent, Trees};
 use super::{Batch, Engine, Flight, Pushed, Subject};
 use crate::model::{Body, Digest, Lineage, Node, NodeId, Refusal, Rev, Versioned};
 
@@ -63,11 +63,28 @@ impl<T: Trees> Engine<T> {
             .map(|(id, _)| *id)
             .collect();
         for id in cut {
-            if let Some(Flight::Commit { pushed }) = self.land(id) {
-                self.in_doubt.insert(id, pushed.node);
+            if let Some(Flight::Commit { pushed }) = self.land(id)
+                && !self.unsure.contains_key(&id)
+            {
+                let sent = Sent { node: id, after: pushed.node, base: Some(pushed.base) };
+                self.in_doubt.insert(id, sent);
             }
         }
         self.uploaded.clear();
+    }
+
+    /// The journal tells of a node whose change is in doubt.
+    fn end_doubt_of(&mut self, doubt: Sent, entry: &mut Entry, node: &Option<Node>) {
+        let base_was = entry.synced.take();
+        if doubt.after == *node || (doubt.after.is_some() && doubt.base == Some(Rev::ZERO)) {
+            // It is the change whose answer was lost, and what both sides agreed on; so is a creation
+            // whatever became of it since: nobody else can have made a node of this id.
+            entry.synced = doubt.after;
+        } else if doubt.after.is_some() && doubt.base.is_some() && node.is_some() {
+            // It is another. Whether ours came before it, only the server knows; until it says so
+            // nothing is agreed on.
+            self.unsure.insert(doubt.node, (doubt, base_was));
+        }
     }
 
     /// Nothing is in doubt any more.
@@ -89,6 +106,8 @@ impl<T: Trees> Engine<T> {
         meta.linked = false;
         self.trees.set_meta(meta)?;
         self.end_doubt()?;
+        self.forget_puttings()?;
+        self.unsure.clear();
         self.link.newest_own = Rev::ZERO;
         let mut after = None;
         loop {
@@ -114,9 +133,7 @@ impl<T: Trees> Engine<T> {
                 continue;
             }
             if let Some(doubt) = self.in_doubt.remove(&id) {
-                // When it is the change whose answer was lost, that is what both sides agreed on.
-                // When it is another, nobody knows whether ours came before it.
-                entry.synced = node.clone().filter(|_| doubt == node);
+                self.end_doubt_of(doubt, &mut entry, &node);
             }
             let mut meta = self.trees.meta();
             if let Some(old) = &entry.remote {
@@ -129,7 +146,11 @@ impl<T: Trees> Engine<T> {
             entry.remote = node.map(|node| Remote { rev, node });
             self.agenda.clear_retry(id);
             self.put(id, &entry)?;
-            if entry.remote.is_none() && entry.synced.is_none() && entry.local.is_some() {
+            if entry.remote.is_none()
+                && entry.synced.is_none()
+                && entry.local.is_some()
+                && !self.puttings.contains(id)
+            {
                 // The id is used up: what is here is a new node.
                 let fresh = self.fresh_id();
                 self.give_local(id, fresh)?;
@@ -225,6 +246,16 @@ impl<T: Trees> Engine<T> {
             let Some(Flight::Commit { pushed }) = self.land(id) else {
                 continue;
             };
+            if let Some((_, base_was)) = self.unsure.remove(&id)
+                && matches!(result, Committed::Refused(_))
+            {
+                // It never arrived.
+                let mut entry = self.trees.get(id)?;
+                if entry.synced.is_none() {
+                    entry.synced = base_was;
+                    self.put(id, &entry)?;
+                }
+            }
             match result {
                 Committed::Accepted { rev } => self.accepted(id, rev, pushed)?,
                 Committed::Refused(refusal) => self.refused(id, &pushed, refusal, head)?,

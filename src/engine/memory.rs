@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 
 use super::defect::Defect;
-use super::trees::{Entry, Meta, Sent, Totals, Trees};
+use super::trees::{Entry, Meta, Putting, Sent, Totals, Trees};
 use crate::model::{Name, NodeId};
 
-/// Trees in maps; a checkpoint is remembered, so that a crash can go back to it.
+/// Trees in maps; what was kept and what is durable is remembered, so that a crash can go back to it.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryTrees {
     now: State,
+    kept: Option<Box<State>>,
     durable: Option<Box<State>>,
     defect: Option<Defect>,
 }
@@ -27,6 +28,7 @@ struct State {
     totals: Totals,
     meta: Meta,
     sent: BTreeMap<u64, Vec<Sent>>,
+    puttings: BTreeMap<NodeId, Putting>,
     seq: u64,
 }
 
@@ -44,9 +46,15 @@ impl MemoryTrees {
         self
     }
 
-    /// Goes back to the last checkpoint, as a crash would.
+    /// Goes back to what was last kept, as the end of the process would.
     pub fn crash(&mut self) {
-        self.now = self.durable.as_deref().cloned().unwrap_or_default();
+        self.now = self.kept.as_deref().cloned().unwrap_or_default();
+    }
+
+    /// Goes back to the last checkpoint, as a power cut may.
+    pub fn lose_power(&mut self) {
+        self.kept.clone_from(&self.durable);
+        self.crash();
     }
 
     /// Returns all entries in the order of their ids.
@@ -205,13 +213,33 @@ impl Trees for MemoryTrees {
         Ok(self.now.sent.iter().map(|(commit, sent)| (*commit, sent.clone())).collect())
     }
 
-    fn checkpoint(&mut self) -> Result<(), Infallible> {
-        match &mut self.durable {
-            Some(durable) if self.defect == Some(Defect::CursorAheadOfNodes) => {
-                durable.meta.cursor = self.now.meta.cursor;
+    fn note_putting(&mut self, putting: &Putting) -> Result<(), Infallible> {
+        self.now.puttings.insert(putting.node, putting.clone());
+        Ok(())
+    }
+
+    fn forget_putting(&mut self, node: NodeId) -> Result<(), Infallible> {
+        self.now.puttings.remove(&node);
+        Ok(())
+    }
+
+    fn puttings(&self) -> Result<Vec<Putting>, Infallible> {
+        Ok(self.now.puttings.values().cloned().collect())
+    }
+
+    fn keep(&mut self) -> Result<(), Infallible> {
+        match &mut self.kept {
+            Some(kept) if self.defect == Some(Defect::CursorAheadOfNodes) => {
+                kept.meta.cursor = self.now.meta.cursor;
             }
-            durable => *durable = Some(Box::new(self.now.clone())),
+            kept => *kept = Some(Box::new(self.now.clone())),
         }
+        Ok(())
+    }
+
+    fn checkpoint(&mut self) -> Result<(), Infallible> {
+        self.keep()?;
+        self.durable.clone_from(&self.kept);
         Ok(())
     }
 

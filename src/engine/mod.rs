@@ -21,6 +21,7 @@ pub mod memory;
 mod observe;
 mod outcome;
 mod plan;
+mod putting;
 pub mod seam;
 pub mod trees;
 
@@ -30,8 +31,9 @@ use std::sync::Arc;
 use self::agenda::Agenda;
 use self::deletions::Deletions;
 use self::observe::Looks;
+use self::putting::Puttings;
 use self::seam::{Action, DirRef, Event, Outgoing, Spot, Stat};
-use self::trees::{Entry, Local, LocalBody, Trees};
+use self::trees::{Entry, Local, LocalBody, Sent, Trees};
 use crate::model::{
     ChangeOp, Content, IdSource, Name, Node, NodeId, Place, RelPath, Rev, Timestamp,
 };
@@ -113,6 +115,8 @@ enum Flight {
 struct Pushed {
     node: Option<Node>,
     is_create: bool,
+    /// The rev of the version that it is based on.
+    base: Rev,
 }
 
 /// A commit under way.
@@ -204,12 +208,18 @@ pub struct Engine<T> {
     uploaded: HashMap<NodeId, Content>,
     /// Changes sent on a connection that broke before the answer came, perhaps in an earlier life of
     /// this device: what each makes of its node.
-    in_doubt: HashMap<NodeId, Option<Node>>,
+    in_doubt: HashMap<NodeId, Sent>,
+    /// Updates in doubt of which the journal tells no more than that others came since: the server is
+    /// asked again, and answers as it did, or would have. With what both agreed on before, which counts
+    /// again when the server refuses.
+    unsure: HashMap<NodeId, (Sent, Option<Node>)>,
     /// The commits they were in, as the trees remember them.
     commits_in_doubt: Vec<u64>,
     /// How far directories that are not here yet are below one that is, as far as that was asked in
     /// this poll: a deep tree is not walked anew for each node in it.
     depths: HashMap<NodeId, usize>,
+    /// What is being put on this disk, or was when an earlier life of this agent ended.
+    puttings: Puttings,
     /// Places that nodes have in the drive and the disk cannot hold, with the names they get instead.
     aliases: HashMap<NodeId, (Place, Name)>,
     /// Directories that were not empty although nothing of ours was in them.
@@ -266,8 +276,9 @@ impl<T: Trees> Engine<T> {
             HashMap::new()
         } else {
             let sent = sent.into_iter().flat_map(|(_, sent)| sent);
-            sent.map(|sent| (sent.node, sent.after)).collect()
+            sent.map(|sent| (sent.node, sent)).collect()
         };
+        let puttings = Puttings::new(trees.puttings()?);
         Ok(Self {
             trees,
             settings,
@@ -286,8 +297,10 @@ impl<T: Trees> Engine<T> {
             deletions: Deletions::default(),
             uploaded: HashMap::new(),
             in_doubt,
+            unsure: HashMap::new(),
             commits_in_doubt,
             depths: HashMap::new(),
+            puttings,
             aliases: HashMap::new(),
             stubborn: HashMap::new(),
             problems: BTreeMap::new(),
@@ -697,6 +710,7 @@ impl<T: Trees> Engine<T> {
         let is_dir = local.body == LocalBody::Dir;
         self.looks.rename_node(from, local.place.parent, local.disk_name().clone());
         old.synced = None;
+        self.forget_putting(from)?;
         self.put(from, &old)?;
         let mut new = self.trees.get(to)?;
         new.local = Some(local);

@@ -28,6 +28,13 @@ const RACY_RECHECK_MS: u64 = 1_500;
 /// How long to wait with a directory that was not where it should be.
 const GONE_RECHECK_MS: u64 = 20;
 
+/// How often a name is looked at again whose inode another node has: a file may have two names, a
+/// directory has one.
+const LOOKS_AGAIN: u32 = 2;
+const LOOKS_AGAIN_DIR: u32 = 8;
+/// The most names that are looked at again for that; of more a few become second nodes.
+const DOUBTED_MAX: usize = 4096;
+
 /// What is to be looked at in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Want {
@@ -99,6 +106,11 @@ pub(super) struct Looks {
     /// Directories that were not where they should be, when to look for them again, and at what.
     /// Until then what is in them is not known.
     astray: BTreeMap<NodeId, (u64, Want)>,
+    /// Whether a look among the hints is one that this round owes: what it finds was there before.
+    is_owing: bool,
+    /// Names that are looked at again, because their inode is another node's: of which inode, and how
+    /// often.
+    doubted: HashMap<(NodeId, Name), ((u64, Timestamp), u32)>,
     rescan_wanted: bool,
     rescanning: bool,
     /// Completed looks at everything.
@@ -151,6 +163,11 @@ impl Looks {
     /// Looks at a whole directory in the next round (this also sets the watch on it).
     pub(super) fn hint_all(&mut self, dir: NodeId) {
         self.hint(dir, Want::All { deep: false });
+    }
+
+    /// Looks at a directory and everything below it in the next round.
+    pub(super) fn hint_deep(&mut self, dir: NodeId) {
+        self.hint(dir, Want::All { deep: true });
     }
 
     /// What is here of a node goes on under another id: whether it is missing is asked anew.
@@ -254,6 +271,7 @@ impl<T: Trees> Engine<T> {
         for dir in found {
             if let Some((_, want)) = self.looks.astray.remove(&dir) {
                 self.looks.hint(dir, want);
+                self.looks.is_owing = true;
             }
         }
         for _ in 0..64 {
@@ -275,12 +293,17 @@ impl<T: Trees> Engine<T> {
             let is_known = self.looks.rescans_done > 0
                 && self.looks.missing.is_empty()
                 && self.looks.newcomers.is_empty()
-                && self.looks.astray.is_empty();
+                && self.looks.astray.is_empty()
+                && !self.looks.is_owing;
             if is_known && self.is_after_unclean_stop() {
                 // What was not to be planned until now.
                 self.agenda.sweep();
             }
-            self.looks.is_known |= is_known;
+            if is_known && !self.looks.is_known {
+                self.looks.is_known = true;
+                self.sift_puttings()?;
+            }
+            self.looks.is_owing = false;
             for (dir, want) in std::mem::take(&mut self.looks.hints) {
                 self.looks.want(dir, want);
             }
@@ -289,6 +312,9 @@ impl<T: Trees> Engine<T> {
                 self.looks.want(NodeId::ROOT, Want::All { deep: true });
             }
             if self.looks.wanted.is_empty() {
+                if self.looks.is_idle() {
+                    self.looks.doubted.clear();
+                }
                 return Ok(());
             }
         }
@@ -303,7 +329,9 @@ impl<T: Trees> Engine<T> {
                 continue;
             };
             if self.looks.under_way.contains_key(&dir) {
+                // In the next round; until then what is in it is not known.
                 self.looks.hint(dir, want);
+                self.looks.is_owing = true;
                 continue;
             }
             let Some(dir_ref) = self.dir_ref(dir)? else {
@@ -773,6 +801,9 @@ impl<T: Trees> Engine<T> {
                 && local.stat.kind == found.stat.kind
                 && !present.contains(&inode_of(&local.stat))
             {
+                if self.is_anothers(id, found)? && self.look_twice(newcomer)? {
+                    return Ok(true);
+                }
                 self.take_edit(id, found)?;
                 return Ok(true);
             }
@@ -850,13 +881,20 @@ impl<T: Trees> Engine<T> {
             let Some(mut local) = entry.local.clone() else {
                 continue;
             };
+            if local.body != LocalBody::Dir && local.stat.kind == found.stat.kind {
+                // What was to be moved here could not be: by its path it is the same node.
+                return self.take_edit(id, found);
+            }
+            if self.looks.missing.get(&id).is_some_and(|missing| !missing.confirmed) {
+                // What was here may turn up where it was moved to; until it is known to be gone, what
+                // took its place waits for another look.
+                let at_ms = self.now.ms + self.settings.missing_settle_ms;
+                self.looks.astray(*dir, at_ms, Want::Names(BTreeSet::from([name.clone()])));
+                return Ok(());
+            }
             let was_missing = self.looks.missing.remove(&id);
             if local.stat.kind == found.stat.kind {
-                // A directory in place of another: by its path it is the same node. So is a file,
-                // if what was to be moved here could not be.
-                if local.body != LocalBody::Dir {
-                    return self.take_edit(id, found);
-                }
+                // A directory in place of another: by its path it is the same node.
                 local.set_stat(found.stat);
                 entry.local = Some(local);
                 self.put(id, &entry)?;
@@ -867,7 +905,45 @@ impl<T: Trees> Engine<T> {
                 self.take_away(id, missing.is_lost)?;
             }
         }
+        if self.look_twice(&newcomer)? {
+            return Ok(());
+        }
         self.take_new(newcomer)
+    }
+
+    /// A newcomer whose inode is that of a known node, which is where it was, as far as anybody has
+    /// looked: it may have been moved between the two looks. Both places are looked at again before
+    /// it may become a second node. Returns whether they are.
+    fn look_twice(&mut self, newcomer: &Newcomer) -> Result<bool, T::Error> {
+        let Newcomer { dir, name, found } = newcomer;
+        let claims = self.claims(found)?;
+        if claims.is_empty() {
+            return Ok(false);
+        }
+        // A file may have two names; a directory has one.
+        let limit = if found.stat.kind == Some(Kind::Dir) { LOOKS_AGAIN_DIR } else { LOOKS_AGAIN };
+        let spot = (*dir, name.clone());
+        let inode = inode_of(&found.stat);
+        let times = match self.looks.doubted.get(&spot) {
+            Some((of, times)) if *of == inode => *times,
+            _ => 0,
+        };
+        if times >= limit || self.looks.doubted.len() >= DOUBTED_MAX {
+            self.looks.doubted.remove(&spot);
+            return Ok(false);
+        }
+        self.looks.doubted.insert(spot, (inode, times + 1));
+        let at_ms = self.now.ms + GONE_RECHECK_MS;
+        self.looks.astray(*dir, at_ms, Want::Names(BTreeSet::from([name.clone()])));
+        for id in claims {
+            if let Some(local) = self.trees.get(id)?.local
+                && !local.parked
+            {
+                let names = BTreeSet::from([local.disk_name().clone()]);
+                self.looks.astray(local.place.parent, at_ms, Want::Names(names));
+            }
+        }
+        Ok(true)
     }
 
     /// Takes a newcomer in as a node of its own: the server's at this place, or a fresh one.
@@ -886,14 +962,22 @@ impl<T: Trees> Engine<T> {
             entry.remote.as_ref().map(|remote| remote.node.body.kind()) == found.stat.kind
                 && !self.flights.contains_key(id)
         });
-        let (id, mut entry) = match known {
-            Some(known) => known,
-            None => (self.fresh_id(), Entry::default()),
+        let was_put = self.was_put(dir, &name, &found.stat)?;
+        let mut place = Place { parent: dir, name };
+        let mut alias = None;
+        let (id, mut entry) = match (was_put, known) {
+            (Some((putting, entry)), _) => {
+                place = putting.here.place;
+                alias = putting.alias;
+                (putting.node, entry)
+            }
+            (None, Some(known)) => known,
+            (None, None) => (self.fresh_id(), Entry::default()),
         };
         let is_dir = body == LocalBody::Dir;
         let mut local = Local {
-            place: Place { parent: dir, name },
-            alias: None,
+            place,
+            alias,
             stat: found.stat,
             body,
             racy: false,
@@ -925,6 +1009,28 @@ impl<T: Trees> Engine<T> {
     /// what the server has of it comes again.
     pub(super) fn take_lost(&mut self, id: NodeId) -> Result<(), T::Error> {
         self.take_away(id, true)
+    }
+
+    /// Returns whether a node is believed to be in a directory that is not on this disk. An operation
+    /// that was under way for it when the directory went away, and whose end an earlier life of this
+    /// agent did not see, leaves one behind; so does a file that came and went between a look at the
+    /// directory and its removal.
+    pub(super) fn is_stray(&self, entry: &Entry) -> Result<bool, T::Error> {
+        match &entry.local {
+            Some(local) if !local.parked && local.place.parent != NodeId::ROOT => {
+                Ok(self.trees.get(local.place.parent)?.local.is_none())
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Lets go of such a node, unless it may still be found elsewhere. That is nobody's deletion.
+    pub(super) fn take_stray(&mut self, id: NodeId) -> Result<(), T::Error> {
+        if self.looks.is_known && self.looks.is_idle() {
+            return self.take_lost(id);
+        }
+        self.agenda.retry(id, self.now.ms);
+        Ok(())
     }
 
     /// Returns at most `limit` of the nodes that really are in a directory of this disk: what is
@@ -994,6 +1100,7 @@ impl<T: Trees> Engine<T> {
             }
             self.looks.missing.remove(&id);
             self.looks.torn.remove(&id);
+            self.forget_putting(id)?;
             self.uploaded.remove(&id);
             self.solve(&Subject::Node(id));
             self.agenda.clear_retry(id);

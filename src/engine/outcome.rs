@@ -29,6 +29,7 @@ impl<T: Trees> Engine<T> {
                 local.set_stat(stat);
                 local.body = LocalBody::File(Some(content));
                 local.racy = racy;
+                self.puttings.was_read(id, content);
                 if self.looks.torn.remove(&id) {
                     let mut local = local.clone();
                     let here = local.node();
@@ -111,6 +112,7 @@ impl<T: Trees> Engine<T> {
                 self.agenda.clear_retry(id);
                 self.solve(&subject);
                 self.stubborn.remove(&id);
+                self.forget_putting(id)?;
                 self.done(id, applying, normal(stat), kept)?;
             }
             Outcome::Changed | Outcome::Taken => {
@@ -148,6 +150,7 @@ impl<T: Trees> Engine<T> {
                 }
             }
             Outcome::NameImpossible { reason } => {
+                self.forget_putting(id)?;
                 if let ApplyKind::Put { node, .. } | ApplyKind::Move { node, .. } = &applying.what {
                     if self.aliases.get(&id).is_some_and(|(place, _)| *place == node.place) {
                         // Not even the other name is possible.
@@ -176,6 +179,7 @@ impl<T: Trees> Engine<T> {
                 }
             }
             Outcome::NoContent { reason } => {
+                self.forget_putting(id)?;
                 if self.link.online {
                     self.problem(subject, reason);
                 }
@@ -229,6 +233,10 @@ impl<T: Trees> Engine<T> {
                 };
                 local.place = node.place.clone();
                 local.alias = alias;
+                if local.parked && local.body == LocalBody::Dir {
+                    // What came into it meanwhile was where no look goes.
+                    self.looks.hint_deep(id);
+                }
                 take_moved(local, stat);
                 if let Some(base) = &mut entry.synced {
                     base.place = node.place;
@@ -251,6 +259,9 @@ impl<T: Trees> Engine<T> {
                 };
                 local.place = place;
                 local.alias = None;
+                if local.body == LocalBody::Dir {
+                    self.looks.hint_deep(id);
+                }
                 take_moved(local, stat);
                 if entry.remote.is_none()
                     && let (Some(base), Some(local)) = (&mut entry.synced, &entry.local)

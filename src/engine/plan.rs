@@ -70,6 +70,7 @@ impl<T: Trees> Engine<T> {
         match need {
             Need::Rest => return Ok(()),
             Need::Forget => return self.put(id, &Entry::default()),
+            Need::Hash if self.is_stray(&entry)? => return self.take_stray(id),
             Need::Hash => return self.hash(id, &entry, actions),
             _ => {}
         }
@@ -79,6 +80,15 @@ impl<T: Trees> Engine<T> {
         if self.is_after_unclean_stop() {
             // What is known of the disk may not be there any more: it is no base for anything.
             return Ok(());
+        }
+        if self.unsure.contains_key(&id) {
+            return self.ask_again(id, actions);
+        }
+        if self.puttings.contains(id) {
+            return self.settle_putting(id, &entry);
+        }
+        if self.is_stray(&entry)? {
+            return self.take_stray(id);
         }
         match need {
             Need::Rest | Need::Forget | Need::Hash => Ok(()),
@@ -201,7 +211,7 @@ impl<T: Trees> Engine<T> {
             None => return Ok(()),
         };
         let change = Change::new(id, Rev::ZERO, ChangeOp::Create(node.clone()));
-        let pushed = Pushed { node: Some(node), is_create: true };
+        let pushed = Pushed { node: Some(node), is_create: true, base: Rev::ZERO };
         self.commit(Outgoing { change, attach }, pushed, actions)
     }
 
@@ -265,7 +275,7 @@ impl<T: Trees> Engine<T> {
             attrs: aspects.attrs.then_some(here.attrs),
         };
         let change = Change::new(id, remote.rev, op);
-        let pushed = Pushed { node: Some(after), is_create: false };
+        let pushed = Pushed { node: Some(after), is_create: false, base: remote.rev };
         self.commit(Outgoing { change, attach }, pushed, actions)
     }
 
@@ -298,8 +308,31 @@ impl<T: Trees> Engine<T> {
             }
         }
         let change = Change::new(id, remote.rev, ChangeOp::Delete);
-        let pushed = Pushed { node: None, is_create: false };
+        let pushed = Pushed { node: None, is_create: false, base: remote.rev };
         self.commit(Outgoing { change, attach: None }, pushed, actions)
+    }
+
+    /// Sends a change once more of which it is not known whether the server took it: based on what it
+    /// was based on, it is answered as it was then, or refused, since others have come after that.
+    fn ask_again(&mut self, id: NodeId, actions: &mut Vec<Action>) -> Result<(), T::Error> {
+        let known = self.trees.get(id)?.remote.map(|remote| remote.rev);
+        let Some((Sent { after: Some(after), base: Some(base), .. }, base_was)) =
+            self.unsure.get(&id).filter(|(sent, _)| sent.base < known).cloned()
+        else {
+            self.unsure.remove(&id);
+            self.agenda.schedule(id);
+            return Ok(());
+        };
+        if self.batches.len() + usize::from(!self.outbox.is_empty()) > COMMITS_MAX {
+            self.agenda.crowd_out(id);
+            return Ok(());
+        }
+        let Node { place, body, attrs } = after.clone();
+        let is_moved = base_was.is_none_or(|was| was.place != place);
+        let place = is_moved.then_some(place);
+        let op = ChangeOp::Update { place, body: Some(body), attrs: Some(attrs) };
+        let pushed = Pushed { node: Some(after), is_create: false, base };
+        self.commit(Outgoing { change: Change::new(id, base, op), attach: None }, pushed, actions)
     }
 
     /// Returns whether the server may be told of a deletion now; what was rejected is taken back.
@@ -348,9 +381,11 @@ impl<T: Trees> Engine<T> {
         let sent: Vec<Sent> = changes
             .iter()
             .filter_map(|outgoing| match self.flights.get(&outgoing.change.node) {
-                Some(Flight::Commit { pushed }) => {
-                    Some(Sent { node: outgoing.change.node, after: pushed.node.clone() })
-                }
+                Some(Flight::Commit { pushed }) => Some(Sent {
+                    node: outgoing.change.node,
+                    after: pushed.node.clone(),
+                    base: Some(pushed.base),
+                }),
                 _ => None,
             })
             .collect();
@@ -520,7 +555,7 @@ impl<T: Trees> Engine<T> {
         let last = changes.len() - 1;
         for (index, (mut change, node, is_create)) in changes.into_iter().enumerate() {
             change.with_next = index < last;
-            let pushed = Pushed { node, is_create };
+            let pushed = Pushed { node, is_create, base: change.base };
             self.commit(Outgoing { change, attach: None }, pushed, actions)?;
         }
         Ok(())
@@ -648,9 +683,11 @@ impl<T: Trees> Engine<T> {
         what: ApplyKind,
         targets: Vec<(NodeId, Name)>,
         actions: &mut Vec<Action>,
-    ) {
+    ) -> Result<(), T::Error> {
+        self.note_putting(id, &op, &what)?;
         self.launch(id, Flight::Apply(Applying { what, targets }));
         actions.push(Action::Apply { node: id, op });
+        Ok(())
     }
 
     fn pull_create(
@@ -697,8 +734,7 @@ impl<T: Trees> Engine<T> {
             }
         };
         let what = ApplyKind::Put { node: node.clone(), alias, base: node.clone() };
-        self.apply(id, op, what, vec![(parent, name)], actions);
-        Ok(())
+        self.apply(id, op, what, vec![(parent, name)], actions)
     }
 
     fn pull_place(
@@ -761,8 +797,7 @@ impl<T: Trees> Engine<T> {
         let to = Some(Spot { dir, name: name.clone() });
         let op = DiskOp::Move { from, to, expected: expected(local) };
         let alias = (name != place.name).then_some(name);
-        self.apply(id, op, ApplyKind::Move { node: node.clone(), alias }, targets, actions);
-        Ok(())
+        self.apply(id, op, ApplyKind::Move { node: node.clone(), alias }, targets, actions)
     }
 
     pub(super) fn park(
@@ -777,8 +812,7 @@ impl<T: Trees> Engine<T> {
         };
         let targets = vec![(local.place.parent, local.disk_name().clone())];
         let op = DiskOp::Move { from: Some(from), to: None, expected: expected(local) };
-        self.apply(id, op, ApplyKind::Park, targets, actions);
-        Ok(())
+        self.apply(id, op, ApplyKind::Park, targets, actions)
     }
 
     fn pull_body(
@@ -816,8 +850,7 @@ impl<T: Trees> Engine<T> {
         };
         let what = ApplyKind::Put { node: put, alias: local.alias.clone(), base };
         let targets = vec![(local.place.parent, local.disk_name().clone())];
-        self.apply(id, op, what, targets, actions);
-        Ok(())
+        self.apply(id, op, what, targets, actions)
     }
 
     fn pull_attrs(
@@ -855,8 +888,7 @@ impl<T: Trees> Engine<T> {
         };
         let what = ApplyKind::Put { node: put, alias: local.alias.clone(), base };
         let targets = vec![(local.place.parent, local.disk_name().clone())];
-        self.apply(id, op, what, targets, actions);
-        Ok(())
+        self.apply(id, op, what, targets, actions)
     }
 
     fn pull_delete(
@@ -886,8 +918,7 @@ impl<T: Trees> Engine<T> {
         };
         let targets = vec![(local.place.parent, local.disk_name().clone())];
         let op = DiskOp::Remove { at, expected: expected(local) };
-        self.apply(id, op, ApplyKind::Remove, targets, actions);
-        Ok(())
+        self.apply(id, op, ApplyKind::Remove, targets, actions)
     }
 
     /// Brings a parked node back into the folder where it was, or as near to that as can be: it is to
@@ -1054,8 +1085,7 @@ impl<T: Trees> Engine<T> {
         };
         let targets = vec![(local.place.parent, local.disk_name().clone())];
         let op = DiskOp::SetAside { at, expected: expected(local) };
-        self.apply(id, op, ApplyKind::SetAside, targets, actions);
-        Ok(())
+        self.apply(id, op, ApplyKind::SetAside, targets, actions)
     }
 
     /// Returns whether what a node waits for on this disk waits, over others, for the node itself.

@@ -328,7 +328,9 @@ pub enum Action {
         /// The changes.
         changes: Vec<Outgoing>,
     },
-    /// Do this on disk. Answered by [`Event::Applied`].
+    /// Do this on disk, once everything written to the trees so far is kept
+    /// ([`super::trees::Trees::keep`]): they remember what is put there. Answered by
+    /// [`Event::Applied`].
     Apply {
         /// The node.
         node: NodeId,

@@ -252,6 +252,26 @@ pub struct Sent {
     pub node: NodeId,
     /// Its state once the change is accepted.
     pub after: Option<Node>,
+    /// The rev of the version that the change is based on, 0 for a creation; nothing in what earlier
+    /// versions of this program wrote.
+    #[serde(default)]
+    pub base: Option<Rev>,
+}
+
+/// A version of the server's that is being put on this disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Putting {
+    /// The node.
+    pub node: NodeId,
+    /// The rev of the version.
+    pub rev: Rev,
+    /// The node as it will be on this disk.
+    pub here: Node,
+    /// The name on this disk, where that has to be another.
+    #[serde(default)]
+    pub alias: Option<Name>,
+    /// What both sides agree on then.
+    pub base: Node,
 }
 
 /// Where the three trees are kept.
@@ -361,6 +381,31 @@ pub trait Trees {
     /// # Errors
     /// When the store cannot be read.
     fn sent(&self) -> Result<Vec<(u64, Vec<Sent>)>, Self::Error>;
+
+    /// Remembers what is being put on this disk, in place of what was remembered of that node before.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    fn note_putting(&mut self, putting: &Putting) -> Result<(), Self::Error>;
+
+    /// Forgets that a node was being put on this disk.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    fn forget_putting(&mut self, node: NodeId) -> Result<(), Self::Error>;
+
+    /// Returns what was being put on this disk.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn puttings(&self) -> Result<Vec<Putting>, Self::Error>;
+
+    /// Makes everything written so far outlive this process, all of it or nothing; a power cut may
+    /// take it. Cheaper than [`Trees::checkpoint`].
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    fn keep(&mut self) -> Result<(), Self::Error>;
 
     /// Makes everything written so far durable, all of it or nothing.
     ///

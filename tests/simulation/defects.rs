@@ -38,11 +38,6 @@ const HISTORIES_MAX: u64 = 400;
 #[test]
 fn every_fault_put_in_on_purpose_is_found() {
     let mut missed = Vec::new();
-    if let Ok(x) = std::env::var("DBG") {
-        let seed: u64 = x.parse().unwrap();
-        let h = History::draw(&PLAIN, seed, Some(Flaw::Engine(Defect::DeletionBeatsEdit))).play();
-        println!("{}\n{:?}", h.trace, h.result.err().map(|f| f.to_string()));
-    }
     for (flaw, kinds) in FLAWS {
         let tries =
             (1..=HISTORIES_MAX).flat_map(|seed| kinds.iter().map(move |kind| (seed, *kind)));

@@ -197,7 +197,12 @@ impl Device {
             Death::LostState => MemoryTrees::new().with_defect(self.disk.borrow().defect),
             Death::Kill | Death::PowerCut => self.engine.trees().clone(),
         };
-        trees.crash();
+        let is_kept = death != Death::PowerCut || self.disk.borrow_mut().chance(50);
+        if is_kept {
+            trees.crash()
+        } else {
+            trees.lose_power()
+        }
         let device = self.name();
         self.is_unclean |= death == Death::PowerCut && !self.is_unsuspecting;
         self.applier =

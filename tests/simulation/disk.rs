@@ -116,6 +116,21 @@ impl Habits {
         turn_out: 0,
         names: NAMES,
     };
+    /// Edits the same few files all the time.
+    pub const EDITS: Self = Self {
+        write: 20,
+        mkdir: 0,
+        rename: 0,
+        exchange: 0,
+        remove: 0,
+        symlink: 0,
+        chmod: 1,
+        hard_link: 0,
+        late_write: 0,
+        move_dir: 0,
+        turn_out: 0,
+        names: NAMES,
+    };
     /// Names that some disks hold for the same.
     pub const CASES: Self = Self {
         names: &["a", "A", "b", "\u{e9}", "e\u{301}", "E\u{301}"],
@@ -512,7 +527,7 @@ impl Disk {
     /// The power goes: what was not synced is there in part. A file whose bytes were not is empty,
     /// old or new. Persons lose what only this disk had and was not durable.
     pub fn power_cut(&mut self) {
-        let before = self.texts();
+        let before = self.all_texts();
         let keep = self.rng.below(101);
         let mut broken_dirs = BTreeSet::new();
         let mut broken_inodes = BTreeSet::new();
@@ -544,7 +559,7 @@ impl Disk {
         self.hints.clear();
         self.late_hints.clear();
         self.open.clear();
-        let after = self.texts();
+        let after = self.all_texts();
         let mut ledger = self.ledger.borrow_mut();
         ledger.written.insert(String::new());
         ledger.superseded.insert(String::new());
@@ -643,6 +658,20 @@ impl Disk {
                 _ => None,
             })
             .collect()
+    }
+
+    /// The same with what the agent is moving just now: a version in its trash, on its way to become a
+    /// conflict copy, can have lost its bytes as well as one in the folder.
+    fn all_texts(&self) -> BTreeSet<String> {
+        let mut texts = self.texts();
+        for own in [TRASH, PARKED] {
+            let inodes = self.dir(own).into_iter().flatten().map(|(_, ino)| &self.inodes[ino].data);
+            texts.extend(inodes.filter_map(|data| match data {
+                Data::File(text) => Some(text.clone()),
+                _ => None,
+            }));
+        }
+        texts
     }
 
     /// What the agent keeps aside in its own directories.
@@ -993,6 +1022,8 @@ impl Disk {
         let to = self.any_path();
         let ino = self.resolve(&from)?;
         let (dir, entry) = self.free_place(&to)?;
+        let text = self.text(ino)?.clone();
+        self.ledger.borrow_mut().linked.insert(text);
         self.change_time(ino);
         self.set_names(vec![(dir, entry, Some(ino))]);
         Some(format!("links {} hard as {}", describe(&from), describe(&to)))
@@ -1007,6 +1038,11 @@ impl Disk {
         let told = format!("writes {token} late (was {old:?}, inode {ino})");
         self.ledger.borrow_mut().wrote(token, Some(old));
         Some(told)
+    }
+
+    /// True `percent` times of a hundred.
+    pub fn chance(&mut self, percent: usize) -> bool {
+        self.rng.chance(percent)
     }
 
     /// Returns whether the next primitive operation is to fail.

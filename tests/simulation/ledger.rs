@@ -1,7 +1,7 @@
 //! The one clock, the trace, and the independent model of what must survive: each write carries a
 //! token of its own, and only a person who replaced or deleted it may have made it go.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 #[derive(Debug, Default)]
@@ -14,6 +14,13 @@ pub struct Ledger {
     pub superseded: BTreeSet<String>,
     /// What the server has acknowledged.
     pub acknowledged: BTreeSet<String>,
+    /// What was in a file with more than one name: each name is a file of its own elsewhere.
+    pub linked: BTreeSet<String>,
+    /// What each was written in place of.
+    pub replaced: BTreeMap<String, String>,
+    /// Replaced by somebody, and the agent died before it had seen that: what was edited then, nobody
+    /// can tell.
+    pub unseen: BTreeSet<String>,
     pub trace: String,
 }
 
@@ -45,6 +52,12 @@ impl Ledger {
     }
 
     pub fn wrote(&mut self, token: String, old: Option<String>) {
+        if old.as_ref().is_some_and(|old| self.linked.contains(old)) {
+            self.linked.insert(token.clone());
+        }
+        if let Some(old) = &old {
+            self.replaced.insert(token.clone(), old.clone());
+        }
         self.written.insert(token);
         self.superseded.extend(old);
     }

@@ -141,6 +141,8 @@ pub struct Totals {
     pub faults: BTreeMap<Fault, u64>,
     pub written: u64,
     pub lost: u64,
+    /// Conflict copies of what somebody replaced who had seen it.
+    pub needless: u64,
     pub revs: u64,
 }
 
@@ -154,6 +156,7 @@ impl Totals {
         self.steps += more.steps;
         self.written += more.written;
         self.lost += more.lost;
+        self.needless += more.needless;
         self.revs += more.revs;
         for (fault, count) in &more.faults {
             *self.faults.entry(*fault).or_default() += count;
@@ -163,8 +166,11 @@ impl Totals {
 
 impl std::fmt::Display for Totals {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { histories, steps, written, lost, revs, faults } = self;
-        write!(f, "histories {histories} steps {steps} written {written} lost {lost} revs {revs}")?;
+        let Self { histories, steps, written, lost, needless, revs, faults } = self;
+        write!(
+            f,
+            "histories {histories} steps {steps} written {written} lost {lost} needless {needless} revs {revs}"
+        )?;
         write!(f, " faults {}", faults.values().sum::<u64>())?;
         faults.iter().try_for_each(|(fault, count)| write!(f, " {fault:?} {count}"))
     }

@@ -194,3 +194,34 @@ fn a_name_that_stands_for_something_with_another_one_here_is_a_conflict() {
         "a (conflicted copy bob 2026-11-23)=3 a (name clash)=1",
     );
 }
+
+/// What was put in place shortly before a kill is a version of the server's, nobody's edit.
+#[test]
+fn what_was_put_in_place_before_a_kill_is_no_edit() {
+    for (before, received, after, expected) in [
+        ("a=1", "write a 2", "write a 3", "a=3"),
+        ("a=1", "write b 2", "write b 3", "a=1 b=3"),
+        ("a=1", "write b 2", "mv b c", "a=1 c=2"),
+        ("a=1", "write b 2", "rm b", "a=1"),
+        ("a=1", "write a 2", "mv a b; write b 3", "b=3"),
+        ("a=1", "write a 2", "rm a", ""),
+        ("a=1", "mkdir d", "mv d e", "a=1 e/"),
+        ("a=1", "mkdir d; write d/b 2", "mv d e; write e/b 3", "a=1 e/ e/b=3"),
+        ("a=1", "mkdir d; write d/b 2", "rm d", "a=1"),
+        ("a=1", "link l t", "mv l m", "a=1 m->t"),
+        ("a=1", "link l t", "rm l", "a=1"),
+    ] {
+        let mut world = World::new(1, 2);
+        world.build(0, before);
+        world.settle().unwrap();
+        world.checkpoint(1);
+        world.script(0, received);
+        world.settle().unwrap();
+        world.kill(1);
+        world.script(0, after);
+        world.settle_one(0).unwrap();
+        world.settle().unwrap();
+        let trees: Vec<String> = (0..2).map(|device| world.tree(device)).collect();
+        assert_eq!(trees, [expected, expected], "{received:?} {after:?}: {}", world.trace());
+    }
+}

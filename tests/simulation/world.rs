@@ -8,7 +8,7 @@ use std::rc::Rc;
 use picloud::engine::Now;
 use picloud::engine::apply::{Job, Payload};
 use picloud::engine::seam::{Action, Committed, DiskOp, Event, JournalPage, Outcome, Uploaded};
-use picloud::engine::trees::Trees as _;
+use picloud::engine::trees::{LocalBody, Trees as _};
 use picloud::model::{BatchId, Content, Name, NodeId, Rev, Timestamp, Versioned};
 use picloud::protocol::message::ChangeResult;
 use picloud::server::rules::undo::{self, History as _, How, Made};
@@ -84,6 +84,17 @@ enum Act {
     Checkpoint,
     Limbo,
     Sync,
+}
+
+/// What is there although nobody had reason for it.
+#[derive(Debug, Default)]
+pub struct Excess {
+    /// Conflict copies of what somebody replaced who had seen it.
+    pub copies: Vec<String>,
+    /// Files that hold what another one holds, too.
+    pub twice: Vec<String>,
+    /// How many directories there are.
+    pub dirs: usize,
 }
 
 fn key(content: &Content) -> String {
@@ -174,7 +185,10 @@ impl World {
                 }
                 What::Alone => self.settle_one(device)?,
                 What::Rest => self.settle()?,
-                What::Person => self.devices[device].disk.borrow_mut().person_acts(),
+                What::Person => {
+                    self.devices[device].disk.borrow_mut().person_acts();
+                    self.note_unseen(device);
+                }
                 What::Fault(fault) => {
                     self.totals.fault(fault);
                     self.fault(device, fault);
@@ -414,6 +428,7 @@ impl World {
     pub fn count(&mut self) -> Totals {
         let ledger = self.ledger.borrow();
         self.totals.histories = 1;
+        self.totals.needless = self.excess().copies.len() as u64;
         self.totals.written = ledger.written.len() as u64;
         self.totals.revs = self.server.head().0;
         self.totals.clone()
@@ -423,6 +438,38 @@ impl World {
     pub fn conflict_copies(&self) -> Vec<String> {
         let shown = shown(&self.devices[0]);
         shown.into_iter().filter(|line| line.contains("(conflicted copy")).collect()
+    }
+
+    /// Returns what is there although nobody had reason for it, by the ledger's account.
+    pub fn excess(&self) -> Excess {
+        let disk = self.devices[0].disk.borrow();
+        let ledger = self.ledger.borrow();
+        let mut excess = Excess::default();
+        let mut seen = BTreeSet::new();
+        for (path, ino) in disk.walk() {
+            let text = match &disk.inodes[&ino].data {
+                Data::Dir(_) => {
+                    excess.dirs += 1;
+                    continue;
+                }
+                Data::File(text)
+                    if !(text.is_empty()
+                        || ledger.linked.contains(text)
+                        || ledger.unseen.contains(text)) =>
+                {
+                    text
+                }
+                Data::File(_) | Data::Link(_) => continue,
+            };
+            let name = path.last().map(ToString::to_string).unwrap_or_default();
+            let is_again = !seen.insert(text.clone());
+            if name.contains("(conflicted copy") && ledger.superseded.contains(text) {
+                excess.copies.push(format!("{} = {text}", describe(&path)));
+            } else if is_again {
+                excess.twice.push(format!("{} = {text}", describe(&path)));
+            }
+        }
+        excess
     }
 
     /// Makes a tree on one device: `"a=1 d/ d/b=2 l->t"`.
@@ -585,10 +632,41 @@ impl World {
         self.ledger.borrow_mut().superseded.extend(gone);
     }
 
+    /// Notes which versions somebody replaced on a device whose agent knows neither of those nor of
+    /// what took their place: what was edited there, nobody can tell any more.
+    fn note_unseen(&self, n: usize) {
+        let texts = self.devices[n].disk.borrow().texts();
+        let trees = self.devices[n].engine.trees();
+        let known: BTreeSet<String> = trees
+            .entries()
+            .filter_map(|(_, entry)| match entry.local.as_ref()?.body {
+                LocalBody::File(content) => Some(key(&content?)),
+                LocalBody::Dir | LocalBody::Link(_) => None,
+            })
+            .collect();
+        let is_known = |text: &String| known.contains(&key(&content_of(text)));
+        let mut ledger = self.ledger.borrow_mut();
+        for text in texts.iter().filter(|text| !is_known(text)) {
+            let old = ledger.replaced.get(text).filter(|old| !is_known(old)).cloned();
+            ledger.unseen.extend(old);
+        }
+    }
+
+    /// What a device knows becomes durable.
+    pub fn checkpoint(&mut self, device: usize) {
+        self.devices[device].checkpoint();
+    }
+
+    /// The agent of a device is killed, and started again.
+    pub fn kill(&mut self, device: usize) {
+        self.die(device, Death::Kill);
+    }
+
     fn die(&mut self, n: usize, death: Death) {
         self.cut(n, false);
         self.devices[n].disk.borrow_mut().trouble = None;
         self.devices[n].die(death);
+        self.note_unseen(n);
     }
 
     fn work(&mut self, n: usize) {
@@ -844,7 +922,10 @@ impl World {
                     self.devices[n].up.push_back(wire);
                 }
             }
-            Action::Apply { node, op } => self.apply(n, node, op),
+            Action::Apply { node, op } => {
+                self.devices[n].engine.trees_mut().keep().unwrap();
+                self.apply(n, node, op);
+            }
         }
     }
 

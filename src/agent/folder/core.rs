@@ -519,6 +519,7 @@ impl Core {
     }
 
     fn apply(&mut self, node: NodeId, op: DiskOp) -> Result<(), Ended> {
+        self.engine.trees_mut().keep()?;
         self.applying.insert(node, told_of(&op));
         let DiskOp::Write { at: _, content, mtime, attrs, over, .. } = &op else {
             let payload = Payload::None;

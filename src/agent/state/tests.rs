@@ -138,6 +138,7 @@ fn assert_alike(trees: &SqliteTrees, model: &MemoryTrees, dice: &mut Dice) {
     assert_eq!(trees.totals(), model.totals());
     assert_eq!(trees.meta(), model.meta());
     assert_eq!(trees.sent().unwrap(), model.sent().unwrap());
+    assert_eq!(trees.puttings().unwrap(), model.puttings().unwrap());
 }
 
 #[test]
@@ -154,7 +155,7 @@ fn the_database_answers_as_the_trees_in_memory_do() {
                     trees.checkpoint().unwrap();
                     model.checkpoint().unwrap();
                 }
-                // A crash: everything since the last checkpoint is gone, from both alike.
+                // A crash: everything since the last was kept is gone, from both alike.
                 1 => {
                     drop(trees);
                     trees = open(&path);
@@ -192,7 +193,7 @@ fn the_database_answers_as_the_trees_in_memory_do() {
                 }
                 9 => {
                     let after = (dice.roll(2) == 0).then(|| dice.node());
-                    let sent = [Sent { node: dice.id(), after }];
+                    let sent = [Sent { node: dice.id(), after, base: Some(Rev(step)) }];
                     let commit = dice.roll(4);
                     trees.note_sent(commit, &sent).unwrap();
                     model.note_sent(commit, &sent).unwrap();
@@ -201,6 +202,22 @@ fn the_database_answers_as_the_trees_in_memory_do() {
                     let commit = dice.roll(4);
                     trees.forget_sent(commit).unwrap();
                     model.forget_sent(commit).unwrap();
+                }
+                11 => {
+                    trees.keep().unwrap();
+                    model.keep().unwrap();
+                }
+                12 => {
+                    let (here, base) = (dice.node(), dice.node());
+                    let alias = (dice.roll(4) == 0).then(|| base.place.name.clone());
+                    let putting = Putting { node: dice.id(), rev: Rev(step), here, alias, base };
+                    trees.note_putting(&putting).unwrap();
+                    model.note_putting(&putting).unwrap();
+                }
+                13 => {
+                    let id = dice.id();
+                    trees.forget_putting(id).unwrap();
+                    model.forget_putting(id).unwrap();
                 }
                 _ => {
                     let (id, entry) = (dice.id(), dice.entry());
