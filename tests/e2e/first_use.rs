@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::support::{Process, World, eventually, free_port};
+use crate::support::{Process, Run, World, eventually, free_port};
 
 struct Up {
     process: Process,
@@ -169,5 +169,27 @@ fn a_port_that_is_taken_is_said_so() {
         command.arg("up").args(more);
         let stderr = crate::support::Run::of(&command.output().unwrap()).fails(2);
         assert!(stderr.contains("set up already, for ann as desk"), "{stderr}");
+    }
+}
+
+/// SQLite does not wait for everything: of forty new servers one did not start, and five invitations failed.
+#[test]
+fn a_server_that_starts_for_the_first_time_can_be_asked_at_once() {
+    for _ in 0..10 {
+        let mut world = World::without_server("");
+        std::thread::scope(|scope| {
+            let config = world.server_config();
+            let commands: Vec<_> = (0..3)
+                .map(|_| {
+                    let mut command = world.command(env!("CARGO_BIN_EXE_picloud-server"));
+                    command.arg("--config").arg(&config).args(["invite", "ann"]);
+                    scope.spawn(move || Run::of(&command.output().unwrap()))
+                })
+                .collect();
+            world.start_server();
+            for command in commands {
+                command.join().unwrap().ok();
+            }
+        });
     }
 }

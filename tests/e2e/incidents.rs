@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::support::{Device, Dice, World, all_well, eventually};
+use crate::support::{Device, Dice, Run, World, all_well, eventually};
 
 /// Nothing that was there is gone, whatever else came.
 #[track_caller]
@@ -41,7 +41,9 @@ fn r02_a_server_without_its_storage_says_so_and_no_device_takes_it_for_an_empty_
     world.stop_server();
     fs::rename(world.server_data().join("packs"), &away).unwrap();
     fs::create_dir(world.server_data().join("packs")).unwrap();
-    let stderr = world.picloud_server(&["run"]).fails(1);
+    // Its log goes to stderr as well.
+    let Run { code, stderr, .. } = world.picloud_server(&["run"]);
+    assert_eq!(code, 1, "{stderr}");
     assert!(stderr.contains("is not there") && stderr.contains("mounted"), "{stderr}");
     fs::remove_dir(world.server_data().join("packs")).unwrap();
     fs::rename(&away, world.server_data().join("packs")).unwrap();
