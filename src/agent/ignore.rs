@@ -197,6 +197,8 @@ pub struct DirRules {
     files: Vec<(usize, Arc<Gitignore>)>,
     config: Arc<Gitignore>,
     defaults: Arc<Gitignore>,
+    /// Whether the directory itself, or one above it, is left out: then all that is new in it is.
+    is_left_out: bool,
     /// The directory's path with a slash after it, then the name asked about.
     path: Vec<u8>,
     dir_len: usize,
@@ -281,13 +283,12 @@ impl Ignore {
         }
         let files = self.chain(dir, &mut load).iter().rev().cloned().collect();
         let state = self.lock();
-        DirRules {
-            files,
-            config: state.config.clone(),
-            defaults: state.defaults.clone(),
-            dir_len: path.len(),
-            path,
-        }
+        let (config, defaults) = (state.config.clone(), state.defaults.clone());
+        drop(state);
+        let dir_len = path.len();
+        let mut rules = DirRules { files, config, defaults, is_left_out: false, path, dir_len };
+        rules.is_left_out = rules.is_in_what_is_left_out(dir);
+        rules
     }
 
     /// Returns the files that hold in a directory, from the root on. Each look asks for them: they are
@@ -376,17 +377,39 @@ impl State {
 impl DirRules {
     /// Returns whether an entry of this directory is left out.
     pub fn is_ignored(&mut self, name: &[u8], is_dir: bool) -> bool {
+        if self.is_left_out {
+            return true;
+        }
         self.path.truncate(self.dir_len);
         self.path.extend_from_slice(name);
-        for (start, rules) in &self.files {
-            let path = Path::new(OsStr::from_bytes(&self.path[*start..]));
+        self.leaves_out(&self.path, self.dir_len, is_dir)
+    }
+
+    /// As with git: below a directory that is left out no pattern counts any more. One that was
+    /// synced before it was left out stays so, with what is in it.
+    fn is_in_what_is_left_out(&self, dir: &RelPath) -> bool {
+        let mut start = 0;
+        dir.names().iter().any(|name| {
+            let end = start + name.as_bytes().len();
+            let is_left_out = self.leaves_out(&self.path[..end], start, true);
+            start = end + 1;
+            is_left_out
+        })
+    }
+
+    /// Returns whether the rules leave out what is at a path, whose last name begins at `name_at`.
+    fn leaves_out(&self, path: &[u8], name_at: usize, is_dir: bool) -> bool {
+        let name = &path[name_at..];
+        // A file within the path's directory or above it; those further down say nothing of it.
+        for (start, rules) in self.files.iter().filter(|(start, _)| *start <= name_at) {
+            let path = Path::new(OsStr::from_bytes(&path[*start..]));
             match rules.matched(path, is_dir) {
                 Match::None => {}
                 Match::Ignore(_) => return true,
                 Match::Whitelist(_) => return false,
             }
         }
-        let path = Path::new(OsStr::from_bytes(&self.path));
+        let path = Path::new(OsStr::from_bytes(path));
         match self.config.matched(path, is_dir) {
             Match::None => {}
             Match::Ignore(_) => return true,
@@ -528,6 +551,10 @@ mod tests {
             ("build!", true),
             ("build", false),
             ("x/build!", false),
+            ("build/a", true),
+            ("build/keep~", true),
+            ("build/deep/er/a", true),
+            ("x/build/a", false),
             ("lost+found!", true),
             ("x/lost+found!", false),
             ("Makefile.part", false),

@@ -533,8 +533,9 @@ impl<T: Trees> Engine<T> {
         self.trees.put(id, entry)?;
         self.tell_alias(id, entry.local.as_ref());
         if entry.local.is_none() {
-            // What is not here is no directory that cannot be read.
+            // What is not here is no directory that cannot be read, and nothing is in it.
             self.solve(&Subject::Listing(id));
+            self.solve_spots(id);
         }
         self.agenda.wake(id);
         if entry.is_dirty() {
@@ -576,6 +577,18 @@ impl<T: Trees> Engine<T> {
     fn solve(&mut self, subject: &Subject) {
         if !self.problems.is_empty() {
             self.problems.remove(subject);
+        }
+    }
+
+    /// Solves the problems of all names in a directory where no node is.
+    fn solve_spots(&mut self, dir: NodeId) {
+        // The first name of all.
+        let Ok(first) = Name::new([1]) else { return };
+        let spots = self.problems.range(Subject::Spot(dir, first)..).map(|(subject, _)| subject);
+        let spots =
+            spots.take_while(|subject| matches!(subject, Subject::Spot(of, _) if *of == dir));
+        for spot in spots.cloned().collect::<Vec<_>>() {
+            self.problems.remove(&spot);
         }
     }
 

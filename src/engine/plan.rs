@@ -702,7 +702,7 @@ impl<T: Trees> Engine<T> {
         let parent = node.place.parent;
         let name = self.disk_name(id, &node.place);
         if is_reserved(&node.place) {
-            let reason = "The name \".picloud\" is PiCloud's own here; rename it on another device";
+            let reason = RESERVED;
             self.problem(Subject::Node(id), reason);
             self.agenda.retry_slowly(id, self.now.ms);
             return Ok(());
@@ -749,7 +749,7 @@ impl<T: Trees> Engine<T> {
         let place = &node.place;
         let name = self.disk_name(id, place);
         if is_reserved(place) {
-            let reason = "The name \".picloud\" is PiCloud's own here; rename it on another device";
+            let reason = RESERVED;
             self.problem(Subject::Node(id), reason);
             self.agenda.retry_slowly(id, self.now.ms);
             return Ok(());
@@ -1151,9 +1151,14 @@ fn expected(local: &Local) -> Expected {
     Expected { stat: local.stat, content }
 }
 
-/// Returns whether this place is PiCloud's own.
+/// What a person should know of such a name, which an older server may have taken.
+const RESERVED: &str = "The name \".picloud\" is PiCloud's own and comes to no device; \
+    `picloud undo` takes back what made it";
+
+/// Returns whether this place is PiCloud's own: at the root of a folder, and, so that a folder copied
+/// into another one is none on other devices, everywhere else.
 fn is_reserved(place: &Place) -> bool {
-    place.parent == NodeId::ROOT && place.name.as_bytes() == b".picloud"
+    place.name.as_bytes() == OWN_DIR
 }
 
 #[cfg(test)]

@@ -246,7 +246,7 @@ fn create<M: Manifest>(
     if change.base != Rev::ZERO {
         return Ok(illegal("a creation has no base"));
     }
-    check!(legal(Some(&node.body), Some(node.attrs)));
+    check!(legal(Some(&node.place), Some(&node.body), Some(node.attrs)));
     if let Some(current) = manifest.current(change.node)? {
         let first = manifest.version_after(change.node, Rev::ZERO)?;
         return Ok(match first {
@@ -290,7 +290,7 @@ fn update<M: Manifest>(
     if wanted.place.is_none() && wanted.body.is_none() && wanted.attrs.is_none() {
         return Ok(illegal("an update must change something"));
     }
-    check!(legal(wanted.body, wanted.attrs));
+    check!(legal(wanted.place, wanted.body, wanted.attrs));
     let current = match check!(current_at_base(manifest, change)?) {
         AtBase::Current(version) => version,
         AtBase::Superseded { now, base, next } => {
@@ -367,7 +367,13 @@ fn current_at_base<M: Manifest>(
     Ok(Ok(AtBase::Superseded { now: current.rev, base, next }))
 }
 
-fn legal(body: Option<&Body>, attrs: Option<Attrs>) -> Verdict<()> {
+/// The name of each device's own directory in a folder: it is on no other device.
+const RESERVED: &[u8] = b".picloud";
+
+fn legal(place: Option<&Place>, body: Option<&Body>, attrs: Option<Attrs>) -> Verdict<()> {
+    if place.is_some_and(|place| place.name.as_bytes() == RESERVED) {
+        return illegal("the name .picloud is PiCloud's own");
+    }
     if body.is_some_and(|body| !body.is_legal()) {
         return illegal("a length or a link target is out of range");
     }

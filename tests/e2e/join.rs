@@ -270,3 +270,28 @@ fn the_settings_of_a_folder_outlast_a_logout() {
     assert!(fs::read_to_string(&a.config).unwrap().contains("*.secret"));
     assert!(!a.path(".picloud/settings.toml").exists());
 }
+
+/// A folder that is copied into another one brings its `.picloud` with it, sooner or later than its files.
+#[test]
+fn the_directory_of_the_agents_own_travels_from_nowhere_in_a_folder() {
+    let world = World::new();
+    let (a, b) = (world.device("ann", "a"), world.device("ann", "b"));
+    a.write("copied/file", "f");
+    b.wait_text("copied/file", "f");
+    let identity = std::fs::read(a.path(".picloud/identity")).unwrap();
+    a.write("copied/.picloud/identity", &identity);
+    a.write("copied/.picloud/other", "other");
+    a.write("after", "a");
+    b.wait_text("after", "a");
+    assert!(!b.exists("copied/.picloud"));
+    std::fs::remove_dir_all(a.path("copied")).unwrap();
+    b.wait_gone("copied");
+    for device in [&a, &b] {
+        device.wait_status("nothing to be said", |status| {
+            status["state"] == "in-sync" && status["problems"].as_array().is_some_and(Vec::is_empty)
+        });
+    }
+    // Nor does a person put one there.
+    let stderr = a.picloud(&["put", a.path("after").to_str().unwrap(), "d/.picloud"]).fails(1);
+    assert!(stderr.contains(".picloud is PiCloud's own"), "{stderr}");
+}

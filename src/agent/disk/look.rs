@@ -143,10 +143,9 @@ impl OpenDir {
     fn look_at_all(&self, rules: &mut DirRules) -> Result<Vec<Seen>, Errno> {
         // A listing of its own: the offset of the shared handle belongs to nobody.
         let listing = reopen(self.handle.as_fd())?;
-        let is_root = self.path.is_root();
         let mut entries = Vec::new();
         each_entry(listing.as_fd(), |name| {
-            if is_root && name == OWN_DIR {
+            if name == OWN_DIR {
                 return Ok(());
             }
             // The kernel gives no other names.
@@ -162,15 +161,10 @@ impl OpenDir {
     }
 
     fn look_at(&self, names: &[Name], rules: &mut DirRules) -> Result<Vec<Seen>, Errno> {
-        let is_root = self.path.is_root();
         names
             .iter()
             .map(|name| {
-                let found = if is_root && name.as_bytes() == OWN_DIR {
-                    None
-                } else {
-                    self.find(name, rules)?
-                };
+                let found = if name.as_bytes() == OWN_DIR { None } else { self.find(name, rules)? };
                 Ok(Seen { name: name.clone(), found })
             })
             .collect()

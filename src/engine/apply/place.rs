@@ -83,9 +83,9 @@ impl<F: Folder> Applier<F> {
 
     /// Opens the directory of a spot that is to be filled.
     fn dir_to_fill(&self, batch: &mut Batch<F>, at: &Spot) -> Result<F::Dir, Stop> {
-        if at.dir.path.is_root() && at.name.as_bytes() == OWN_DIR {
+        if at.name.as_bytes() == OWN_DIR {
             return Err(Outcome::NameImpossible {
-                reason: "The name .picloud at the root of a folder is the agent's own".into(),
+                reason: "The name .picloud is the agent's own".into(),
             }
             .into());
         }
