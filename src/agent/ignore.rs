@@ -52,6 +52,8 @@ pub const DEFAULTS: &[&str] = &[
     ".nfs[0-9a-f][0-9a-f][0-9a-f][0-9a-f]*",
     ".goutputstream-*",
     ".xdp-*",
+    // What `picloud get` has not finished yet.
+    ".picloud-get-*",
 ];
 
 /// The most directories of which it is remembered that they have no file with patterns.

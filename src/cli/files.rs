@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::agent::told;
 use super::failure::{Exit, Failure};
@@ -136,7 +137,11 @@ pub async fn get(
         Some(file) => file.to_owned(),
     };
     let target = regular_target(target)?;
-    let entry = session.get_file(&path, &target).await.map_err(refused)?;
+    let entry = tokio::select! {
+        got = session.get_file(&path, &target) => got.map_err(refused)?,
+        // What is written so far goes away with the work.
+        stopped = signalled() => return Err(stopped),
+    };
     let size = entry.node.body.content_len();
     if output.json() {
         let mut object = json!({
@@ -152,6 +157,23 @@ pub async fn get(
         told(output.line(&format!("Got {target} ({})", bytes(size))))?;
     }
     Ok(Exit::Done)
+}
+
+/// Returns once this process is asked to end.
+async fn signalled() -> Failure {
+    let listen = || Ok((signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?));
+    let (mut interrupt, mut terminate) = match listen() {
+        Ok(both) => both,
+        Err(error) => {
+            let error: io::Error = error;
+            return Failure::failed("Cannot listen to signals").because(&error);
+        }
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Failure::failed("Interrupted")
 }
 
 /// Returns the file that is to be written: what a link leads to, and never something that only looks
