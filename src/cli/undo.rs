@@ -128,6 +128,9 @@ async fn undo_batch(
         } else {
             told(output.line(&undone_text(output, batch, &plan, false)))?;
         }
+        if plan.counts == BatchCounts::default() && plan.act_count == 0 {
+            return Ok(Exit::Done);
+        }
         if !prompt::interactive() {
             return Err(Failure::new(Exit::Person, "Nothing is undone: nobody is there to ask")
                 .hint("`--yes` does it without a question"));

@@ -156,6 +156,14 @@ fn an_undo_is_shown_first_is_done_once_and_can_itself_be_undone() {
     let redone = undone(&b, undo);
     assert_eq!(redone["left_count"], 0, "{redone}");
     assert_eq!(all_well(&[&a, &b]).difference(&spoilt), "");
+    // Where there is nothing to undo, nobody needs to be asked.
+    a.write("short", "lived");
+    all_well(&[&a, &b]);
+    let made = newest_of(&b, "a");
+    a.remove("short");
+    all_well(&[&a, &b]);
+    let none = a.picloud(&["undo", id(&made)]).ok();
+    assert!(none.starts_with(&format!("There is nothing to undo of {}", id(&made))), "{none}");
     assert_eq!(a.picloud(&["undo", "1-2-3"]).code, 2);
     let none = a.picloud(&["undo", "999999", "--yes"]).fails(1);
     assert!(none.starts_with("Error: There is no such batch: `picloud undo` lists them"), "{none}");
