@@ -23,7 +23,10 @@ pub enum StoreError {
         source: Arc<io::Error>,
     },
     /// There is no room for more contents.
-    #[error("The server's disk is full: free some space there, then it goes on by itself")]
+    #[error(
+        "The server's disk is full: it needs more room, then it goes on by itself. Deleting synced \
+         files frees none, since every version is kept"
+    )]
     DiskFull,
     /// The database failed.
     #[error("The database failed")]

@@ -521,7 +521,8 @@ mod tests {
         assert_eq!(error.to_failure().code, FailureCode::DiskFull);
         assert_eq!(
             error.to_failure().message,
-            "The server's disk is full: free some space there, then it goes on by itself"
+            "The server's disk is full: it needs more room, then it goes on by itself. Deleting synced \
+             files frees none, since every version is kept"
         );
         full.write(|metadata| add_user(metadata, "alice")).await.unwrap();
         full.close().await;
