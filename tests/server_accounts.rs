@@ -109,6 +109,9 @@ async fn registration_is_open_by_invitation_or_closed_as_the_settings_say() {
     assert_eq!(code(wrong), FailureCode::Unauthenticated);
     // An invitation to register makes a user of any name, once.
     let link = admin.invite(None).unwrap();
+    let join = Join { secret: link.secret.to_vec(), device_name: "laptop".into() };
+    let told = ask(&invited, join).await.unwrap_err().to_string();
+    assert!(told.contains("`picloud register` takes it"), "{told}");
     ask(&invited, register("bob", Some(&link.secret))).await.unwrap();
     let again = ask(&invited, register("carol", Some(&link.secret))).await;
     assert_eq!(code(again), FailureCode::Unauthenticated);

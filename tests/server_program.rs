@@ -120,6 +120,11 @@ fn users_are_added_listed_and_removed_and_errors_are_one_line() {
     let again = with_input(&["user", "add", "Alice", "--password-stdin"], "correct horse\n");
     assert_eq!(again.status.code(), Some(1));
     assert_eq!(text(&again.stderr), "Error: There is a user \"Alice\" already\n");
+    let dash = with_input(&["user", "passwd", "alice", "--password-file", "-"], "battery staple\n");
+    assert_eq!(text(&dash.stderr), "");
+    assert_eq!(dash.status.code(), Some(0));
+    let lacking = with_input(&["--json", "revoke", "alice"], "");
+    assert!(text(&lacking.stdout).contains("not provided: <DEVICE>"), "{}", text(&lacking.stdout));
     let listed = with_input(&["user", "list", "--json"], "");
     let user: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
     assert_eq!((&user["name"], &user["has_password"]), (&"alice".into(), &true.into()));
@@ -145,6 +150,14 @@ fn users_are_added_listed_and_removed_and_errors_are_one_line() {
             assert_eq!(text(&outcome.stderr).lines().count(), 1, "{arguments:?}");
         }
     }
+    let invited = with_input(&["invite", "--register"], "");
+    assert_eq!((invited.status.code(), text(&invited.stderr)), (Some(0), ""));
+    let open = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("{open}\n[accounts]\nregistration = \"closed\"\n")).unwrap();
+    let warned = with_input(&["invite", "--register"], "");
+    assert_eq!(warned.status.code(), Some(0));
+    let expected = "Warning: the server takes no registrations";
+    assert!(text(&warned.stderr).starts_with(expected), "{}", text(&warned.stderr));
     std::fs::write(&config, "[server]\nlisten = 5\n").unwrap();
     let outcome = with_input(&["user", "list"], "");
     assert!(text(&outcome.stderr).contains("server.toml\", line 2, key \"listen\""));

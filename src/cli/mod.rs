@@ -29,6 +29,8 @@ use failure::{Exit, Failure};
 use machine::Machine;
 use output::Output;
 
+use crate::server::command::usage_text;
+
 /// Runs the `picloud` command with the arguments of this process.
 #[must_use]
 pub fn run() -> ExitCode {
@@ -38,9 +40,7 @@ pub fn run() -> ExitCode {
             // Also where the command line cannot be understood.
             let words = std::env::args_os().skip(1).take_while(|word| word != "--");
             if error.use_stderr() && words.into_iter().any(|word| word == "--json") {
-                let text = error.to_string();
-                let line = text.lines().next().unwrap_or_default();
-                let failure = Failure::usage(line.trim_start_matches("error: "));
+                let failure = Failure::usage(usage_text(&error.to_string()));
                 agent::told(Output::detect(true).object(&failure.json())).unwrap_or_default();
             }
             error.exit();

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::accounts::PASSWORD_LEN_MAX;
 use super::admin::Admin;
 use super::clock::timestamp;
-use super::config::Config;
+use super::config::{Config, Registration};
 use super::gate::Decision;
 use super::store::Layout;
 use super::store::metadata::Device;
@@ -139,7 +139,7 @@ struct PasswordSource {
     /// Read the password from standard input
     #[arg(long)]
     password_stdin: bool,
-    /// Read the password from a file
+    /// Read the password from a file (`-`: standard input)
     #[arg(
         long,
         value_name = "FILE",
@@ -151,14 +151,15 @@ struct PasswordSource {
 
 impl PasswordSource {
     fn read(&self) -> anyhow::Result<String> {
+        let stdin = std::io::stdin();
+        let is_dash = |path: &PathBuf| path == Path::new("-");
+        if self.password_stdin || self.password_file.as_ref().is_some_and(is_dash) {
+            return first_line(stdin.lock()).context("Cannot read standard input");
+        }
         if let Some(path) = &self.password_file {
             let file =
                 std::fs::File::open(path).with_context(|| format!("Cannot read {path:?}"))?;
             return first_line(file).with_context(|| format!("Cannot read {path:?}"));
-        }
-        let stdin = std::io::stdin();
-        if self.password_stdin {
-            return first_line(stdin.lock()).context("Cannot read standard input");
         }
         if !stdin.is_terminal() {
             bail!(
@@ -181,6 +182,14 @@ fn first_line(source: impl Read) -> anyhow::Result<String> {
     let limit = PASSWORD_LEN_MAX as u64 + 2;
     source.take(limit).read_to_string(&mut text)?;
     Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// Returns what is wrong with a command line as one line, from the text for a person: what follows
+/// its first paragraph is advice.
+#[must_use]
+pub fn usage_text(text: &str) -> String {
+    let lines = text.trim_start_matches("error: ").lines().map(str::trim);
+    lines.take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 /// What the program is to print, and how it ends: 0 done, 1 failed, 2 wrong usage.
@@ -212,7 +221,7 @@ impl Outcome {
                 "type": "error",
                 "version": JSON_VERSION,
                 "exit": self.code,
-                "message": message.trim_start_matches("error: "),
+                "message": message,
             });
             self.stdout = format!("{object}\n");
         }
@@ -227,7 +236,10 @@ pub fn execute(arguments: &[OsString]) -> Outcome {
     let json = arguments.iter().skip(1).take_while(|word| *word != "--").any(|w| w == "--json");
     match Cli::try_parse_from(arguments) {
         Ok(cli) => match run(cli, arguments) {
-            Ok(text) => outcome.stdout = text,
+            Ok(Printed { stdout, stderr }) => {
+                outcome.stdout = stdout;
+                outcome.stderr = stderr;
+            }
             Err(error) => {
                 // One line, the causes after the event.
                 let text = without_numbers(&format!("{error:#}").replace('\n', " "));
@@ -239,14 +251,32 @@ pub fn execute(arguments: &[OsString]) -> Outcome {
         Err(error) if error.use_stderr() => {
             outcome.stderr = error.to_string();
             outcome.code = 2;
-            outcome.add_json(json, error.to_string().lines().next().unwrap_or_default());
+            outcome.add_json(json, &usage_text(&error.to_string()));
         }
         Err(help) => outcome.stdout = help.to_string(),
     }
     outcome
 }
 
-fn run(cli: Cli, arguments: &[OsString]) -> anyhow::Result<String> {
+/// What a command that worked prints.
+#[derive(Default)]
+struct Printed {
+    stdout: String,
+    stderr: String,
+}
+
+/// Returns what a person should know beside what a command does.
+fn warning(command: &Command, config: &Config) -> String {
+    let closed = config.accounts.registration == Registration::Closed;
+    if closed && matches!(command, Command::Invite { user: None, .. }) {
+        return "Warning: the server takes no registrations, so the link is of no use: the setting \
+                `registration` in [accounts] is \"closed\"\n"
+            .to_owned();
+    }
+    String::new()
+}
+
+fn run(cli: Cli, arguments: &[OsString]) -> anyhow::Result<Printed> {
     let path = match &cli.config {
         Some(path) => Some(path.as_path()),
         None => Some(Path::new(CONFIG_PATH)).filter(|path| path.exists()),
@@ -266,9 +296,11 @@ fn run(cli: Cli, arguments: &[OsString]) -> anyhow::Result<String> {
             .build()
             .context("Cannot start the runtime")?;
         runtime.block_on(service::run(config, path))?;
-        return Ok(String::new());
+        return Ok(Printed::default());
     }
-    administer(&Admin::open(config)?, command, cli.json)
+    let stderr = warning(&command, &config);
+    let stdout = administer(&Admin::open(config)?, command, cli.json)?;
+    Ok(Printed { stdout, stderr })
 }
 
 /// Run by root, continues as the owner of the data directory.
@@ -479,5 +511,12 @@ mod tests {
             let value = if *value == "--" { "-d" } else { value };
             assert!(found.contains(&format!("{value:?}")), "{words:?}: {found}");
         }
+    }
+
+    #[test]
+    fn a_usage_error_names_what_is_missing() {
+        let text = "error: the following required arguments were not provided:\n  <A>\n  <B>\n\n\
+                    Usage: x <A> <B>\n";
+        assert_eq!(usage_text(text), "the following required arguments were not provided: <A> <B>");
     }
 }

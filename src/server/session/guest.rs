@@ -127,7 +127,12 @@ impl Guest {
             .admit_new(request.device_name, move |metadata| {
                 let no_link =
                     || wrong("The join link was used already or has expired: ask for a new one");
-                let user = metadata.invitation(&secret, now_ms())?.flatten().ok_or_else(no_link)?;
+                let invited = metadata.invitation(&secret, now_ms())?.ok_or_else(no_link)?;
+                let user = invited.ok_or_else(|| {
+                    wrong(
+                        "The link is an invitation to make an account: `picloud register` takes it",
+                    )
+                })?;
                 metadata.end_invitation(&secret)?;
                 metadata.user(user)?.ok_or_else(no_link)
             })
