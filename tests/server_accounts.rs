@@ -277,6 +277,7 @@ async fn a_mass_deletion_waits_until_another_device_approves_it() {
     let listed = two.connection.call(&ListHeld { drive }).await.unwrap().held;
     assert_eq!(listed.len(), 1);
     assert_eq!((listed[0].device, listed[0].deletions), (one.admitted.device, 5));
+    assert_eq!(listed[0].earlier, 5, "what passed before counts");
     let approve = ApproveHeld { drive, device: one.admitted.device };
     two.connection.call(&approve).await.unwrap();
     assert_eq!(revs(&one.commit(deletions, vec![]).await).len(), 10);
@@ -298,7 +299,7 @@ async fn an_announced_mass_deletion_is_told_to_all_devices_at_once_and_so_is_the
         let held = subscriber.held().await;
         let [only] = held.as_slice() else { panic!("{held:?}") };
         assert_eq!((only.device, only.device_name.as_str()), (device, "one"));
-        assert_eq!((only.deletions, only.rejected), (10, false));
+        assert_eq!((only.deletions, only.earlier, only.rejected), (10, 0, false));
         let paths: Vec<String> = only.examples.iter().map(ToString::to_string).collect();
         assert_eq!(paths, ["0", "1", "2"]);
     }

@@ -429,6 +429,7 @@ pub async fn held(machine: &Machine, output: Output) -> Result<Exit, Failure> {
                 "device": held.device_name,
                 "device_id": held.device,
                 "deletions": held.deletions,
+                "earlier": held.earlier,
                 "since": held.since.secs,
                 "rejected": held.rejected,
                 "examples": examples,
@@ -461,6 +462,10 @@ fn held_text(output: Output, held: &Held) -> String {
         counted(held.deletions, "file or directory", "files and directories"),
         moment(held.since.secs)
     );
+    if held.earlier > 0 {
+        let earlier = count(held.earlier);
+        text.push_str(&format!("; {earlier} that it deleted shortly before count as well"));
+    }
     if held.rejected {
         text.push_str("; rejected: it puts them back when it is connected");
     }

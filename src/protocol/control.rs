@@ -152,6 +152,9 @@ pub struct HeldDeletion {
     pub here: bool,
     /// How many files and directories it is about.
     pub deletions: u64,
+    /// How many were deleted shortly before, which count as the same act.
+    #[serde(default)]
+    pub earlier: u64,
     /// Since when, in seconds since the Unix epoch by the server's clock.
     pub since: i64,
 }

@@ -754,6 +754,9 @@ pub struct Held {
     pub device_name: String,
     /// How many nodes it wants to delete.
     pub deletions: u64,
+    /// How many it deleted shortly before, which passed and count as the same act.
+    #[serde(default)]
+    pub earlier: u64,
     /// Since when, by the server's clock.
     pub since: Timestamp,
     /// Whether it was rejected: the device is to put the files back, and nothing waits for a person

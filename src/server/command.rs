@@ -346,9 +346,14 @@ fn administer(admin: &Admin, command: Command, json: bool) -> anyhow::Result<Str
         Command::Held { user } => {
             for held in admin.held(&user)? {
                 let mut text = format!(
-                    "{}  {} deletions since {}{}  {}",
+                    "{}  {} deletions{} since {}{}  {}",
                     held.device.id,
                     held.deletions,
+                    if held.earlier > 0 {
+                        format!(" (and {} shortly before, which passed)", held.earlier)
+                    } else {
+                        String::new()
+                    },
                     time(held.since_ms),
                     if held.rejected { ", rejected" } else { "" },
                     held.device.name
@@ -364,6 +369,7 @@ fn administer(admin: &Admin, command: Command, json: bool) -> anyhow::Result<Str
                         "device": held.device.id.to_string(),
                         "device_name": held.device.name,
                         "deletions": held.deletions,
+                        "earlier": held.earlier,
                         "since": time(held.since_ms),
                         "rejected": held.rejected,
                         "examples": examples,

@@ -456,6 +456,7 @@ impl Core {
                 here: held.device == self.cx.device,
                 device: held.device_name,
                 deletions: held.deletions,
+                earlier: held.earlier,
                 since: held.since.secs,
             })
             .collect();
@@ -698,9 +699,14 @@ impl Core {
             let zone = jiff::tz::TimeZone::system();
             format!(", since {}", since.to_zoned(zone).strftime("%Y-%m-%d %H:%M"))
         });
+        let earlier = own.map_or(0, |own| own.earlier);
+        let earlier = match earlier {
+            0 => String::new(),
+            earlier => format!("; {earlier} deleted shortly before count as well"),
+        };
         let device = own.map_or_else(|| "DEVICE".to_owned(), |own| format!("{:?}", own.device));
         Some(format!(
-            "A mass deletion here ({} files and directories) waits for a person{since}: `picloud \
+            "A mass deletion here ({} files and directories{earlier}) waits for a person{since}: `picloud \
              held` shows it, `picloud approve {device}` lets it happen everywhere, `picloud reject \
              {device}` puts the files back",
             self.engine.trees().totals().deletions

@@ -76,6 +76,7 @@ fn held(row: HeldRow) -> Held {
         device: row.device.id,
         device_name: row.device.name,
         deletions: row.deletions,
+        earlier: row.earlier,
         since: timestamp(row.since_ms),
         rejected: row.rejected,
         examples: row.examples,

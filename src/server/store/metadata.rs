@@ -144,6 +144,8 @@ pub struct HeldRow {
     /// How many it has pending by its own word; of a device that does not say, how many nodes it
     /// asked to delete.
     pub deletions: u64,
+    /// How many it deleted within the window before, which passed.
+    pub earlier: u64,
     /// Since when, in milliseconds.
     pub since_ms: i64,
     /// Whether a person has rejected them.

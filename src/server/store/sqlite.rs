@@ -905,7 +905,8 @@ impl Metadata for SqliteConnection {
         let mut rows = self.all(
             "SELECT device.num, device.id, device.user, device.name, token, added_ms, last_seen_ms,
                  revoked_ms, held_since_ms, rejected_ms, coalesce(announced,
-                 (SELECT count(*) FROM held WHERE held.drive = gate.drive AND held.device = gate.device))
+                 (SELECT count(*) FROM held WHERE held.drive = gate.drive AND held.device = gate.device)),
+                 passed
              FROM gate JOIN device ON device.num = gate.device
              WHERE gate.drive = ?1 AND held_since_ms IS NOT NULL AND revoked_ms IS NULL
              ORDER BY held_since_ms LIMIT ?2",
@@ -917,6 +918,7 @@ impl Metadata for SqliteConnection {
                     since_ms: row.get(8)?,
                     rejected: rejected.is_some(),
                     deletions: unsigned(row, 10)?,
+                    earlier: unsigned(row, 11)?,
                     examples: Vec::new(),
                 })
             },
