@@ -682,6 +682,7 @@ async fn sync_folder(mut sync: Waiting) -> bool {
                 State::Paused => (sync.wants_pause)(),
                 State::Stopped => view.is_refused() || view.failed_tries > tries,
                 State::Offline => view.failed_tries > tries,
+                State::Problem if view.is_wrong() => view.failed_tries > tries,
                 State::Problem | State::Syncing | State::InSync => false,
             };
             if is_done || stands_still {

@@ -121,8 +121,13 @@ impl ConnectError {
     /// Returns whether the server could just not be reached, so that trying again later may help
     /// without anyone doing anything.
     #[must_use]
-    pub const fn is_offline(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Timeout { .. } | Self::Closed { .. })
+    pub fn is_offline(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Timeout { .. } | Self::Closed { .. } => true,
+            // Cut off in the midst of it. What is wrong with what came is invalid data.
+            Self::Tls { source, .. } => source.kind() != io::ErrorKind::InvalidData,
+            _ => false,
+        }
     }
 }
 
