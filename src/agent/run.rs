@@ -509,14 +509,15 @@ impl Shared {
         }
         let config = lock(&self.config).clone();
         self.stop_outdated(&config).await;
+        // Whatever was waiting may be possible now. Those that are started below do not wait: a
+        // word to them would only make them try a second time at once.
+        for folder in lock(&self.folders).values() {
+            folder.wake.notify_one();
+        }
         for folder in &config.folders {
             self.start_missing(folder, &config);
         }
         self.set_folders(&config);
-        // Whatever was waiting may be possible now.
-        for folder in lock(&self.folders).values() {
-            folder.wake.notify_one();
-        }
         self.bump();
     }
 
