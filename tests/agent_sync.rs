@@ -176,7 +176,8 @@ async fn a_revoked_device_stops_and_says_what_to_do() {
     let problems = b.status().folders[0].problems.clone();
     assert_eq!(
         problems[0].reason,
-        "This device was revoked; run `picloud logout`, then join the folder again"
+        "This device was revoked, or its account removed; ask for an invitation, which gives a new \
+         join link, run `picloud logout`, then join the folder again with it"
     );
     a.write("after", "y");
     a.sync().await;

@@ -509,14 +509,15 @@ impl Shared {
         }
         let config = lock(&self.config).clone();
         self.stop_outdated(&config).await;
+        // Whatever was waiting may be possible now. Those that are started below do not wait: a
+        // word to them would only make them try a second time at once.
+        for folder in lock(&self.folders).values() {
+            folder.wake.notify_one();
+        }
         for folder in &config.folders {
             self.start_missing(folder, &config);
         }
         self.set_folders(&config);
-        // Whatever was waiting may be possible now.
-        for folder in lock(&self.folders).values() {
-            folder.wake.notify_one();
-        }
         self.bump();
     }
 
@@ -682,6 +683,7 @@ async fn sync_folder(mut sync: Waiting) -> bool {
                 State::Paused => (sync.wants_pause)(),
                 State::Stopped => view.is_refused() || view.failed_tries > tries,
                 State::Offline => view.failed_tries > tries,
+                State::Problem if view.is_wrong() => view.failed_tries > tries,
                 State::Problem | State::Syncing | State::InSync => false,
             };
             if is_done || stands_still {

@@ -121,8 +121,13 @@ impl ConnectError {
     /// Returns whether the server could just not be reached, so that trying again later may help
     /// without anyone doing anything.
     #[must_use]
-    pub const fn is_offline(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Timeout { .. } | Self::Closed { .. })
+    pub fn is_offline(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Timeout { .. } | Self::Closed { .. } => true,
+            // Cut off in the midst of it. What is wrong with what came is invalid data.
+            Self::Tls { source, .. } => source.kind() != io::ErrorKind::InvalidData,
+            _ => false,
+        }
     }
 }
 
@@ -166,15 +171,20 @@ pub struct Connection {
     handle: Arc<Handle>,
 }
 
-/// Ends the connection with its last owner.
 struct Handle {
     shared: Arc<Shared>,
     hello: HelloReply,
+    _owner: LineOwner,
 }
 
-impl Drop for Handle {
+/// Ends the connection when it is dropped: with the last clone of a [`Connection`], or with an
+/// opening that failed or that nobody waits for any more. The task that writes holds the socket,
+/// and ends for nothing else.
+struct LineOwner(Arc<Line>);
+
+impl Drop for LineOwner {
     fn drop(&mut self) {
-        self.shared.line.end(CloseReason::Dropped, None);
+        self.0.end(CloseReason::Dropped, None);
     }
 }
 
@@ -279,11 +289,9 @@ impl Connection {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let (mut read, write) = tokio::io::split(stream);
-        let line = Line::start(write);
-        let closed = |reason| {
-            line.end(CloseReason::Dropped, None);
-            ConnectError::Closed { address: address.to_owned(), reason }
-        };
+        let owner = LineOwner(Line::start(write));
+        let line = &owner.0;
+        let closed = |reason| ConnectError::Closed { address: address.to_owned(), reason };
         let hello = Hello { protocol: PROTOCOL, program: program.to_owned(), features: vec![] };
         let sending = line.encode(1, &hello).map_err(SendError::from);
         let sent = match sending {
@@ -294,14 +302,13 @@ impl Connection {
             SendError::Closed(reason) => closed(reason),
             SendError::Message(error) => closed(error.into()),
         })?;
-        let answer = read_frame(&mut read, || line.body_len_max(), &*line).await;
+        let answer = read_frame(&mut read, || line.body_len_max(), &**line).await;
         let frame = match answer {
             Ok(Some(frame)) => frame,
             Ok(None) => return Err(closed(CloseReason::ClosedByPeer)),
             Err(error) => return Err(closed(error.into())),
         };
         if let Ok(failure) = frame.decode::<Failure>() {
-            line.end(CloseReason::Dropped, None);
             return Err(ConnectError::Refused(failure));
         }
         if let Ok(bye) = frame.decode::<Bye>() {
@@ -309,17 +316,16 @@ impl Connection {
         }
         let hello = frame.decode::<HelloReply>().map_err(|error| closed(error.into()))?;
         if hello.protocol != PROTOCOL {
-            line.end(CloseReason::Dropped, None);
             return Err(ConnectError::Version { theirs: hello.protocol });
         }
         let shared = Arc::new(Shared {
-            line,
+            line: Arc::clone(line),
             calls: Mutex::new(Calls { last: 1, ..Calls::default() }),
             in_flight: Arc::new(Semaphore::new(limits::IN_FLIGHT_MAX)),
         });
+        let handle = Arc::new(Handle { shared: Arc::clone(&shared), hello, _owner: owner });
         let (pushes, receiver) = mpsc::channel(limits::PUSHES_MAX);
-        tokio::spawn(serve(read, Arc::clone(&shared), pushes));
-        let handle = Arc::new(Handle { shared, hello });
+        tokio::spawn(serve(read, shared, pushes));
         Ok((Self { handle }, receiver))
     }
 

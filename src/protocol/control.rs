@@ -70,7 +70,7 @@ pub enum Reply {
 pub enum State {
     /// The folder is gone or is not the one it was; nothing is done until a person has looked.
     Stopped,
-    /// In sync but for some paths that need a person.
+    /// In sync but for some paths that need a person, or what answers is not the right server.
     Problem,
     /// A person said so.
     Paused,

@@ -347,6 +347,15 @@ async fn dropping_the_last_clone_closes_the_connection() {
     assert!(soon(server.reader.next()).await.unwrap().is_none());
 }
 
+#[tokio::test]
+async fn an_opening_that_nobody_waits_for_closes_its_connection() {
+    let (near, mut far) = duplex(64 * 1024);
+    let opening = tokio::spawn(async move { Connection::over(near, "test/1", "pipe").await });
+    soon(read_frame(&mut far, || 1 << 20, &LIMIT)).await.unwrap().unwrap();
+    opening.abort();
+    soon(far.read_to_end(&mut Vec::new())).await.unwrap();
+}
+
 /// A TLS server on a free port, whose connections are kept open until they end.
 async fn tls_server(identity: &ServerIdentity, alpn: &[u8]) -> String {
     let acceptor = identity.acceptor(&[alpn]).unwrap();

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::support::{Run, World, eventually};
+use crate::support::{Device, Run, World, eventually};
 
 fn fingerprint(world: &World) -> String {
     let link = world.invite("someone");
@@ -104,6 +104,38 @@ fn a_revoked_device_is_out_at_once() {
     assert!(!b.exists("after"));
     assert_eq!(b.read("before").unwrap(), "1");
     a.picloud(&["devices", "revoke", "nobody"]).fails(1);
+}
+
+#[test]
+fn a_refused_device_keeps_no_socket_and_says_it_once_for_each_try() {
+    let world = World::new();
+    let a = world.device("ann", "a");
+    let mut b = world.device("ann", "b");
+    let refusals = |device: &Device| {
+        let log = std::fs::read_to_string(device.log()).unwrap();
+        log.lines().filter(|line| line.contains("ERROR") && line.contains("refused")).count()
+    };
+    a.picloud(&["devices", "revoke", "b"]).ok();
+    eventually("the refusal", || (refusals(&b) > 0).then_some(()));
+    let fds = format!("/proc/{}/fd", b.agent().id());
+    // Descriptors come and go while they are looked at.
+    let sockets = || {
+        let links = std::fs::read_dir(&fds).unwrap().flatten();
+        let targets = links.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count()
+    };
+    let (sockets_before, refusals_before) = (sockets(), refusals(&b));
+    let edits = 8;
+    for _ in 0..edits {
+        let refused = refusals(&b);
+        // An edit has it try again.
+        b.edit_config(|text| text + "\n");
+        eventually("another try", || (refusals(&b) > refused).then_some(()));
+    }
+    eventually("no socket of a refused try", || (sockets() <= sockets_before).then_some(()));
+    // The settings are looked at once a minute as well.
+    let tries = refusals(&b) - refusals_before;
+    assert!(tries <= edits + edits / 2, "{tries} for {edits} edits");
 }
 
 #[test]
@@ -246,6 +278,8 @@ fn the_server_lists_adds_and_removes_users() {
     device.wait_status("word of it", |status| {
         status["state"] != "in-sync" && status["state"] != "syncing"
     });
+    let reason = device.wait_problem("");
+    assert!(reason.contains("account removed") && reason.contains("new join link"), "{reason}");
     assert_eq!(device.read("f").unwrap(), "1");
     world.picloud_server(&["user", "remove", "ann"]).fails(1);
 }

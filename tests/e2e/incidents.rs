@@ -56,6 +56,12 @@ fn r02_a_server_without_its_storage_says_so_and_no_device_takes_it_for_an_empty_
         let reason = problem(device);
         assert!(reason.contains("another certificate"), "{reason}");
         assert_nothing_gone(device, &before);
+        // Not "offline": no waiting mends it.
+        let Run { code, stdout, .. } = device.picloud(&["status"]);
+        assert!(code == 3 && stdout.contains("another certificate"), "{code}: {stdout}");
+        assert_eq!(device.status()["state"], "problem");
+        let stderr = device.picloud(&["sync"]).fails(3);
+        assert!(stderr.contains("another certificate"), "{stderr}");
     }
 
     // The database alone is: it is the server of the certificate, and knows nobody.

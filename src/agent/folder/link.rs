@@ -58,7 +58,16 @@ enum End {
 impl From<ConnectError> for End {
     fn from(error: ConnectError) -> Self {
         let text = with_causes(&error);
-        if error.is_offline() { Self::Offline(text) } else { Self::Wrong(text) }
+        match &error {
+            ConnectError::WrongFingerprint { .. } => Self::Wrong(format!(
+                "{text}; ask who runs the server: if it was set up anew, get a new join link, run \
+                 `picloud logout`, then join the folder again; if not, somebody else answers in its place"
+            )),
+            // Too busy, say.
+            ConnectError::Refused(failure) => Self::of_code(Some(failure.code), text),
+            error if error.is_offline() => Self::Offline(text),
+            _ => Self::Wrong(text),
+        }
     }
 }
 
@@ -85,17 +94,26 @@ impl End {
 
     fn of_code(code: Option<FailureCode>, text: String) -> Self {
         match code {
+            // A removed account takes its devices with it, and the server says the same of both.
             Some(FailureCode::Revoked) => {
-                Self::Refused("This device was revoked; run `picloud logout`, then join the folder again".to_owned())
+                Self::Refused(joined_anew("This device was revoked, or its account removed"))
             }
-            Some(FailureCode::Unauthenticated) => Self::Refused(
-                "The server does not know this device any more; run `picloud logout`, then join the folder again".to_owned(),
-            ),
+            Some(FailureCode::Unauthenticated) => {
+                Self::Refused(joined_anew("The server does not know this device any more"))
+            }
             Some(FailureCode::Forbidden | FailureCode::NotFound) => Self::Refused(text),
             Some(FailureCode::Version | FailureCode::Malformed) => Self::Wrong(text),
             _ => Self::Offline(text),
         }
     }
+}
+
+/// Says that a device is out, and how it gets in again.
+fn joined_anew(what: &str) -> String {
+    format!(
+        "{what}; ask for an invitation, which gives a new join link, run `picloud logout`, then join \
+         the folder again with it"
+    )
 }
 
 /// Returns an error with what caused it, on one line.
@@ -143,11 +161,11 @@ impl Link {
                 }
                 End::Offline(reason) => {
                     tracing::info!(server = %self.config.server, %reason, "offline");
-                    self.show(LinkView::Offline(None));
+                    self.show(LinkView::Offline);
                 }
                 End::Wrong(reason) => {
                     tracing::warn!(server = %self.config.server, %reason, "no connection");
-                    self.show(LinkView::Offline(Some(reason)));
+                    self.show(LinkView::Wrong(reason));
                 }
                 End::Refused(reason) => {
                     tracing::error!(server = %self.config.server, %reason, "refused");
@@ -190,10 +208,10 @@ impl Link {
         if has_drive {
             Ok((connection, pushes))
         } else {
-            Err(End::Refused(format!(
-                "The account {:?} has no access to this folder's drive any more; run `picloud logout`, then join the folder again",
+            Err(End::Refused(joined_anew(&format!(
+                "The account {:?} has no access to this folder's drive any more",
                 self.config.user
-            )))
+            ))))
         }
     }
 

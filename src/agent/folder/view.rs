@@ -29,8 +29,11 @@ pub(in crate::agent) enum LinkView {
     Connecting,
     /// There is a session.
     Online,
-    /// The server cannot be reached; with what a person should know, when waiting will not help.
-    Offline(Option<String>),
+    /// The server cannot be reached, and waiting may help.
+    Offline,
+    /// What answers is not right: another server, say, or one of another version. It is tried
+    /// again, but a person should look.
+    Wrong(String),
     /// The server does not want this device; trying again will not help.
     Refused(String),
 }
@@ -68,6 +71,11 @@ impl View {
         matches!(self.link, LinkView::Refused(_))
     }
 
+    /// Returns whether what answers is not right.
+    pub(in crate::agent) const fn is_wrong(&self) -> bool {
+        matches!(self.link, LinkView::Wrong(_))
+    }
+
     /// Returns the worst of what is the case.
     pub(in crate::agent) fn state(&self) -> State {
         if self.stopped.is_some() || matches!(self.link, LinkView::Refused(_)) {
@@ -77,7 +85,8 @@ impl View {
             return State::Paused;
         }
         match &self.link {
-            LinkView::Offline(_) => State::Offline,
+            LinkView::Offline => State::Offline,
+            LinkView::Wrong(_) => State::Problem,
             LinkView::Connecting => State::Syncing,
             LinkView::Online | LinkView::Refused(_) if !self.engine.is_settled => State::Syncing,
             LinkView::Online | LinkView::Refused(_) if self.engine.problem_count > 0 => {
@@ -92,9 +101,8 @@ impl View {
         let engine = &self.engine;
         let of_folder = |reason: &String| Problem { path: String::new(), reason: reason.clone() };
         let link = match &self.link {
-            LinkView::Offline(reason) => reason.as_ref(),
-            LinkView::Refused(reason) => Some(reason),
-            LinkView::Connecting | LinkView::Online => None,
+            LinkView::Wrong(reason) | LinkView::Refused(reason) => Some(reason),
+            LinkView::Connecting | LinkView::Online | LinkView::Offline => None,
         };
         let mut problems: Vec<Problem> = self.stopped.iter().chain(link).map(of_folder).collect();
         let problem_count = engine.problem_count + problems.len() as u64;
