@@ -23,8 +23,8 @@ fn a_wrong_config_is_one_clear_line_and_exit_code_1() {
     assert_eq!(
         String::from_utf8(told.stderr).unwrap(),
         format!(
-            "picloud-agent: {config:?}, line 2, key \"uploads\": unknown field `uploads`, \
-             expected `upload_kib_per_s` or `download_kib_per_s`\n"
+            "picloud-agent: {config:?}, line 2, key \"uploads\": there is no key or section \
+             `uploads` here; there are `upload_kib_per_s`, `download_kib_per_s`\n"
         )
     );
     let missing = dir.path().join("none.toml");
