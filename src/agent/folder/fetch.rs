@@ -241,12 +241,30 @@ impl Fetch {
     }
 
     async fn large_file(self, job: Job) {
-        let (node, len) = (job.node, job.content.len());
+        let (node, len, attrs, mtime) = (job.node, job.content.len(), job.attrs, job.mtime);
         self.cx.down.begin(node);
         match self.stage(job).await {
-            Ok(payload) => {
-                self.cx.down.finish(node, len);
-                self.tell(node, Fetched::Payload(payload)).await;
+            Ok(staged) => {
+                let (cx, session) = (Arc::clone(&self.cx), self.session.number);
+                // To the end, also when the session ends meanwhile: the core, which then has no use
+                // for the file, removes it. Nobody else would.
+                let finishing = tokio::task::spawn_blocking(move || {
+                    let fetched = match staged.finish(attrs, mtime) {
+                        Ok(payload) => {
+                            cx.down.finish(node, len);
+                            Fetched::Payload(payload)
+                        }
+                        Err(fault) => {
+                            cx.down.forget(node);
+                            Fetched::Outcome(Outcome::Failed { reason: fault.to_string() })
+                        }
+                    };
+                    // The core ended, and the session with it.
+                    cx.inputs.blocking_send(Input::Fetched { session, node, fetched }).ok();
+                });
+                if let Err(error) = finishing.await {
+                    self.tell_stop([node], fault_of_program(&error)).await;
+                }
             }
             Err(stop) => {
                 self.cx.down.forget(node);
@@ -255,7 +273,8 @@ impl Fetch {
         }
     }
 
-    async fn stage(&self, job: Job) -> Result<Payload, Stop> {
+    /// Returns the file with all its bytes.
+    async fn stage(&self, job: Job) -> Result<StagedFile, Stop> {
         let (list, turn) = match job.content {
             Content::List { id, .. } => {
                 let old = match job.old.as_ref().and_then(|(_, expected)| expected.content) {
@@ -267,7 +286,7 @@ impl Fetch {
             }
             Content::Empty | Content::Chunk { .. } => (None, None),
         };
-        let (attrs, mtime, node, content) = (job.attrs, job.mtime, job.node, job.content);
+        let (node, content) = (job.node, job.content);
         // The turn is held to the end.
         let is_long = turn.is_some();
         let cx = Arc::clone(&self.cx);
@@ -307,11 +326,7 @@ impl Fetch {
         // A chunk that cannot be written ends the getting too, but the reason is with the writer.
         let staged = staged?;
         got?;
-        let staged = staged.ok_or_else(absent)?;
-        tokio::task::spawn_blocking(move || staged.finish(attrs, mtime))
-            .await
-            .map_err(|error| fault_of_program(&error))?
-            .map_err(Stop::from)
+        staged.ok_or_else(absent)
     }
 
     /// Asks for chunks in order, with several batches under way, and hands them on.
