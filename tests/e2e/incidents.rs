@@ -391,35 +391,3 @@ fn r17_a_busy_database_is_waited_for_on_either_side_and_nothing_is_begun_anew() 
         beside.map(|entry| entry.unwrap().file_name().to_str().unwrap().to_owned()).collect();
     assert!(!names.iter().any(|name| name.contains("damaged")), "{names:?}");
 }
-
-/// R18: a name that no device can hold under that name, since the agent needs it itself.
-#[test]
-fn r18_a_name_that_a_device_cannot_hold_is_kept_on_the_server_and_said_so() {
-    let world = World::new();
-    let a = world.device("ann", "a");
-    let mut b = world.device("ann", "b");
-    a.write("beside", "x");
-    all_well(&[&a, &b]);
-    let source = a.dir.join("source");
-    fs::write(&source, "precious").unwrap();
-    a.picloud(&["put", source.to_str().unwrap(), ".picloud"]).ok();
-    for device in [&a, &b] {
-        let reason = device.wait_problem(".picloud");
-        assert!(reason.contains("rename it on another device"), "{reason}");
-        assert_eq!(device.status()["state"], "problem");
-    }
-    // Everything else goes on, and no look at the folder makes a deletion of it.
-    b.stop();
-    b.start();
-    b.wait_problem(".picloud");
-    a.write("beside", "goes on");
-    b.wait_text("beside", "goes on");
-    b.remove("beside");
-    a.wait_gone("beside");
-    let got = a.dir.join("got");
-    a.picloud(&["get", ".picloud", got.to_str().unwrap()]).ok();
-    assert_eq!(fs::read_to_string(got).unwrap(), "precious");
-    for device in [&a, &b] {
-        assert!(device.path(".picloud").is_dir() && device.path(".picloud/identity").is_file());
-    }
-}

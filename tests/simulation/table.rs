@@ -176,7 +176,7 @@ fn check_case_blind(before: &str, then: &[(usize, &str)], ann: &str, bob: &str) 
 }
 
 #[test]
-fn what_a_disk_holds_for_the_same_is_kept_and_gets_its_own_name_once_it_can() {
+fn r18_a_name_that_one_disk_cannot_hold_is_kept_and_gets_its_own_once_it_can() {
     check_case_blind("a=1 A=2", &[], "A=2 a=1", "A=2 a (name clash)=1");
     check_case_blind("a=1 A=2", &[(0, "mv a c")], "A=2 c=1", "A=2 c=1");
     check_case_blind("a=1 A=2", &[(1, "write A 3")], "A=3 a=1", "A=3 a (name clash)=1");
