@@ -219,6 +219,19 @@ async fn an_edit_of_the_settings_takes_effect_and_a_bad_one_changes_nothing() {
     let text = text.replace("[[folder]]\nid", "[[folder]]\nignore = [\"*.skip\"]\nid");
     fs::write(a.config(), text).unwrap();
     a.until("mended", |status| status.problems.is_empty()).await;
+    // The folder hears of its patterns a moment later.
+    let start = Instant::now();
+    for probe in (0..).map(|number| format!("{number}.skip")) {
+        a.write(&probe, "p");
+        a.sync().await;
+        b.sync().await;
+        let is_sent = b.path(&probe).exists();
+        fs::remove_file(a.path(&probe)).unwrap();
+        if !is_sent {
+            break;
+        }
+        assert!(start.elapsed() < server_support::PATIENCE, "the patterns are not in force");
+    }
     a.write("a.skip", "s");
     a.write("a.keep", "k");
     settle_but(&a, &b, "a.skip").await;
