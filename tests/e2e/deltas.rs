@@ -16,6 +16,13 @@ struct Measured {
 }
 
 impl Measured {
+    fn in_world(world: &World) -> Self {
+        let proxies = ["a", "b"].map(|_| Proxy::to(&world.address()));
+        let devices =
+            [world.device_via(&proxies[0], "ann", "a"), world.device_via(&proxies[1], "ann", "b")];
+        Self { proxies, devices }
+    }
+
     /// Does something on the first device; returns how many bytes each of the two connections
     /// carried, both ways together, until both have it.
     fn cost(&self, what: impl FnOnce(&Device)) -> [u64; 2] {
@@ -32,10 +39,7 @@ impl Measured {
 #[test]
 fn an_edit_of_a_large_file_travels_as_what_it_changes() {
     let world = World::new();
-    let proxies = ["a", "b"].map(|_| Proxy::to(&world.address()));
-    let devices =
-        [world.device_via(&proxies[0], "ann", "a"), world.device_via(&proxies[1], "ann", "b")];
-    let measured = Measured { proxies, devices };
+    let measured = Measured::in_world(&world);
     let mut dice = Dice::new(1);
     let len = number("PICLOUD_DELTA_MIB", 48) * 1024 * 1024;
     let big = |device: &Device| {
@@ -98,10 +102,7 @@ fn an_edit_of_a_large_file_travels_as_what_it_changes() {
 #[test]
 fn an_edit_of_a_file_of_one_chunk_travels_as_what_it_changes() {
     let world = World::new();
-    let proxies = ["a", "b"].map(|_| Proxy::to(&world.address()));
-    let devices =
-        [world.device_via(&proxies[0], "ann", "a"), world.device_via(&proxies[1], "ann", "b")];
-    let measured = Measured { proxies, devices };
+    let measured = Measured::in_world(&world);
     let mut dice = Dice::new(2);
     let mut document = dice.bytes(200 * 1024);
     measured.cost(|a| a.write("document", &document));

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use super::{Context, Fetched, Input, Session};
+use super::{Context, DELTA_FROM, FRUITLESS_MAX, Fetched, Input, Session};
 use crate::agent::disk::{OpenFile, StagedFile};
 use crate::content::{ChunkDelta, delta, splice, unpack};
 use crate::engine::apply::Payload;
@@ -41,13 +41,6 @@ const SMALL_BATCHES_MAX: usize = 4;
 
 /// Batches of chunks asked for at once, per larger file; each at most 2 MiB.
 const FILE_BATCHES_MAX: usize = 4;
-
-/// So many requests for deltas that brought none, one after the other, and the rest of the file is
-/// fetched whole.
-const FRUITLESS_MAX: u32 = 4;
-
-/// Shorter chunks are fetched whole.
-const DELTA_FROM: u32 = 8 * 1024;
 
 /// A content list with more extents than this takes megabytes, and one at its limit hundreds: such
 /// files are fetched one at a time.

@@ -49,6 +49,12 @@ const OUTGOING_LEN_MAX: usize = 32 * 1024 * 1024;
 /// Events that wait for the engine.
 const INPUTS_MAX: usize = 1024;
 
+/// Shorter chunks travel whole: a delta is not worth the question.
+const DELTA_FROM: u32 = 8 * 1024;
+
+/// So many requests in a row that led to no delta, and the rest of a file is taken to be all new.
+const FRUITLESS_MAX: u32 = 4;
+
 /// How much trouble is remembered.
 const TROUBLES_MAX: usize = 100;
 

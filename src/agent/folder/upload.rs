@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use super::{Context, Input, Session};
+use super::{Context, DELTA_FROM, FRUITLESS_MAX, Input, Session};
 use crate::agent::disk::OpenFile;
 use crate::content::splice::NewChunk;
 use crate::content::{BlockSums, ChunkDelta, Chunker, delta, pack, splice};
@@ -35,13 +35,6 @@ const FILES_MAX: usize = 8;
 
 /// Batches of chunks read, packed or under way at once, of all files together; each at most 2 MiB.
 const BATCHES_MAX: usize = 6;
-
-/// Shorter chunks are not worth a question for sums.
-const DELTA_FROM: u32 = 8 * 1024;
-
-/// So many requests for sums that lead to no delta, one after the other, and the rest of the file is
-/// taken to be all new.
-const FRUITLESS_MAX: u32 = 4;
 
 /// An upload of the engine's.
 #[derive(Debug)]
