@@ -11,11 +11,11 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +23,9 @@ use super::conflicts;
 use crate::engine::trees::{
     Entry, Local, LocalBody, Meta, Putting, Remote, Sent, StandsFor, Totals, Trees,
 };
-use crate::model::{Body, Content, DriveId, FolderId, ListId, Name, Node, NodeId, Place, RelPath};
+use crate::model::{
+    Body, Content, DriveId, FolderId, ListId, Name, Node, NodeId, NodeIdHash, Place, RelPath,
+};
 
 /// The format written here, in `PRAGMA user_version`.
 const FORMAT: i32 = 1;
@@ -326,53 +328,8 @@ fn lists_of(entry: &Entry) -> impl Iterator<Item = ListId> + '_ {
 /// old one, and the old one goes.
 #[derive(Default)]
 struct Cache {
-    young: HashMap<NodeId, (Option<i64>, Box<Entry>), IdHash>,
-    old: HashMap<NodeId, (Option<i64>, Box<Entry>), IdHash>,
-}
-
-/// Hashes node ids faster than the standard hasher does. Ids come from other devices, so the hash is
-/// keyed: nobody can choose ids that collide here.
-#[derive(Clone, Copy)]
-struct IdHash([u64; 2]);
-
-impl Default for IdHash {
-    fn default() -> Self {
-        let key = || std::hash::RandomState::new().build_hasher().finish();
-        Self([key(), key() | 1])
-    }
-}
-
-impl BuildHasher for IdHash {
-    type Hasher = IdHasher;
-
-    fn build_hasher(&self) -> IdHasher {
-        IdHasher { key: self.0, hash: 0 }
-    }
-}
-
-struct IdHasher {
-    key: [u64; 2],
-    hash: u64,
-}
-
-impl Hasher for IdHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        let (words, _) = bytes.as_chunks::<8>();
-        for word in words {
-            let word = u64::from_be_bytes(*word) ^ self.hash ^ self.key[0];
-            let product = u128::from(word) * u128::from(self.key[1]);
-            #[expect(clippy::cast_possible_truncation, reason = "both halves are folded")]
-            let folded = product as u64 ^ (product >> 64) as u64;
-            self.hash = folded;
-        }
-    }
-
-    /// The length in front of the bytes: always 16.
-    fn write_usize(&mut self, _: usize) {}
-
-    fn finish(&self) -> u64 {
-        self.hash
-    }
+    young: HashMap<NodeId, (Option<i64>, Box<Entry>), NodeIdHash>,
+    old: HashMap<NodeId, (Option<i64>, Box<Entry>), NodeIdHash>,
 }
 
 impl Cache {
@@ -531,6 +488,8 @@ impl SqliteTrees {
             )
             .map_err(fail)?;
         connection.set_prepared_statement_cache_capacity(64);
+        // Else a statement may be compiled anew for each value that is bound to it.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(fail)?;
         let metadata = std::fs::metadata(path)
             .map_err(|source| StateError::Disk { path: path.to_owned(), source })?;
         let format: i32 =
@@ -629,11 +588,6 @@ impl SqliteTrees {
         Ok(())
     }
 
-    /// Returns the entry and its position.
-    fn load(&self, id: NodeId) -> Result<(Option<i64>, Entry), StateError> {
-        self.with(id, |seq, entry| (seq, entry.clone()))
-    }
-
     /// Hands the entry and its position to `look`, through the cache.
     fn with<R>(
         &self,
@@ -676,12 +630,7 @@ impl SqliteTrees {
 
     /// Writes what differs: an index is touched only when its columns change, because SQLite
     /// rewrites every index of which a column is named in the update.
-    fn write(
-        &self,
-        id: NodeId,
-        old: Option<(i64, &Entry)>,
-        new: &Entry,
-    ) -> Result<i64, StateError> {
+    fn write(&self, id: NodeId, old: Option<(i64, Keys)>, new: &Entry) -> Result<i64, StateError> {
         let data = encode(new).map_err(|reason| self.damaged(reason))?;
         let keys = Keys::of(new);
         let shared = new.remote.is_some() || new.synced.is_some();
@@ -690,7 +639,7 @@ impl SqliteTrees {
         let ino = keys.local.map(|(.., ino)| ino);
         let remote_parent = keys.remote.map(|(parent, _)| *parent.as_bytes());
         let remote_at = keys.remote.map(|(_, at)| at);
-        let Some((seq, old)) = old else {
+        let Some((seq, before)) = old else {
             self.connection
                 .prepare_cached(
                     "INSERT INTO entry (seq, id, local_parent, local_at, ino, remote_parent,
@@ -716,7 +665,6 @@ impl SqliteTrees {
                 .map_err(|error| self.fail(error))?;
             return Ok(self.next_seq);
         };
-        let before = Keys::of(old);
         let mut sets = "UPDATE entry SET data = :data, shared = :shared".to_owned();
         let mut values: Vec<(&str, &dyn rusqlite::ToSql)> =
             vec![(":seq", &seq), (":data", &data), (":shared", &shared)];
@@ -762,7 +710,7 @@ impl SqliteTrees {
         let mut lists = std::collections::HashSet::new();
         let ids = self.ids("SELECT id FROM entry WHERE listed ORDER BY seq", [])?;
         for id in ids {
-            lists.extend(lists_of(&self.load(id)?.1));
+            lists.extend(lists_of(&self.get(id)?));
         }
         Ok(lists)
     }
@@ -797,14 +745,14 @@ impl SqliteTrees {
         let mut at = id;
         // Longer only when a damaged state has a ring.
         while at != NodeId::ROOT && names.len() < 1000 {
-            let Ok((_, entry)) = self.load(at) else { break };
-            let (name, parent) = match (entry.local, entry.remote, entry.synced) {
-                (Some(local), _, _) => (local.disk_name().clone(), local.place.parent),
+            let step = self.look(at, |entry| match (&entry.local, &entry.remote, &entry.synced) {
+                (Some(local), _, _) => Some((local.disk_name().clone(), local.place.parent)),
                 (None, Some(Remote { node, .. }), _) | (None, None, Some(node)) => {
-                    (node.place.name, node.place.parent)
+                    Some((node.place.name.clone(), node.place.parent))
                 }
-                (None, None, None) => break,
-            };
+                (None, None, None) => None,
+            });
+            let Ok(Some((name, parent))) = step else { break };
             names.push(name);
             at = parent;
         }
@@ -863,14 +811,25 @@ impl Trees for SqliteTrees {
     type Error = StateError;
 
     fn get(&self, id: NodeId) -> Result<Entry, StateError> {
-        Ok(self.load(id)?.1)
+        self.look(id, Entry::clone)
+    }
+
+    fn look<R>(&self, id: NodeId, look: impl FnOnce(&Entry) -> R) -> Result<R, StateError> {
+        self.with(id, |_, entry| look(entry))
     }
 
     fn put(&mut self, id: NodeId, entry: &Entry) -> Result<(), StateError> {
-        let (seq, old) = self.load(id)?;
-        if old == *entry {
+        let mut totals = self.totals;
+        let found = self.with(id, |seq, old| {
+            (old != entry).then(|| {
+                totals.count(old, false);
+                totals.count(entry, true);
+                (seq, Keys::of(old))
+            })
+        })?;
+        let Some((seq, before)) = found else {
             return Ok(());
-        }
+        };
         self.begin()?;
         let seq = match seq {
             Some(seq) if entry.is_empty() => {
@@ -880,15 +839,14 @@ impl Trees for SqliteTrees {
                     .map_err(|error| self.fail(error))?;
                 None
             }
-            Some(seq) => Some(self.write(id, Some((seq, &old)), entry)?),
+            Some(seq) => Some(self.write(id, Some((seq, before)), entry)?),
             None => {
                 let seq = self.write(id, None, entry)?;
                 self.next_seq += 1;
                 Some(seq)
             }
         };
-        self.totals.count(&old, false);
-        self.totals.count(entry, true);
+        self.totals = totals;
         self.cache.borrow_mut().insert(id, seq, Box::new(entry.clone()));
         Ok(())
     }

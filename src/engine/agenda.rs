@@ -6,10 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
-use crate::model::{NodeId, Rev};
+use crate::model::{NodeId, NodeIdHash, Rev};
 
 /// The most ids that are ready at a time.
 const READY_MAX: usize = 32 * 1024;
+/// No more dirty nodes are looked for while so many have no room.
+const CROWDED_SWEEP_MAX: usize = 1024;
 /// The most ids that wait for another node.
 const WAITING_MAX: usize = 32 * 1024;
 /// The first delay after a failure, doubled with each further one up to [`DELAY_MAX_MS`].
@@ -23,20 +25,61 @@ struct Retry {
     attempts: u32,
 }
 
+/// What there can be too much of at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    Hashes,
+    Uploads,
+    Commits,
+    Applies,
+}
+
+impl Room {
+    /// Each of them; what is nearest to its end comes first.
+    pub(crate) const ALL: [Self; 4] = [Self::Applies, Self::Commits, Self::Uploads, Self::Hashes];
+}
+
+/// Nodes in the order in which they came, each once.
+#[derive(Debug, Default)]
+struct Queue {
+    order: VecDeque<NodeId>,
+    ids: HashSet<NodeId, NodeIdHash>,
+}
+
+impl Queue {
+    /// Appends a node, unless it is there; returns whether the queue had room.
+    fn push(&mut self, id: NodeId) -> bool {
+        if self.ids.contains(&id) {
+            return true;
+        }
+        if self.order.len() >= READY_MAX {
+            return false;
+        }
+        self.ids.insert(id);
+        self.order.push_back(id);
+        true
+    }
+
+    fn pop(&mut self) -> Option<NodeId> {
+        let id = self.order.pop_front()?;
+        self.ids.remove(&id);
+        Some(id)
+    }
+}
+
 /// The lists.
 #[derive(Debug, Default)]
 pub(crate) struct Agenda {
-    ready: VecDeque<NodeId>,
-    queued: HashSet<NodeId>,
+    ready: Queue,
     /// Nodes that wait until something happens to the node they are listed under.
-    waiting: HashMap<NodeId, Vec<NodeId>>,
+    waiting: HashMap<NodeId, Vec<NodeId>, NodeIdHash>,
     waiting_count: usize,
     /// Nodes that wait until the journal is known up to a rev.
     after_rev: BTreeMap<Rev, Vec<NodeId>>,
-    retries: HashMap<NodeId, Retry>,
+    retries: HashMap<NodeId, Retry, NodeIdHash>,
     due: BTreeSet<(u64, NodeId)>,
-    /// Nodes for whose next step there was no room.
-    crowded: VecDeque<NodeId>,
+    /// Nodes for whose next step there was no room, by what there was too much of.
+    crowded: [Queue; Room::ALL.len()],
     /// Where the sweep over the dirty nodes is; none when there is none.
     sweep: Option<u64>,
     /// Whether another sweep is to follow.
@@ -46,22 +89,14 @@ pub(crate) struct Agenda {
 impl Agenda {
     /// Puts a node on the list, unless it is there.
     pub(crate) fn schedule(&mut self, id: NodeId) {
-        if self.queued.contains(&id) {
-            return;
-        }
-        if self.ready.len() >= READY_MAX {
+        if !self.ready.push(id) {
             self.sweep_again = true;
-            return;
         }
-        self.queued.insert(id);
-        self.ready.push_back(id);
     }
 
     /// Takes the next node off the list.
     pub(crate) fn next(&mut self) -> Option<NodeId> {
-        let id = self.ready.pop_front()?;
-        self.queued.remove(&id);
-        Some(id)
+        self.ready.pop()
     }
 
     /// Puts a node aside until something happens to `blocker`.
@@ -180,17 +215,24 @@ impl Agenda {
     }
 
     /// Puts a node aside until there is room for its next step.
-    pub(crate) fn crowd_out(&mut self, id: NodeId) {
-        self.crowded.push_back(id);
+    pub(crate) fn crowd_out(&mut self, id: NodeId, room: Room) {
+        if !self.crowded[room as usize].push(id) {
+            self.sweep_again = true;
+        }
     }
 
-    /// There is room again.
-    pub(crate) fn make_room(&mut self) {
-        for _ in 0..self.crowded.len().min(1024) {
-            if let Some(id) = self.crowded.pop_front() {
-                self.schedule(id);
-            }
-        }
+    /// Takes the next node for whose next step there was no room of this kind.
+    pub(crate) fn admit(&mut self, room: Room) -> Option<NodeId> {
+        self.crowded[room as usize].pop()
+    }
+
+    /// Returns how many nodes wait for room of this kind.
+    pub(crate) fn crowded_out(&self, room: Room) -> usize {
+        self.crowded[room as usize].order.len()
+    }
+
+    fn crowded_count(&self) -> usize {
+        self.crowded.iter().map(|queue| queue.order.len()).sum()
     }
 
     /// Begins a sweep over all dirty nodes, or another one after the one under way.
@@ -204,15 +246,21 @@ impl Agenda {
 
     /// Returns the position after which the sweep goes on, when the lists have room for more.
     pub(crate) fn sweep_position(&mut self) -> Option<u64> {
-        if self.ready.is_empty() && self.crowded.len() < 1024 {
-            if self.sweep.is_none() && self.sweep_again && self.waiting_count < WAITING_MAX {
-                self.sweep_again = false;
-                self.sweep = Some(0);
-            }
-            self.sweep
-        } else {
-            None
+        if !self.may_sweep() {
+            return None;
         }
+        if self.sweep.is_none() {
+            self.sweep_again = false;
+            self.sweep = Some(0);
+        }
+        self.sweep
+    }
+
+    /// Returns whether a sweep is under way or due, and the lists have room for what it finds.
+    pub(crate) fn may_sweep(&self) -> bool {
+        let is_due = self.sweep_again && self.waiting_count < WAITING_MAX;
+        let has_room = !self.has_ready() && self.crowded_count() < CROWDED_SWEEP_MAX;
+        has_room && (self.sweep.is_some() || is_due)
     }
 
     /// The sweep got as far as `position`; none ends it.
@@ -222,6 +270,11 @@ impl Agenda {
 
     /// Returns whether nothing is ready or will be without an event or the passing of time.
     pub(crate) fn is_idle(&self) -> bool {
-        self.ready.is_empty() && self.crowded.is_empty() && self.sweep.is_none()
+        !self.has_ready() && self.crowded_count() == 0 && self.sweep.is_none()
+    }
+
+    /// Returns whether a node is ready.
+    pub(crate) fn has_ready(&self) -> bool {
+        !self.ready.order.is_empty()
     }
 }

@@ -28,7 +28,7 @@ pub mod trees;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use self::agenda::Agenda;
+use self::agenda::{Agenda, Room};
 use self::deletions::Deletions;
 use self::observe::Looks;
 use self::putting::Puttings;
@@ -357,7 +357,7 @@ impl<T: Trees> Engine<T> {
         let mut budget = PLANS_PER_POLL;
         loop {
             while budget > 0
-                && let Some(id) = self.agenda.next()
+                && let Some(id) = self.next()
             {
                 budget -= 1;
                 self.plan(id, actions)?;
@@ -388,11 +388,8 @@ impl<T: Trees> Engine<T> {
     /// Returns the time in milliseconds by which [`Engine::poll`] must be called even if nothing
     /// happens.
     pub fn wake_at_ms(&self) -> Option<u64> {
-        if !self.agenda.is_idle() {
-            let room = self.counts.applies < APPLIES_MAX && self.batches.len() < COMMITS_MAX;
-            if room {
-                return Some(self.now.ms);
-            }
+        if self.has_next() {
+            return Some(self.now.ms);
         }
         let sweep = (self.pending() > 0).then_some(self.next_sweep_ms);
         let due = [
@@ -403,6 +400,43 @@ impl<T: Trees> Engine<T> {
             sweep,
         ];
         due.into_iter().flatten().min()
+    }
+
+    /// Takes the next node to plan: one that is ready, or one for which there is room now. One step that
+    /// ends lets one node in, so that the others, which there may be many of, are not looked at for it.
+    fn next(&mut self) -> Option<NodeId> {
+        self.agenda.next().or_else(|| {
+            let room = Room::ALL.into_iter().find(|room| self.may_admit(*room))?;
+            self.agenda.admit(room)
+        })
+    }
+
+    /// Returns whether there is something to plan that waits for nothing.
+    fn has_next(&self) -> bool {
+        self.agenda.has_ready()
+            || self.agenda.may_sweep()
+            || Room::ALL.into_iter().any(|room| self.may_admit(room))
+    }
+
+    /// Returns whether a node waits for room of this kind, and there is some.
+    fn may_admit(&self, room: Room) -> bool {
+        self.agenda.crowded_out(room) > 0 && self.has_room(room)
+    }
+
+    /// Returns whether one more step of that kind may begin.
+    fn has_room(&self, room: Room) -> bool {
+        match room {
+            // What is read is kept until it is sent: no more is read than can be sent soon.
+            Room::Hashes => {
+                let is_ahead = self.agenda.crowded_out(Room::Commits) >= COMMIT_CHANGES_MAX;
+                self.counts.hashes < HASHES_MAX && !is_ahead
+            }
+            Room::Uploads => self.counts.uploads < UPLOADS_MAX,
+            Room::Commits => {
+                self.batches.len() + usize::from(!self.outbox.is_empty()) <= COMMITS_MAX
+            }
+            Room::Applies => self.counts.applies < APPLIES_MAX,
+        }
     }
 
     /// Returns how many nodes are dirty; deletions that are held do not count.
@@ -708,7 +742,6 @@ impl<T: Trees> Engine<T> {
         }
         self.agenda.schedule(id);
         self.agenda.wake(id);
-        self.agenda.make_room();
         self.looks.operation_over(id);
         Some(flight)
     }
@@ -787,7 +820,7 @@ impl<T: Trees> Engine<T> {
             if at == NodeId::ROOT {
                 return Ok(false);
             }
-            match parent(&self.trees.get(at)?) {
+            match self.trees.look(at, &parent)? {
                 Some(next) => at = next,
                 None => return Ok(false),
             }

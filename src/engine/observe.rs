@@ -1018,7 +1018,7 @@ impl<T: Trees> Engine<T> {
     pub(super) fn is_stray(&self, entry: &Entry) -> Result<bool, T::Error> {
         match &entry.local {
             Some(local) if !local.parked && local.place.parent != NodeId::ROOT => {
-                Ok(self.trees.get(local.place.parent)?.local.is_none())
+                self.trees.look(local.place.parent, |parent| parent.local.is_none())
             }
             _ => Ok(false),
         }
@@ -1047,7 +1047,9 @@ impl<T: Trees> Engine<T> {
             let Some(last) = page.last() else { break };
             after = Some(*last);
             for child in page {
-                if self.trees.get(child)?.local.is_some_and(|local| !local.parked) {
+                let is_inside =
+                    |entry: &Entry| entry.local.as_ref().is_some_and(|local| !local.parked);
+                if self.trees.look(child, is_inside)? {
                     inside.push(child);
                 }
             }

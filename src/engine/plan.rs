@@ -4,6 +4,7 @@
 //! that another node has to leave, room in a window) it waits for, and is planned again. So plans
 //! are small, are made from the newest state, and need no undoing.
 
+use super::agenda::Room;
 use super::apply::OWN_DIR;
 use super::decide::{Aspects, Need, decide};
 use super::defect::Defect;
@@ -12,8 +13,8 @@ use super::outcome::alias_name;
 use super::seam::{Action, DirRef, DiskOp, Expected, Outgoing, Spot};
 use super::trees::{Entry, Local, LocalBody, Remote, Sent, Trees};
 use super::{
-    APPLIES_MAX, ApplyKind, Applying, Batch, COMMIT_BYTES_MAX, COMMIT_CHANGES_MAX, COMMITS_MAX,
-    Engine, Flight, HASHES_MAX, Pushed, Subject, UPLOADS_MAX,
+    ApplyKind, Applying, Batch, COMMIT_BYTES_MAX, COMMIT_CHANGES_MAX, Engine, Flight, Pushed,
+    Subject,
 };
 use crate::model::{Body, Change, ChangeOp, Content, Name, Node, NodeId, Place, Rev};
 
@@ -113,8 +114,8 @@ impl<T: Trees> Engine<T> {
                 if need == Need::PushDelete && !self.may_delete(id)? {
                     return Ok(());
                 }
-                if self.batches.len() + usize::from(!self.outbox.is_empty()) > COMMITS_MAX {
-                    self.agenda.crowd_out(id);
+                if !self.has_room(Room::Commits) {
+                    self.agenda.crowd_out(id, Room::Commits);
                     return Ok(());
                 }
                 match need {
@@ -132,8 +133,8 @@ impl<T: Trees> Engine<T> {
                 if self.looks.rescans_done == 0 {
                     return Ok(());
                 }
-                if self.counts.applies >= APPLIES_MAX {
-                    self.agenda.crowd_out(id);
+                if !self.has_room(Room::Applies) {
+                    self.agenda.crowd_out(id, Room::Applies);
                     return Ok(());
                 }
                 if let Some(local) = &entry.local
@@ -175,8 +176,8 @@ impl<T: Trees> Engine<T> {
         entry: &Entry,
         actions: &mut Vec<Action>,
     ) -> Result<(), T::Error> {
-        if self.counts.hashes >= HASHES_MAX {
-            self.agenda.crowd_out(id);
+        if !self.has_room(Room::Hashes) {
+            self.agenda.crowd_out(id, Room::Hashes);
             return Ok(());
         }
         let Some(local) = &entry.local else {
@@ -323,8 +324,8 @@ impl<T: Trees> Engine<T> {
             self.agenda.schedule(id);
             return Ok(());
         };
-        if self.batches.len() + usize::from(!self.outbox.is_empty()) > COMMITS_MAX {
-            self.agenda.crowd_out(id);
+        if !self.has_room(Room::Commits) {
+            self.agenda.crowd_out(id, Room::Commits);
             return Ok(());
         }
         let Node { place, body, attrs } = after.clone();
@@ -425,8 +426,8 @@ impl<T: Trees> Engine<T> {
                 Ok(Some(Some((at, expected))))
             }
             _ => {
-                if self.counts.uploads >= UPLOADS_MAX {
-                    self.agenda.crowd_out(id);
+                if !self.has_room(Room::Uploads) {
+                    self.agenda.crowd_out(id, Room::Uploads);
                 } else {
                     self.launch(id, Flight::Upload { content: *content });
                     let base = match known {

@@ -288,6 +288,14 @@ pub trait Trees {
     /// When the store cannot be read.
     fn get(&self, id: NodeId) -> Result<Entry, Self::Error>;
 
+    /// Hands the entry of a node to `look`, which costs no copy of it. `look` must not use these trees.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn look<R>(&self, id: NodeId, look: impl FnOnce(&Entry) -> R) -> Result<R, Self::Error> {
+        Ok(look(&self.get(id)?))
+    }
+
     /// Replaces the entry of a node; an empty one removes it. Keeps the indexes and totals.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ mod join_link;
 mod log_filter;
 mod name;
 mod node;
+mod node_id_hash;
 mod settings;
 mod time;
 
@@ -31,5 +32,6 @@ pub use join_link::{Fingerprint, JoinLink, JoinLinkError};
 pub use log_filter::check_log_filter;
 pub use name::{Name, NameError, RelPath};
 pub use node::{Attrs, Body, Kind, Node, Place, Versioned};
+pub use node_id_hash::NodeIdHash;
 pub use settings::{Wrong, check_device_name, free_device_name, is_host_and_port};
 pub use time::Timestamp;

@@ -236,6 +236,7 @@ impl Core {
                 // The link sees that its way for acknowledgements is gone, and begins anew.
                 self.live = None;
             }
+            self.cx.applying.store(self.applying.len(), Ordering::Relaxed);
             self.is_settled = self.engine.is_settled();
             if self.is_settled && self.live.is_some() {
                 self.cx.partials.clear();

@@ -5,6 +5,7 @@
 //! command or an edit of the settings cuts short.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -13,7 +14,7 @@ use tokio::time::Instant;
 
 use super::commit::Answers;
 use super::view::LinkView;
-use super::{Context, Input, Live, Session, View, commit, fetch, upload};
+use super::{Context, INCOMING_LEN_MAX, Input, Live, Session, View, commit, fetch, upload};
 use crate::agent::config::{Authority, FolderConfig};
 use crate::agent::credentials::Token;
 use crate::engine::seam::JournalPage;
@@ -37,6 +38,16 @@ const GOOD_SESSION: Duration = Duration::from_secs(30);
 
 /// How long a server that is there may take to let the device in and take its subscription.
 const OPENING_MAX: Duration = Duration::from_secs(60);
+
+/// No further page is taken in while so many bytes of small contents wait to be put in place: what the
+/// cache drops would have to be asked for again.
+const UNTAKEN_LEN_MAX: usize = INCOMING_LEN_MAX / 2;
+
+/// How often to see whether there is room for a page again.
+const PACE: Duration = Duration::from_millis(5);
+
+/// Nothing of what waits was taken for so long: it may never be, and the pages go on.
+const PACE_MAX: Duration = Duration::from_millis(200);
 
 /// What this program calls itself.
 const PROGRAM: &str = concat!("picloud-agent/", env!("CARGO_PKG_VERSION"));
@@ -291,9 +302,14 @@ impl Link {
     ) -> End {
         // Pages that the core has not taken in yet: as many as the server may send, no more.
         let mut unseen = 0;
+        let mut pace = Pace::new();
         loop {
+            // Where nothing is put in place, as in a folder that had the files before, nothing is waited for.
+            let has_room = self.cx.applying.load(Ordering::Relaxed) == 0
+                || pace.has_room(self.cx.incoming.untaken_len());
             tokio::select! {
-                push = pushes.recv() => match push {
+                () = tokio::time::sleep(PACE), if !has_room => {}
+                push = pushes.recv(), if has_room => match push {
                     Some(Push::Page(page)) => {
                         // What was answered before the page was sent must be heard before it.
                         while let Some(answered) = answers.arrived(session.number).await {
@@ -373,6 +389,26 @@ impl Link {
             },
         };
         self.cx.inputs.send(input).await.map_err(|_| End::Closed)
+    }
+}
+
+/// When pages are taken in.
+struct Pace {
+    /// How much waited when that last changed, and when that was.
+    untaken_len: usize,
+    since: Instant,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { untaken_len: 0, since: Instant::now() }
+    }
+
+    fn has_room(&mut self, untaken_len: usize) -> bool {
+        if untaken_len != self.untaken_len {
+            *self = Self { untaken_len, since: Instant::now() };
+        }
+        untaken_len <= UNTAKEN_LEN_MAX || self.since.elapsed() >= PACE_MAX
     }
 }
 

@@ -21,6 +21,7 @@ mod upload;
 mod view;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -41,10 +42,10 @@ use crate::protocol::control::Conflict;
 use crate::protocol::message::Held;
 
 /// Small contents that came inside pages and are not applied yet, in bytes as packed.
-const INCOMING_LEN_MAX: usize = 64 * 1024 * 1024;
+const INCOMING_LEN_MAX: usize = 16 * 1024 * 1024;
 
 /// Small contents that were read for hashing and are not committed yet, in bytes.
-const OUTGOING_LEN_MAX: usize = 32 * 1024 * 1024;
+const OUTGOING_LEN_MAX: usize = 16 * 1024 * 1024;
 
 /// Events that wait for the engine.
 const INPUTS_MAX: usize = 1024;
@@ -75,6 +76,8 @@ pub(super) struct Context {
     pub lists: Lists,
     pub rates: Arc<Rates>,
     pub incoming: Cache<Arc<ChunkData>>,
+    /// How many disk operations are under way.
+    pub applying: AtomicUsize,
     pub outgoing: Cache<Arc<Vec<u8>>>,
     pub partials: Partials,
     /// How far uploads are.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -348,6 +348,7 @@ impl Supervisor {
             lists: opened.lists,
             rates: Arc::clone(&self.settings.rates),
             incoming: Cache::new(INCOMING_LEN_MAX),
+            applying: AtomicUsize::new(0),
             outgoing: Cache::new(OUTGOING_LEN_MAX),
             partials: Partials::default(),
             up: Progress::default(),
