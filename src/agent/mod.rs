@@ -9,6 +9,7 @@ pub mod credentials;
 pub mod disk;
 pub(crate) mod durable;
 mod folder;
+mod heap;
 pub mod ignore;
 pub mod lists;
 pub mod log;

@@ -20,7 +20,7 @@ use crate::agent::disk::ApplyPool;
 use crate::agent::ignore::{self, Ignore};
 use crate::agent::log::Happenings;
 use crate::agent::state::{SqliteTrees, StateError};
-use crate::agent::{clock, watch::Watcher};
+use crate::agent::{clock, heap, watch::Watcher};
 use crate::engine::Engine;
 use crate::engine::apply::{Job, Payload};
 use crate::engine::folder::{Folder as _, Own};
@@ -315,6 +315,7 @@ impl Core {
         if now >= self.rest_at_ms && self.is_settled {
             self.rest_at_ms = u64::MAX;
             self.engine.trees().rest();
+            heap::give_back();
         }
         if now >= self.lists_at_ms && self.is_settled {
             self.lists_at_ms = now + LISTS_MS;
