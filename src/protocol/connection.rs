@@ -27,8 +27,8 @@ use super::frame::{FrameError, IncomingFrame, Patience, kind_name, read_frame};
 use super::limits;
 use super::line::{CloseReason, Line, SendError, Stream};
 use super::message::{
-    AuthReply, Bye, Failure, HeldNow, Hello, HelloReply, Message, PROTOCOL, Page, Ping, Request,
-    UndoBatch,
+    AuthReply, Bye, Failure, GetSplice, HeldNow, Hello, HelloReply, ListBatches, Message, PROTOCOL,
+    Page, Ping, PutList, PutSplice, Request, UndoBatch,
 };
 use super::tls::{ALPN, TlsError, Trust, WrongFingerprint, connector};
 use crate::model::Fingerprint;
@@ -268,7 +268,9 @@ impl Calls {
 /// How long a request may wait when nothing of any answer comes.
 const fn patience(kind: u8) -> Duration {
     Duration::from_secs(match kind {
-        UndoBatch::KIND => limits::UNDO_ANSWER_SECS,
+        ListBatches::KIND | UndoBatch::KIND | PutList::KIND | PutSplice::KIND | GetSplice::KIND => {
+            limits::LONG_ANSWER_SECS
+        }
         _ => limits::ANSWER_SECS,
     })
 }

@@ -65,8 +65,9 @@ pub const STALL_SECS: u64 = 60;
 /// a memory card that takes 4 MB in a second writes that in about a minute.
 pub const ANSWER_SECS: u64 = 60;
 
-/// The same for an undo, which is one change of perhaps a million files.
-pub const UNDO_ANSWER_SECS: u64 = 600;
+/// The same for what is one step for the server and may be long: an undo of perhaps a million files, a
+/// content list of up to 1.8 million chunks, each of which is looked up.
+pub const LONG_ANSWER_SECS: u64 = 600;
 
 /// Bytes of frames that may wait to be written on one connection: a few batches, enough to keep a
 /// fast link busy. A longer frame waits for an empty queue.
