@@ -68,6 +68,9 @@ impl Disks {
         let blocks = dir.join("blocks");
         fs::create_dir_all(&blocks).unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
+        // What is made again of the disks is in memory: hundreds of them are mounted, one after the other.
+        fs::create_dir_all(images(dir)).unwrap();
+        run("mount", &["-t", "tmpfs", "-o", "size=1g", "tmpfs"], &[&images(dir)]);
         let mut files = Vec::new();
         for index in 0..points.len() {
             let base = dir.join(format!("base {index}"));
@@ -195,7 +198,7 @@ impl Disks {
     /// numbers of the events that wrote them.
     fn mount_image(&self, disk: usize, cut: usize, mut is_kept: impl FnMut(usize) -> bool) {
         let base = self.dir.join(format!("base {disk}"));
-        let image = self.dir.join(format!("image {disk}"));
+        let image = images(&self.dir).join(disk.to_string());
         run("cp", &["--sparse=always"], &[&base, &image]);
         let file = File::options().write(true).open(&image).unwrap();
         for (index, event) in self.log()[..cut].iter().enumerate() {
@@ -211,6 +214,18 @@ impl Disks {
         }
         run("mount", MOUNT, &[&image, &self.points[disk]]);
     }
+}
+
+impl Drop for Disks {
+    fn drop(&mut self) {
+        // Left, it goes with the mount namespace.
+        Command::new("umount").arg("--lazy").arg(images(&self.dir)).status().ok();
+    }
+}
+
+/// Where the images of disks after a cut are.
+fn images(dir: &Path) -> PathBuf {
+    dir.join("images")
 }
 
 /// Disks that keep so many of the writes to them, from the first on.

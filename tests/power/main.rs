@@ -98,7 +98,7 @@ fn cut_the_power() {
     let (cuts, seed) = (number("PICLOUD_CUTS", 20), number("PICLOUD_SEED", 1));
     let prefixes = match std::env::var("PICLOUD_PREFIXES") {
         Ok(text) if text == "all" => usize::MAX,
-        _ => usize::try_from(number("PICLOUD_PREFIXES", 100)).unwrap(),
+        _ => usize::try_from(number("PICLOUD_PREFIXES", 60)).unwrap(),
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let mut world = World::without_server("[limits]\ndisk_free_min_mib = 1\n");

@@ -50,7 +50,7 @@ impl Check<'_> {
             self.each("the server", SERVER, count_max, |cut| self.server(runtime, cut));
         for (device, disks) in self.devices.iter().zip(DEVICES) {
             complaints.extend(
-                self.each(&device.name, disks, count_max / 2, |cut| self.device(device, cut)),
+                self.each(&device.name, disks, count_max / 3, |cut| self.device(device, cut)),
             );
         }
         complaints
