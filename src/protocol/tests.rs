@@ -256,7 +256,11 @@ async fn pings_alone_do_not_keep_a_request_waiting() {
     tokio::time::sleep(Duration::from_secs(10 * limits::ANSWER_SECS)).await;
     assert!(connection.ended().is_none());
     let asked = tokio::time::Instant::now();
-    let error = connection.call(&ListDevices {}).await.unwrap_err();
+    let given_up = Duration::from_secs(10 * limits::ANSWER_SECS);
+    let error = timeout(given_up, connection.call(&ListDevices {}))
+        .await
+        .expect("it is given up")
+        .unwrap_err();
     assert_eq!(
         error.to_string(),
         "The connection to the server ended: The server answers no requests: one got nothing for 60 \
