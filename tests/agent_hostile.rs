@@ -908,6 +908,47 @@ async fn a_server_that_says_nothing_is_given_up() {
     stage.assert_works().await;
 }
 
+/// A server whose disk hangs, say: it lets devices in, answers pings and tells its journal, and leaves
+/// every other request without an answer. Neither the agent nor a command waits for it for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_answers_pings_and_nothing_else_is_given_up() {
+    let mut stage = Stage::set().await;
+    let hostile = Hostile::start(&stage.place).await;
+    hostile.set(|script| script.answers = |_, _, _| Some(Vec::new()));
+    let subscribed = &hostile.counts.subscribed;
+    stage.until_over(subscribed, 0, "a session with a server that answers nothing").await;
+    let before = subscribed.load(Ordering::SeqCst);
+    stage.machine.write("more", "to be sent");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_picloud"));
+    command.arg("--config").arg(stage.machine.config()).arg("ls");
+    let started = Instant::now();
+    let listing = tokio::task::spawn_blocking(move || command.output().unwrap());
+    // Until a request has arrived for certain, until it has waited for long enough, and some more.
+    let most = Duration::from_secs(2 * limits::KEEPALIVE_SECS + limits::ANSWER_SECS) + PATIENCE;
+    let why = "The server answers no requests: one got nothing for 60 seconds";
+    loop {
+        let status = stage.status().unwrap();
+        let folder = &status.folders[0];
+        if status.state == State::Offline && folder.offline.as_deref() == Some(why) {
+            break;
+        }
+        assert!(started.elapsed() < most, "the agent waits for ever: {status:#?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let listed = listing.await.unwrap();
+    assert!(started.elapsed() < most);
+    let stderr = String::from_utf8_lossy(&listed.stderr);
+    assert_eq!(listed.status.code(), Some(4), "{stderr}");
+    assert!(stderr.contains(why), "{stderr}");
+    // It tries again, and tells no more than it knows: nothing was answered yet.
+    stage.until_over(subscribed, before, "another try").await;
+    let status = stage.status().unwrap();
+    assert_eq!(status.state, State::Offline, "{status:#?}");
+    stage.assert_safe("a server that answers pings");
+    hostile.stop().await;
+    stage.assert_works().await;
+}
+
 /// Swaps a directory for a link out of the folder and back, as fast as it can, while another device
 /// creates, edits and deletes in it.
 #[tokio::test(flavor = "multi_thread")]

@@ -338,6 +338,9 @@ pub(super) fn status_text(output: Output, status: &Status) -> String {
             let (words, tone) = state_words(folder.state, about_paths);
             lines.push(format!("  {}", output.paint(tone, words)));
         }
+        if let Some(reason) = &folder.offline {
+            lines.push(format!("  {}", printable(reason)));
+        }
         let mut sizes = format!(
             "  {} in {}, {}",
             counted(folder.files, "file", "files"),
@@ -587,6 +590,7 @@ mod tests {
             user: "ann".into(),
             device: "laptop".into(),
             state: State::InSync,
+            offline: None,
             files: 1204,
             dirs: 1,
             bytes: 3_340_000_000,

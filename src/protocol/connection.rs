@@ -4,6 +4,11 @@
 //! to the one channel, and keeps the connection alive; the other writes. Both end with the
 //! connection, which ends when its last clone is dropped. Everything that then still waits for a
 //! reply fails with the same reason.
+//!
+//! A server that is alive and answers no requests is given up as well. How long a request may travel
+//! nobody knows, with megabytes before it on a slow line. But the server answers a ping only after it
+//! has read what was sent before: from a pong on, those requests count as arrived, and when nothing
+//! of any answer comes for [`limits::ANSWER_SECS`] then, the connection ends.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,13 +21,14 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, timeout};
 
-use super::frame::{FrameError, IncomingFrame, kind_name, read_frame};
+use super::frame::{FrameError, IncomingFrame, Patience, kind_name, read_frame};
 use super::limits;
 use super::line::{CloseReason, Line, SendError, Stream};
 use super::message::{
-    AuthReply, Bye, Failure, HeldNow, Hello, HelloReply, Message, PROTOCOL, Page, Ping, Request,
+    AuthReply, Bye, Failure, GetSplice, HeldNow, Hello, HelloReply, ListBatches, Message, PROTOCOL,
+    Page, Ping, PutList, PutSplice, Request, UndoBatch,
 };
 use super::tls::{ALPN, TlsError, Trust, WrongFingerprint, connector};
 use crate::model::Fingerprint;
@@ -199,12 +205,24 @@ struct Shared {
 struct Calls {
     last: u32,
     waiting: HashMap<u32, Call>,
+    /// How many calls there were.
+    made: u64,
+    /// How many of those that are no pings were answered.
+    answered: u64,
+    /// When something of an answer to one that is no ping came last.
+    heard: Option<Instant>,
     /// Set once, when nothing more can be answered.
     over: Option<CloseReason>,
 }
 
 struct Call {
     reply: oneshot::Sender<Result<IncomingFrame, CloseReason>>,
+    /// How many calls were made before this one.
+    order: u64,
+    /// How long it may wait once it has arrived; a ping is not waited for.
+    patience: Option<Duration>,
+    /// From when on the server is known to have it.
+    arrived: Option<Instant>,
     /// Held until the server has answered, even if nobody waits any more.
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -212,7 +230,15 @@ struct Call {
 impl Calls {
     /// Enters a call under a number that is not in use. Numbers are at most a few dozen, so the
     /// loop ends at once.
-    fn enter(&mut self, call: Call) -> u32 {
+    fn enter(
+        &mut self,
+        reply: oneshot::Sender<Result<IncomingFrame, CloseReason>>,
+        patience: Option<Duration>,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> u32 {
+        let order = self.made;
+        self.made += 1;
+        let call = Call { reply, order, patience, arrived: None, _permit: permit };
         loop {
             self.last = self.last.wrapping_add(1);
             if self.last != 0 && !self.waiting.contains_key(&self.last) {
@@ -221,6 +247,32 @@ impl Calls {
             }
         }
     }
+
+    /// A pong came: the server has read what was sent before its ping.
+    fn arrived(&mut self, ping: &Call) {
+        let now = Instant::now();
+        for call in self.waiting.values_mut().filter(|call| call.order < ping.order) {
+            call.arrived.get_or_insert(now);
+        }
+    }
+
+    /// Returns how long a call may wait that has waited longer.
+    fn overdue(&self) -> Option<Duration> {
+        self.waiting.values().find_map(|call| {
+            let since = call.arrived?.max(self.heard.unwrap_or(call.arrived?));
+            call.patience.filter(|patience| since.elapsed() > *patience)
+        })
+    }
+}
+
+/// How long a request may wait when nothing of any answer comes.
+const fn patience(kind: u8) -> Duration {
+    Duration::from_secs(match kind {
+        ListBatches::KIND | UndoBatch::KIND | PutList::KIND | PutSplice::KIND | GetSplice::KIND => {
+            limits::LONG_ANSWER_SECS
+        }
+        _ => limits::ANSWER_SECS,
+    })
 }
 
 impl Shared {
@@ -360,7 +412,7 @@ impl Connection {
             if let Some(reason) = &calls.over {
                 return Err(CallError::Closed(reason.clone()));
             }
-            calls.enter(Call { reply, _permit: permit })
+            calls.enter(reply, Some(patience(R::KIND)), permit)
         };
         // Until the frame is queued, giving up must take the number back: no reply will come.
         let mut entered = Entered { shared, number: Some(number) };
@@ -388,6 +440,12 @@ impl Connection {
     #[must_use]
     pub fn ended(&self) -> Option<CloseReason> {
         self.handle.shared.line.ended()
+    }
+
+    /// Returns how many requests were answered.
+    #[must_use]
+    pub fn answered(&self) -> u64 {
+        self.handle.shared.calls().answered
     }
 
     /// Ends the connection once what has been sent is on its way.
@@ -458,6 +516,7 @@ async fn serve<S: Stream>(mut read: ReadHalf<S>, shared: Arc<Shared>, pushes: mp
         reason = line.closed() => reason,
         reason = receive(&mut read, &shared, &pushes) => reason,
         reason = keep_alive(&shared) => reason,
+        reason = until_overdue(&shared) => reason,
     };
     line.end(reason.clone(), None);
     let waiting = {
@@ -478,7 +537,7 @@ async fn receive<S: Stream>(
 ) -> CloseReason {
     let line = &shared.line;
     loop {
-        let frame = match read_frame(read, || line.body_len_max(), &**line).await {
+        let frame = match read_frame(read, || line.body_len_max(), shared).await {
             Ok(Some(frame)) => frame,
             Ok(None) => return CloseReason::ClosedByPeer,
             Err(error) => return error.into(),
@@ -498,7 +557,16 @@ async fn dispatch(
     pushes: &mpsc::Sender<Push>,
 ) -> Result<Option<CloseReason>, FrameError> {
     if frame.request != 0 {
-        let call = shared.calls().waiting.remove(&frame.request);
+        let call = {
+            let mut calls = shared.calls();
+            let call = calls.waiting.remove(&frame.request);
+            match &call {
+                Some(call) if call.patience.is_some() => calls.answered += 1,
+                Some(ping) => calls.arrived(ping),
+                None => {}
+            }
+            call
+        };
         let Some(call) = call else {
             return Err(FrameError::Unexpected {
                 expected: "the reply to a request",
@@ -538,6 +606,35 @@ async fn dispatch(
     }
 }
 
+/// A part of a long answer is a sign of work as well.
+impl Patience for Shared {
+    fn limit(&self) -> Duration {
+        self.line.limit()
+    }
+
+    fn extend(&self) -> bool {
+        self.line.extend()
+    }
+
+    fn came(&self, request: u32) {
+        let mut calls = self.calls();
+        if calls.waiting.get(&request).is_some_and(|call| call.patience.is_some()) {
+            calls.heard = Some(Instant::now());
+        }
+    }
+}
+
+/// Returns when a request has waited for too long.
+async fn until_overdue(shared: &Shared) -> CloseReason {
+    let mut looks = interval(Duration::from_secs(limits::ANSWER_SECS / 12));
+    loop {
+        looks.tick().await;
+        if let Some(waited) = shared.calls().overdue() {
+            return CloseReason::Unanswered(waited);
+        }
+    }
+}
+
 /// Pings at intervals, so that the server hears something, and something comes back to be heard.
 async fn keep_alive(shared: &Shared) -> CloseReason {
     let period = Duration::from_secs(limits::KEEPALIVE_SECS);
@@ -553,7 +650,7 @@ async fn keep_alive(shared: &Shared) -> CloseReason {
             continue;
         }
         let (reply, pong) = oneshot::channel();
-        let number = shared.calls().enter(Call { reply, _permit: None });
+        let number = shared.calls().enter(reply, None, None);
         match shared.line.encode(number, &Ping {}) {
             Ok(frame) => {
                 if shared.line.try_send(frame) {

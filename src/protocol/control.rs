@@ -109,6 +109,9 @@ pub struct FolderStatus {
     pub device: String,
     /// How it stands.
     pub state: State,
+    /// Why the server cannot be reached, when that is the state.
+    #[serde(default)]
+    pub offline: Option<String>,
     /// Files and links in the drive.
     pub files: u64,
     /// Directories in the drive.

@@ -196,6 +196,8 @@ pub(super) trait Patience {
     fn limit(&self) -> Duration;
     /// Whether the other side has shown itself alive meanwhile in another way.
     fn extend(&self) -> bool;
+    /// Told that something of the body of a frame with this request id has come.
+    fn came(&self, _request: u32) {}
 }
 
 /// Waits for so long, whatever else happens.
@@ -233,6 +235,7 @@ pub(super) async fn read_frame<R: AsyncRead + Unpin>(
     if len > limit {
         return Err(FrameError::TooLong { len, limit });
     }
+    let request = u32::from_be_bytes([r0, r1, r2, r3]);
     let mut body = Vec::with_capacity(len);
     while body.len() < len {
         let left = (len - body.len()) as u64;
@@ -241,8 +244,9 @@ pub(super) async fn read_frame<R: AsyncRead + Unpin>(
         if count == 0 {
             return Err(FrameError::Truncated);
         }
+        patience.came(request);
     }
-    Ok(Some(IncomingFrame { kind, request: u32::from_be_bytes([r0, r1, r2, r3]), body }))
+    Ok(Some(IncomingFrame { kind, request, body }))
 }
 
 /// Waits for one read for as long as patience lasts.

@@ -60,6 +60,15 @@ pub const GUEST_SECS: u64 = 180;
 /// Seconds a peer may take to accept 64 KiB before the connection is given up.
 pub const STALL_SECS: u64 = 60;
 
+/// Seconds that a request which has reached the server may wait while nothing of any answer comes on
+/// its connection. A server's writer has at most 256 jobs before it, of about 1 MiB each at the most:
+/// a memory card that takes 4 MB in a second writes that in about a minute.
+pub const ANSWER_SECS: u64 = 60;
+
+/// The same for what is one step for the server and may be long: an undo of perhaps a million files, a
+/// content list of up to 1.8 million chunks, each of which is looked up.
+pub const LONG_ANSWER_SECS: u64 = 600;
+
 /// Bytes of frames that may wait to be written on one connection: a few batches, enough to keep a
 /// fast link busy. A longer frame waits for an empty queue.
 pub const QUEUE_LEN_MAX: usize = 4 * 1024 * 1024;

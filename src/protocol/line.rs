@@ -51,6 +51,9 @@ pub enum CloseReason {
     /// The other side took no bytes for too long.
     #[error("The other side took no data for {} seconds", limits::STALL_SECS)]
     Stalled,
+    /// The other side is there, but left a request without an answer for too long.
+    #[error("The server answers no requests: one got nothing for {} seconds", .0.as_secs())]
+    Unanswered(Duration),
     /// Reading or understanding what came failed.
     #[error("{0}")]
     Frame(Arc<FrameError>),

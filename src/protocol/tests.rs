@@ -66,6 +66,20 @@ fn page(upto: u64) -> Page {
     }
 }
 
+fn admitted() -> AuthReply {
+    AuthReply {
+        admitted: Some(Admitted {
+            user: crate::model::UserId::from_bytes([0; 16]),
+            user_name: "u".into(),
+            device: crate::model::DeviceId::from_bytes([0; 16]),
+            device_name: String::new(),
+            token: None,
+            drives: vec![],
+        }),
+        question: None,
+    }
+}
+
 async fn next(server: &mut ServerConnection) -> IncomingFrame {
     soon(server.reader.next()).await.unwrap().expect("a frame")
 }
@@ -209,6 +223,134 @@ async fn silence_ends_a_connection_and_pings_keep_one() {
     assert!(matches!(connection.closed().await, CloseReason::Frame(_)));
 }
 
+/// A server whose disk hangs, say: it is there, takes requests and answers none.
+#[tokio::test(start_paused = true)]
+async fn pings_alone_do_not_keep_a_request_waiting() {
+    let (connection, _pushes, mut server) = pair().await;
+    server.reader.authenticated();
+    let sender = server.sender.clone();
+    let (tell, mut told) = mpsc::channel(16);
+    tokio::spawn(async move {
+        while let Ok(Some(frame)) = server.reader.next().await {
+            if frame.kind == Ping::KIND {
+                server.sender.reply(frame.request, &Done {}).await.unwrap();
+            } else {
+                tell.send(frame.request).await.unwrap();
+            }
+        }
+    });
+    // One that is answered late, and one while others are: nothing is wrong with either.
+    let slow = connection.send(&ListDevices {}).await.unwrap();
+    let slow_number = told.recv().await.unwrap();
+    for _ in 0..10 {
+        let quick = connection.send(&ListDevices {}).await.unwrap();
+        let number = told.recv().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(limits::ANSWER_SECS - 20)).await;
+        sender.reply(number, &Devices { devices: vec![] }).await.unwrap();
+        quick.reply().await.unwrap();
+    }
+    sender.reply(slow_number, &Devices { devices: vec![] }).await.unwrap();
+    slow.reply().await.unwrap();
+    assert_eq!(connection.answered(), 11);
+    // An idle connection stays.
+    tokio::time::sleep(Duration::from_secs(10 * limits::ANSWER_SECS)).await;
+    assert!(connection.ended().is_none());
+    let asked = tokio::time::Instant::now();
+    let given_up = Duration::from_secs(10 * limits::ANSWER_SECS);
+    let error = timeout(given_up, connection.call(&ListDevices {}))
+        .await
+        .expect("it is given up")
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "The connection to the server ended: The server answers no requests: one got nothing for 60 \
+         seconds"
+    );
+    let waited = asked.elapsed().as_secs();
+    let most = limits::KEEPALIVE_SECS + limits::ANSWER_SECS + limits::ANSWER_SECS / 6;
+    assert!((limits::ANSWER_SECS..most).contains(&waited), "{waited} seconds");
+}
+
+/// Megabytes on a slow line are no reason to give up: neither those before a request, which it has to
+/// wait for, nor those of its answer.
+#[tokio::test(start_paused = true)]
+async fn a_slow_line_is_not_taken_for_a_server_that_does_not_answer() {
+    /// Takes a frame as such a line brings it.
+    async fn take_slowly(wire: &mut DuplexStream) -> (u8, u32) {
+        let mut header = [0; limits::HEADER_LEN];
+        wire.read_exact(&mut header).await.unwrap();
+        let [l0, l1, l2, l3, kind, r0, r1, r2, r3] = header;
+        let mut left = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
+        let mut piece = vec![0; 32 * 1024];
+        while left > 0 {
+            let len = piece.len().min(left);
+            wire.read_exact(&mut piece[..len]).await.unwrap();
+            left -= len;
+            if len == piece.len() {
+                tokio::time::sleep(Duration::from_secs(10)).await;
+            }
+        }
+        (kind, u32::from_be_bytes([r0, r1, r2, r3]))
+    }
+    let (near, mut far) = duplex(64 * 1024);
+    let server = tokio::spawn(async move {
+        loop {
+            let (kind, request) = take_slowly(&mut far).await;
+            let limit = limits::BODY_LEN_MAX;
+            let answer = match kind {
+                Hello::KIND => {
+                    let time = crate::model::Timestamp::default();
+                    let program = "slow".to_owned();
+                    let reply = HelloReply { protocol: PROTOCOL, program, features: vec![], time };
+                    EncodedFrame::new(request, &reply, limit)
+                }
+                Resume::KIND => EncodedFrame::new(request, &admitted(), limit),
+                ListDevices::KIND => {
+                    let name = "d".repeat(100_000);
+                    let id = crate::model::DeviceId::from_bytes([0; 16]);
+                    let time = crate::model::Timestamp::default();
+                    let (added, last_seen) = (time, None);
+                    let devices = vec![DeviceInfo {
+                        id,
+                        name,
+                        added,
+                        last_seen,
+                        connected: false,
+                        this: true,
+                    }];
+                    EncodedFrame::new(request, &Devices { devices }, limit)
+                }
+                _ => EncodedFrame::new(request, &Done {}, limit),
+            };
+            for piece in answer.unwrap().as_bytes().chunks(10_000) {
+                far.write_all(piece).await.unwrap();
+                tokio::time::sleep(Duration::from_secs(if piece.len() < 10_000 { 0 } else { 30 }))
+                    .await;
+            }
+        }
+    });
+    let (connection, _pushes) = Connection::over(near, "test/1", "pipe").await.unwrap();
+    let device = crate::model::DeviceId::from_bytes([0; 16]);
+    connection.call(&Resume { device, token: vec![] }).await.unwrap();
+    let chunk = crate::model::ChunkData {
+        id: crate::model::ChunkId::of(b""),
+        plain_len: 1,
+        codec: crate::model::Codec::Plain,
+        data: vec![0; 1 << 20],
+    };
+    let put = PutChunks { drive: DriveId::from_bytes([1; 16]), chunks: vec![chunk] };
+    let started = tokio::time::Instant::now();
+    let put = connection.send(&put).await.unwrap();
+    let list = connection.send(&ListDevices {}).await.unwrap();
+    put.reply().await.unwrap();
+    let sent = started.elapsed().as_secs();
+    assert!(sent > 3 * limits::ANSWER_SECS, "{sent} seconds");
+    list.reply().await.unwrap();
+    let answered = started.elapsed().as_secs() - sent;
+    assert!(answered > 3 * limits::ANSWER_SECS, "{answered} seconds");
+    server.abort();
+}
+
 #[tokio::test]
 async fn long_frames_pass_only_after_authentication() {
     let (connection, _pushes, mut server) = pair().await;
@@ -219,17 +361,7 @@ async fn long_frames_pass_only_after_authentication() {
     let pending = connection.send(&login(1)).await.unwrap();
     let frame = next(&mut server).await;
     server.reader.authenticated();
-    let mut reply = AuthReply {
-        admitted: Some(Admitted {
-            user: crate::model::UserId::from_bytes([0; 16]),
-            user_name: "u".into(),
-            device: crate::model::DeviceId::from_bytes([0; 16]),
-            device_name: String::new(),
-            token: None,
-            drives: vec![],
-        }),
-        question: None,
-    };
+    let mut reply = admitted();
     let admitted = reply.admitted.as_mut().unwrap();
     admitted.device_name = "d".into();
     server.sender.reply(frame.request, &reply).await.unwrap();

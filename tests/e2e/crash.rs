@@ -160,4 +160,5 @@ fn kills_at_random_moments_lose_nothing_and_leave_nothing() {
         });
         device.wait_status("agreement", |status| status["folders"][0]["agrees"] != false);
     }
+    println!("kills {kills} survived");
 }

@@ -493,6 +493,7 @@ fn kills_of_everything_at_once_mixed_with_cuts_lose_nothing() {
         files: std::collections::BTreeMap::new(),
         serial: 0,
     });
+    let mut killed = 0;
     for _ in 0..rounds {
         let mut waiting = devices[0].picloud_command(&["sync", "--timeout", "60"]);
         let mut waiting = waiting.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
@@ -513,6 +514,7 @@ fn kills_of_everything_at_once_mixed_with_cuts_lose_nothing() {
         if dice.below(2) == 0 {
             what.reverse();
         }
+        killed += what.len();
         for &which in &what {
             match which {
                 2 => world.kill_server(),
@@ -558,4 +560,5 @@ fn kills_of_everything_at_once_mixed_with_cuts_lose_nothing() {
         }
     }
     nothing_left(&[&devices[0], &devices[1]]);
+    println!("kills {killed} survived");
 }

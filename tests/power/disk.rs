@@ -2,6 +2,7 @@
 //! through FUSE. What the kernel's file system sends to the block device arrives here, and so do its
 //! flushes (`fsync` of the file). From that the state of a disk after a power cut can be made.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -67,6 +68,9 @@ impl Disks {
         let blocks = dir.join("blocks");
         fs::create_dir_all(&blocks).unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
+        // What is made again of the disks is in memory: hundreds of them are mounted, one after the other.
+        fs::create_dir_all(images(dir)).unwrap();
+        run("mount", &["-t", "tmpfs", "-o", "size=1g", "tmpfs"], &[&images(dir)]);
         let mut files = Vec::new();
         for index in 0..points.len() {
             let base = dir.join(format!("base {index}"));
@@ -102,46 +106,135 @@ impl Disks {
     }
 
     pub fn unmount(&self) {
-        for point in self.points.iter().rev() {
-            run("umount", &[], &[point]);
+        self.unmount_some(0..self.points.len());
+    }
+
+    /// Unmounts some of the disks; one that is mounted within another comes after it.
+    fn unmount_some(&self, disks: impl DoubleEndedIterator<Item = usize>) {
+        for disk in disks.rev() {
+            run("umount", &[], &[&self.points[disk]]);
         }
     }
 
     /// Mounts all disks as they are when the power is cut at this moment.
     pub fn mount_after_cut(&self, cut: usize, dice: &mut Dice) -> Vec<Fate> {
         let fates: Vec<_> = self.points.iter().map(|_| any_fate(dice)).collect();
-        for (disk, (point, fate)) in self.points.iter().zip(&fates).enumerate() {
-            let base = self.dir.join(format!("base {disk}"));
-            let image = self.dir.join(format!("image {disk}"));
-            run("cp", &["--sparse=always"], &[&base, &image]);
-            self.replay(disk, cut, *fate, dice, &File::options().write(true).open(&image).unwrap());
-            run("mount", MOUNT, &[&image, point]);
+        for (disk, fate) in fates.iter().enumerate() {
+            let log = self.log();
+            let is_flush =
+                |event: &Event| matches!(event, Event::Flush { disk: of } if *of == disk);
+            let flushed = log[..cut].iter().rposition(is_flush).unwrap_or(0);
+            drop(log);
+            self.mount_image(disk, cut, |index| {
+                index < flushed
+                    || match fate {
+                        Fate::Lost => false,
+                        Fate::Kept => true,
+                        Fate::Mixed(chance) => dice.below(100) < *chance,
+                    }
+            });
         }
         fates
     }
 
-    fn replay(&self, disk: usize, cut: usize, fate: Fate, dice: &mut Dice, image: &File) {
+    /// Every state of these disks that a cut after `first` can leave when each of them keeps either
+    /// what was flushed or all that was written, in the order of the cuts. Each stands for the last
+    /// moment at which it can be found, when most has been acknowledged.
+    pub fn prefixes(&self, disks: &[usize], first: usize) -> Vec<Prefix> {
         let log = self.log();
-        let is_flush = |event: &Event| matches!(event, Event::Flush { disk: of } if *of == disk);
-        let flushed = log[..cut].iter().rposition(is_flush).unwrap_or(0);
-        for (index, event) in log[..cut].iter().enumerate() {
+        let mut written = vec![0; disks.len()];
+        let mut flushed = written.clone();
+        let mut found = BTreeMap::new();
+        for (index, event) in log.iter().map(Some).chain([None]).enumerate() {
+            if index >= first {
+                for which in 0..1 << disks.len() {
+                    let kept = |at: usize| {
+                        if which >> at & 1 == 0 { flushed[at] } else { written[at] }
+                    };
+                    found.insert((0..disks.len()).map(kept).collect::<Vec<usize>>(), index);
+                }
+            }
+            let place = |of: usize| disks.iter().position(|disk| *disk == of);
+            match event {
+                Some(Event::Write { disk, .. }) => {
+                    if let Some(at) = place(*disk) {
+                        written[at] += 1;
+                    }
+                }
+                Some(Event::Flush { disk }) => {
+                    if let Some(at) = place(*disk) {
+                        flushed[at] = written[at];
+                    }
+                }
+                None => {}
+            }
+        }
+        let mut prefixes: Vec<_> = found
+            .into_iter()
+            .map(|(kept, cut)| Prefix { cut, kept: disks.iter().copied().zip(kept).collect() })
+            .collect();
+        prefixes.sort_by_key(|prefix| prefix.cut);
+        prefixes
+    }
+
+    /// Mounts the disks of a prefix as it says, for as long as `look` takes.
+    pub fn with_prefix<T>(&self, prefix: &Prefix, look: impl FnOnce() -> T) -> T {
+        for (disk, kept) in &prefix.kept {
+            let mut seen = 0;
+            let mut last = None;
+            self.mount_image(*disk, prefix.cut, |index| {
+                if last.replace(index) != Some(index) {
+                    seen += 1;
+                }
+                seen <= *kept
+            });
+        }
+        let found = look();
+        self.unmount_some(prefix.kept.iter().map(|(disk, _)| *disk));
+        found
+    }
+
+    /// Mounts a disk with those blocks of what was written to it before the cut that are kept, by the
+    /// numbers of the events that wrote them.
+    fn mount_image(&self, disk: usize, cut: usize, mut is_kept: impl FnMut(usize) -> bool) {
+        let base = self.dir.join(format!("base {disk}"));
+        let image = images(&self.dir).join(disk.to_string());
+        run("cp", &["--sparse=always"], &[&base, &image]);
+        let file = File::options().write(true).open(&image).unwrap();
+        for (index, event) in self.log()[..cut].iter().enumerate() {
             let Event::Write { disk: of, at, bytes } = event else { continue };
             if *of != disk {
                 continue;
             }
             for (number, block) in bytes.chunks(BLOCK).enumerate() {
-                let is_kept = index < flushed
-                    || match fate {
-                        Fate::Lost => false,
-                        Fate::Kept => true,
-                        Fate::Mixed(chance) => dice.below(100) < chance,
-                    };
-                if is_kept {
-                    image.write_all_at(block, at + (number * BLOCK) as u64).unwrap();
+                if is_kept(index) {
+                    file.write_all_at(block, at + (number * BLOCK) as u64).unwrap();
                 }
             }
         }
+        run("mount", MOUNT, &[&image, &self.points[disk]]);
     }
+}
+
+impl Drop for Disks {
+    fn drop(&mut self) {
+        // Left, it goes with the mount namespace.
+        Command::new("umount").arg("--lazy").arg(images(&self.dir)).status().ok();
+    }
+}
+
+/// Where the images of disks after a cut are.
+fn images(dir: &Path) -> PathBuf {
+    dir.join("images")
+}
+
+/// Disks that keep so many of the writes to them, from the first on.
+#[derive(Debug)]
+pub struct Prefix {
+    /// The moment of the cut.
+    pub cut: usize,
+    /// Which disk, and how many of its writes it keeps.
+    kept: Vec<(usize, usize)>,
 }
 
 fn any_fate(dice: &mut Dice) -> Fate {

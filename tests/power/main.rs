@@ -26,8 +26,12 @@
 //!   makes one at most of what arrived in the very moment: in place, not yet remembered, and no longer
 //!   the newest.
 //!
-//! `PICLOUD_CUTS=N` sets how many cuts there are, `PICLOUD_SEED=S` which. The session is another
-//! each time it runs, so a seed does not replay a cut exactly. Takes root, for the mounts; without
+//! Beside these cuts the prefixes of the writes are gone through in their order, with a recovery that
+//! costs less ([`prefixes`]).
+//!
+//! `PICLOUD_CUTS=N` sets how many cuts there are, `PICLOUD_SEED=S` which, `PICLOUD_PREFIXES=N` how many
+//! prefixes, spread over all of them, and `PICLOUD_PREFIXES=all` takes every one. The session is
+//! another each time it runs, so a seed does not replay a cut exactly. Takes root, for the mounts; without
 //! it the test says so and passes.
 
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
@@ -37,6 +41,7 @@ mod support;
 
 mod disk;
 mod ledger;
+mod prefixes;
 
 use std::fs;
 use std::path::Path;
@@ -48,6 +53,7 @@ use picloud::protocol::{Endpoint, Trust};
 
 use disk::Disks;
 use ledger::{Files, Ledger, Save, content};
+use prefixes::Check;
 use support::{Device, Dice, World, settle};
 
 /// Set in the process that has mounts of its own.
@@ -90,6 +96,10 @@ fn number(name: &str, default: u64) -> u64 {
 
 fn cut_the_power() {
     let (cuts, seed) = (number("PICLOUD_CUTS", 20), number("PICLOUD_SEED", 1));
+    let prefixes = match std::env::var("PICLOUD_PREFIXES") {
+        Ok(text) if text == "all" => usize::MAX,
+        _ => usize::try_from(number("PICLOUD_PREFIXES", 60)).unwrap(),
+    };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let mut world = World::without_server("[limits]\ndisk_free_min_mib = 1\n");
     let mut devices = ["a", "b"].map(|name| world.blank_device(name));
@@ -120,9 +130,20 @@ fn cut_the_power() {
         last - first,
         disks.flushes()
     );
+    let check = Check {
+        world: &world,
+        devices: &devices,
+        disks: &disks,
+        ledger: &ledger,
+        person: &person,
+        first,
+    };
+    let mut complaints = check.all(&runtime, prefixes);
+    for complaint in &complaints {
+        println!("  {complaint}");
+    }
     let mut dice = Dice::new(seed);
     let safe = ledger.safe_moments();
-    let mut complaints = Vec::new();
     for number in 0..cuts {
         // Just after something became safe is when most is at stake.
         let cut = if number % 2 == 0 {
@@ -251,12 +272,17 @@ impl Person {
         ledger.was_put(file, bytes, begun, now);
     }
 
+    /// The newest rev that the server had told of at this moment.
+    fn told_until(&self, cut: usize) -> Option<Rev> {
+        self.told.iter().filter(|(at, _)| *at <= cut).map(|(_, rev)| *rev).max()
+    }
+
     /// All files on a server that was started after a cut, each read and checked.
     async fn all_files(&mut self, world: &World, cut: usize) -> Files {
         let mut client = Client::connect(&self.endpoint).await.unwrap();
         let Credentials { device, token } = &self.credentials;
         let session = client.resume(*device, token).await.unwrap();
-        let told = self.told.iter().filter(|(at, _)| *at <= cut).map(|(_, rev)| *rev).max();
+        let told = self.told_until(cut);
         let rev = session.drive().head;
         assert!(Some(rev) >= told, "the journal is at {rev:?}, but {told:?} was told");
         let mut files = Files::new();

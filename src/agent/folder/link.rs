@@ -49,6 +49,9 @@ const PACE: Duration = Duration::from_millis(5);
 /// Nothing of what waits was taken for so long: it may never be, and the pages go on.
 const PACE_MAX: Duration = Duration::from_millis(200);
 
+/// How often to see whether a server that did not answer in the last session does in this one.
+const DOUBT_EVERY: Duration = Duration::from_millis(500);
+
 /// What this program calls itself.
 const PROGRAM: &str = concat!("picloud-agent/", env!("CARGO_PKG_VERSION"));
 
@@ -56,6 +59,8 @@ const PROGRAM: &str = concat!("picloud-agent/", env!("CARGO_PKG_VERSION"));
 enum End {
     /// The server cannot be reached, or the connection broke.
     Offline(String),
+    /// It can be reached, lets the device in, and does not answer.
+    Unanswered(String),
     /// It can be reached, and something is wrong that a person should see.
     Wrong(String),
     /// The server does not want this device.
@@ -99,6 +104,7 @@ impl End {
                 "The server does not keep to the protocol: {}",
                 with_causes(error.as_ref())
             )),
+            CloseReason::Unanswered(_) => Self::Unanswered(reason.to_string()),
             _ => Self::of_code(reason.code(), reason.to_string()),
         }
     }
@@ -132,7 +138,11 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        let more = error.to_string();
+        let mut more = error.to_string();
+        // The system's number of an error helps nobody.
+        if let Some(end) = more.find(" (os error ") {
+            more.truncate(end);
+        }
         if !text.contains(&more) {
             text.push_str(": ");
             text.push_str(&more);
@@ -150,6 +160,8 @@ pub(super) struct Link {
     pub view: watch::Sender<View>,
     /// The number of the last session.
     pub last_session: u64,
+    /// Why the last session ended, when the server answered nothing in it, until it does.
+    pub doubt: Option<String>,
 }
 
 impl Link {
@@ -159,7 +171,8 @@ impl Link {
         loop {
             let started = Instant::now();
             let end = self.session().await;
-            if started.elapsed() >= GOOD_SESSION {
+            let unanswered = matches!(end, End::Unanswered(_));
+            if started.elapsed() >= GOOD_SESSION && !unanswered {
                 pause = PAUSE_MIN;
             }
             let mut wait = jittered(pause);
@@ -172,7 +185,12 @@ impl Link {
                 }
                 End::Offline(reason) => {
                     tracing::info!(server = %self.config.server, %reason, "offline");
-                    self.show(LinkView::Offline);
+                    self.show(LinkView::Offline(reason));
+                }
+                End::Unanswered(reason) => {
+                    tracing::warn!(server = %self.config.server, %reason, "given up");
+                    self.doubt = Some(reason.clone());
+                    self.show(LinkView::Offline(reason));
                 }
                 End::Wrong(reason) => {
                     tracing::warn!(server = %self.config.server, %reason, "no connection");
@@ -195,7 +213,7 @@ impl Link {
 
     fn show(&self, link: LinkView) {
         self.view.send_modify(|view| {
-            if link != LinkView::Online {
+            if !matches!(link, LinkView::Online | LinkView::Doubtful(_)) {
                 view.failed_tries += 1;
             }
             view.link = link;
@@ -278,7 +296,7 @@ impl Link {
             return End::Closed;
         }
         tracing::info!(server = %self.config.server, from = %subscribed.from, head = %subscribed.head, "online");
-        self.show(LinkView::Online);
+        self.show(self.doubt.clone().map_or(LinkView::Online, LinkView::Doubtful));
         self.cx.journal.send_replace(Some(session.journal.clone()));
         let known = subscribed.from;
         let end = self.serve(&session, known, &mut pushes, &mut pages_seen, &mut answers).await;
@@ -293,7 +311,7 @@ impl Link {
     }
 
     async fn serve(
-        &self,
+        &mut self,
         session: &Session,
         mut known: Rev,
         pushes: &mut mpsc::Receiver<Push>,
@@ -303,6 +321,9 @@ impl Link {
         // Pages that the core has not taken in yet: as many as the server may send, no more.
         let mut unseen = 0;
         let mut pace = Pace::new();
+        let answered = || (session.journal.answered(), session.bulk.answered());
+        let at_first = answered();
+        let mut looks = tokio::time::interval(DOUBT_EVERY);
         loop {
             // Where nothing is put in place, as in a folder that had the files before, nothing is waited for.
             let has_room = self.cx.applying.load(Ordering::Relaxed) == 0
@@ -356,6 +377,12 @@ impl Link {
                     let drive = self.config.drive;
                     if let Err(error) = session.journal.notify(&PageSeen { drive, upto }).await {
                         return error.into();
+                    }
+                }
+                _ = looks.tick(), if self.doubt.is_some() => {
+                    if answered() != at_first {
+                        self.doubt = None;
+                        self.show(LinkView::Online);
                     }
                 }
                 reason = session.bulk.closed() => return End::of_close(&reason),

@@ -255,6 +255,7 @@ impl Supervisor {
             token,
             view: self.view.clone(),
             last_session: self.last_session,
+            doubt: None,
         };
         let (report, ended) = oneshot::channel();
         let runtime = Handle::current();

@@ -29,8 +29,11 @@ pub(in crate::agent) enum LinkView {
     Connecting,
     /// There is a session.
     Online,
-    /// The server cannot be reached, and waiting may help.
-    Offline,
+    /// There is a session, but in the last one the server left a request without an answer, for this
+    /// reason, and in this one it has not answered any yet.
+    Doubtful(String),
+    /// The server cannot be reached, for this reason, and waiting may help.
+    Offline(String),
     /// What answers is not right: another server, say, or one of another version. It is tried
     /// again, but a person should look.
     Wrong(String),
@@ -85,14 +88,14 @@ impl View {
             return State::Paused;
         }
         match &self.link {
-            LinkView::Offline => State::Offline,
+            LinkView::Offline(_) => State::Offline,
             LinkView::Wrong(_) => State::Problem,
             LinkView::Connecting => State::Syncing,
-            LinkView::Online | LinkView::Refused(_) if !self.engine.is_settled => State::Syncing,
-            LinkView::Online | LinkView::Refused(_) if self.engine.problem_count > 0 => {
-                State::Problem
-            }
-            LinkView::Online | LinkView::Refused(_) => State::InSync,
+            // What waits for it waits for a server that may not be there.
+            LinkView::Doubtful(_) if !self.engine.is_settled => State::Offline,
+            _ if !self.engine.is_settled => State::Syncing,
+            _ if self.engine.problem_count > 0 => State::Problem,
+            _ => State::InSync,
         }
     }
 
@@ -102,7 +105,14 @@ impl View {
         let of_folder = |reason: &String| Problem { path: String::new(), reason: reason.clone() };
         let link = match &self.link {
             LinkView::Wrong(reason) | LinkView::Refused(reason) => Some(reason),
-            LinkView::Connecting | LinkView::Online | LinkView::Offline => None,
+            _ => None,
+        };
+        let state = self.state();
+        let offline = match &self.link {
+            LinkView::Offline(reason) | LinkView::Doubtful(reason) if state == State::Offline => {
+                Some(reason.clone())
+            }
+            _ => None,
         };
         let mut problems: Vec<Problem> = self.stopped.iter().chain(link).map(of_folder).collect();
         let problem_count = engine.problem_count + problems.len() as u64;
@@ -112,7 +122,8 @@ impl View {
             server: self.config.server.clone(),
             user: self.config.user.clone(),
             device: self.config.device_name.clone(),
-            state: self.state(),
+            state,
+            offline,
             files: engine.totals.files,
             dirs: engine.totals.dirs,
             bytes: engine.totals.bytes,
