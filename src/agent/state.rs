@@ -34,11 +34,14 @@ const FORMAT: i32 = 1;
 /// under way. An entry is about 600 bytes, so both generations full are about 5 MiB.
 const CACHED_MAX: usize = 4 * 1024;
 
-/// Commits that were sent and not answered yet, and what is being put on this disk. Younger than the
-/// rest of the schema; a version that does not know these tables is not disturbed by them.
+/// Commits that were sent and not answered yet, what is being put on this disk, and the larger files on
+/// it by their content. Younger than the rest of the schema; a version that does not know these tables is
+/// not disturbed by them.
 const YOUNGER_SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS sent (number INTEGER PRIMARY KEY, changes BLOB NOT NULL);
     CREATE TABLE IF NOT EXISTS putting (node BLOB PRIMARY KEY, putting BLOB NOT NULL)
+        WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS local_list (list BLOB, node BLOB, PRIMARY KEY (list, node))
         WITHOUT ROWID;";
 
 /// How many damaged databases are kept beside the one in use: the newest ones.
@@ -282,6 +285,8 @@ struct Keys {
     dirty: bool,
     listed: bool,
     conflict: bool,
+    /// The content list of the file on this disk.
+    local_list: Option<ListId>,
 }
 
 impl Keys {
@@ -301,24 +306,32 @@ impl Keys {
             conflict: entry.local.as_ref().is_some_and(|local| {
                 !local.parked && conflicts::original_of(local.disk_name()).is_some()
             }),
+            local_list: entry.local.as_ref().and_then(local_list),
         }
+    }
+}
+
+fn list_of(content: &Content) -> Option<ListId> {
+    match content {
+        Content::List { id, .. } => Some(*id),
+        Content::Empty | Content::Chunk { .. } => None,
+    }
+}
+
+fn local_list(local: &Local) -> Option<ListId> {
+    match &local.body {
+        LocalBody::File(Some(content)) => list_of(content),
+        LocalBody::File(None) | LocalBody::Dir | LocalBody::Link(_) => None,
     }
 }
 
 /// Returns the content lists an entry refers to.
 fn lists_of(entry: &Entry) -> impl Iterator<Item = ListId> + '_ {
-    let list = |content: &Content| match content {
-        Content::List { id, .. } => Some(*id),
-        Content::Empty | Content::Chunk { .. } => None,
-    };
     let of_node = move |node: &Node| match &node.body {
-        Body::File { content, .. } => list(content),
+        Body::File { content, .. } => list_of(content),
         Body::Dir | Body::Link { .. } => None,
     };
-    let local = entry.local.as_ref().and_then(|local| match &local.body {
-        LocalBody::File(Some(content)) => list(content),
-        LocalBody::File(None) | LocalBody::Dir | LocalBody::Link(_) => None,
-    });
+    let local = entry.local.as_ref().and_then(local_list);
     let remote = entry.remote.as_ref().and_then(|remote| of_node(&remote.node));
     let synced = entry.synced.as_ref().and_then(of_node);
     local.into_iter().chain(remote).chain(synced)
@@ -531,9 +544,8 @@ impl SqliteTrees {
             }
             found => return Err(damaged(format!("its format is {found}"))),
         }
-        connection.execute_batch(YOUNGER_SCHEMA).map_err(fail)?;
-        // Checkpoints sync the log themselves.
-        connection.execute_batch("PRAGMA synchronous = NORMAL").map_err(fail)?;
+        let has_lists = connection.table_exists(None, "local_list").map_err(fail)?;
+        connection.execute_batch(&format!("BEGIN IMMEDIATE; {YOUNGER_SCHEMA}")).map_err(fail)?;
         let meta = match Self::read_meta(&connection, "meta").map_err(fail)? {
             Some(bytes) => rmp_serde::from_slice(&bytes)
                 .map_err(|error| damaged(format!("the meta row: {error}")))?,
@@ -558,7 +570,50 @@ impl SqliteTrees {
             is_unsynced: false,
             file: (metadata.dev(), metadata.ino()),
         };
+        if !has_lists {
+            trees.list_all()?;
+        }
+        // Checkpoints sync the log themselves.
+        trees
+            .connection
+            .execute_batch("COMMIT; PRAGMA synchronous = NORMAL;")
+            .map_err(|error| trees.fail(error))?;
         Ok((trees, format == 0))
+    }
+
+    /// Fills the table of larger files, which an earlier version did not keep.
+    fn list_all(&self) -> Result<(), StateError> {
+        for id in self.ids("SELECT id FROM entry WHERE listed ORDER BY seq", [])? {
+            if let Some(list) =
+                self.with(id, |_, entry| entry.local.as_ref().and_then(local_list))?
+            {
+                self.set_list(id, None, Some(list))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_list(
+        &self,
+        id: NodeId,
+        before: Option<ListId>,
+        after: Option<ListId>,
+    ) -> Result<(), StateError> {
+        if before == after {
+            return Ok(());
+        }
+        let statements = [
+            (before, "DELETE FROM local_list WHERE list = ?1 AND node = ?2"),
+            (after, "INSERT OR IGNORE INTO local_list VALUES (?1, ?2)"),
+        ];
+        for (list, sql) in statements {
+            let Some(list) = list else { continue };
+            self.connection
+                .prepare_cached(sql)
+                .and_then(|mut set| set.execute(params![list.as_bytes(), id.as_bytes()]))
+                .map_err(|error| self.fail(error))?;
+        }
+        Ok(())
     }
 
     fn read_meta(connection: &Connection, key: &str) -> rusqlite::Result<Option<Vec<u8>>> {
@@ -831,6 +886,7 @@ impl Trees for SqliteTrees {
             return Ok(());
         };
         self.begin()?;
+        self.set_list(id, before.local_list, entry.local.as_ref().and_then(local_list))?;
         let seq = match seq {
             Some(seq) if entry.is_empty() => {
                 self.connection
@@ -916,6 +972,22 @@ impl Trees for SqliteTrees {
             self.ids("SELECT id FROM entry WHERE ino = ?1", params![ino.cast_signed()])?;
         ids.sort_unstable();
         Ok(ids)
+    }
+
+    fn local_with_list(&self, list: ListId, limit: usize) -> Result<Vec<NodeId>, StateError> {
+        let mut found = Vec::new();
+        let listed = self.ids(
+            "SELECT node FROM local_list WHERE list = ?1 ORDER BY node LIMIT ?2",
+            params![list.as_bytes(), row_limit(limit)],
+        )?;
+        for id in listed {
+            // An earlier version may have changed the entry and left the table as it was.
+            let has = |entry: &Entry| entry.local.as_ref().and_then(local_list) == Some(list);
+            if self.look(id, has)? {
+                found.push(id);
+            }
+        }
+        Ok(found)
     }
 
     fn dirty(&self, after: u64, limit: usize) -> Result<Vec<(u64, NodeId)>, StateError> {

@@ -32,7 +32,7 @@ use self::agenda::{Agenda, Room};
 use self::deletions::Deletions;
 use self::observe::Looks;
 use self::putting::Puttings;
-use self::seam::{Action, DirRef, Event, Outgoing, Spot, Stat};
+use self::seam::{Action, DirRef, Event, Expected, Outgoing, Spot, Stat};
 use self::trees::{Entry, Local, LocalBody, Sent, Trees};
 use crate::model::{
     ChangeOp, Content, IdSource, Name, Node, NodeId, Place, RelPath, Rev, Timestamp,
@@ -83,6 +83,8 @@ const COMMIT_BYTES_MAX: u64 = 1024 * 1024;
 const PLANS_PER_POLL: usize = 4096;
 /// The most problems held with their text; more are counted only.
 const PROBLEMS_MAX: usize = 10_000;
+/// So many files of the same content are tried as a source.
+const SOURCES_MAX: usize = 8;
 /// The most directory paths remembered.
 const PATHS_MAX: usize = 4096;
 /// An engine that is not in sync looks over its dirty nodes at least this often.
@@ -454,6 +456,24 @@ impl<T: Trees> Engine<T> {
     /// Returns the trees, for checkpoints.
     pub fn trees_mut(&mut self) -> &mut T {
         &mut self.trees
+    }
+
+    /// Returns where on this disk a larger file of the same content lies, and how it was last seen: to be
+    /// copied from there instead of fetched.
+    ///
+    /// # Errors
+    /// When the trees cannot be read.
+    pub fn source_of(&mut self, content: &Content) -> Result<Option<(Spot, Expected)>, T::Error> {
+        let Content::List { id: list, .. } = content else {
+            return Ok(None);
+        };
+        for id in self.trees.local_with_list(*list, SOURCES_MAX)? {
+            let Some(local) = self.trees.get(id)?.local else { continue };
+            if let Some(at) = self.spot(&local)? {
+                return Ok(Some((at, Expected { stat: local.stat, content: Some(*content) })));
+            }
+        }
+        Ok(None)
     }
 
     /// Returns what a person should know, with its path.

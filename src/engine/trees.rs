@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::defect::Defect;
 use super::seam::Stat;
 use crate::model::{
-    Attrs, Body, Content, Digest, Lineage, Name, Node, NodeId, Place, Rev, Timestamp,
+    Attrs, Body, Content, Digest, Lineage, ListId, Name, Node, NodeId, Place, Rev, Timestamp,
 };
 
 /// A node on this disk, as last observed.
@@ -344,6 +344,13 @@ pub trait Trees {
     /// # Errors
     /// When the store cannot be read.
     fn local_by_inode(&self, ino: u64) -> Result<Vec<NodeId>, Self::Error>;
+
+    /// Returns nodes whose `local` is a file with this content list, at most `limit` of them: not always
+    /// all there are, since nothing but speed depends on it.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn local_with_list(&self, list: ListId, limit: usize) -> Result<Vec<NodeId>, Self::Error>;
 
     /// Returns dirty nodes ([`Entry::is_dirty`]) in the order in which they were first written, at
     /// most `limit`, after the position `after`; each with its position.

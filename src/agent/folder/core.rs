@@ -551,7 +551,9 @@ impl Core {
             (DiskOp::Write { at, .. }, Some(over)) => Some((at.clone(), *over)),
             _ => None,
         };
-        let job = fetch::Job { node, content: *content, attrs: *attrs, mtime: *mtime, old };
+        let content = *content;
+        let old = self.engine.source_of(&content)?.or(old);
+        let job = fetch::Job { node, content, attrs: *attrs, mtime: *mtime, old };
         let taken = self
             .live
             .as_ref()

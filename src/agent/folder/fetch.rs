@@ -1,10 +1,10 @@
 //! Fetching contents that did not come inside a page.
 //!
 //! Chunks of small files are asked for together, whichever files they belong to. A larger file is
-//! put together in staging: what an old version on this disk shares with it is copied from there,
-//! what had arrived when an earlier fetch of it broke off is there already, the rest is asked for in
-//! order with several batches under way, as deltas to the old version where it has something in the
-//! same place. Every chunk is checked against its hash before it is written.
+//! put together in staging: what another file of this content, or an old version, has on this disk is
+//! copied from there, what had arrived when an earlier fetch of it broke off is there already, the rest
+//! is asked for in order with several batches under way, as deltas to the old version where it has
+//! something in the same place. Every chunk is checked against its hash before it is written.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -53,7 +53,7 @@ pub(in crate::agent) struct Job {
     pub content: Content,
     pub attrs: Attrs,
     pub mtime: Timestamp,
-    /// The version it replaces, which may share chunks with it.
+    /// Another file of this content on this disk, or the version it replaces, which may share chunks.
     pub old: Option<(Spot, Expected)>,
 }
 

@@ -127,6 +127,11 @@ fn assert_alike(trees: &SqliteTrees, model: &MemoryTrees, dice: &mut Dice) {
         let found = trees.local_by_inode(ino).unwrap();
         assert_eq!(found, model.local_by_inode(ino).unwrap());
     }
+    for number in 0..3 {
+        let list = ListId::from_bytes([number; 32]);
+        let found = trees.local_with_list(list, limit).unwrap();
+        assert_eq!(found, model.local_with_list(list, limit).unwrap());
+    }
     let order = |found: Vec<(u64, NodeId)>| found.into_iter().map(|(_, id)| id).collect::<Vec<_>>();
     let all_dirty = trees.dirty(0, 1000).unwrap();
     assert_eq!(order(all_dirty.clone()), order(model.dirty(0, 1000).unwrap()));
