@@ -585,8 +585,11 @@ impl Disk {
     }
 
     /// Returns whether a power cut would leave this content of an inode, under some name; what a
-    /// person has done to it since does not count.
-    pub fn holds_durably(&self, ino: u64, content: &Content) -> bool {
+    /// person has done to it since, or put in its place, does not count.
+    pub fn holds_durably(&self, ino: u64, content: &Content, at: (u64, &Name)) -> bool {
+        if self.at(at.0, at.1) != Some(ino) {
+            return true;
+        }
         let is_whole = |inodes: &BTreeMap<u64, Inode>| {
             let text = inodes.get(&ino).and_then(|inode| match &inode.data {
                 Data::File(text) => Some(text),

@@ -765,8 +765,10 @@ impl World {
             return;
         }
         self.note(format!("{} connects", self.devices[n].name()));
-        // From a device that has a newer connection the server takes nothing on an older one.
+        // From a device that has a newer connection the server takes nothing on an older one, and
+        // what it took is durable before it tells where the journal is.
         self.limbo.retain(|(of, _)| *of != n);
+        self.sync_server();
         let meta = self.devices[n].engine.trees().meta();
         let head = self.server.head();
         // A cursor past the head is answered with the journal from the beginning.
