@@ -547,6 +547,13 @@ impl<T: Trees> Engine<T> {
             }
             matched = true;
             self.looks.missing.remove(&id);
+            if !local.stat.unchanged(&found.stat)
+                && let Some(by) = self.other_name_at_work(id, &found.stat)?
+            {
+                // It may be the operation that changed it: look again when that is over.
+                self.looks.after.entry(by).or_default().insert((dir, name.clone()));
+                continue;
+            }
             // After a start it is only the looks that find it.
             self.tell_alias(id, Some(&local));
             // Whether it can be read, and what happened while it could not, is told by no event.

@@ -146,7 +146,6 @@ impl Habits {
         move_dir: 8,
         turn_out: 4,
         remove: 1,
-        hard_link: 0,
         ..Self::ORDINARY
     };
     /// Works on few files, often on the same one twice, with them open for long.
@@ -646,6 +645,10 @@ impl Disk {
                 let inode = &self.inodes[ino];
                 match &inode.data {
                     Data::Dir(_) => format!("{path}/"),
+                    // An inode has one mode for all its names, which are files of their own elsewhere.
+                    Data::File(text) if self.ledger.borrow().linked.contains(text) => {
+                        format!("{path} = {text} (linked)")
+                    }
                     Data::File(text) => format!("{path} = {text} {:o}", inode.mode),
                     Data::Link(target) => format!("{path} -> {}", String::from_utf8_lossy(target)),
                 }
@@ -1023,13 +1026,20 @@ impl Disk {
     fn person_links_hard(&mut self) -> Option<String> {
         let from = self.some_file()?;
         let to = self.any_path();
-        let ino = self.resolve(&from)?;
-        let (dir, entry) = self.free_place(&to)?;
-        let text = self.text(ino)?.clone();
+        self.link_hard(&from, &to)
+            .then(|| format!("links {} hard as {}", describe(&from), describe(&to)))
+    }
+
+    /// Gives a file one more name.
+    pub fn link_hard(&mut self, from: &[Name], to: &[Name]) -> bool {
+        let (Some(ino), Some((dir, entry))) = (self.resolve(from), self.free_place(to)) else {
+            return false;
+        };
+        let Some(text) = self.text(ino).cloned() else { return false };
         self.ledger.borrow_mut().linked.insert(text);
         self.change_time(ino);
         self.set_names(vec![(dir, entry, Some(ino))]);
-        Some(format!("links {} hard as {}", describe(&from), describe(&to)))
+        true
     }
 
     /// Through a descriptor opened before, whatever became of the file's name since.

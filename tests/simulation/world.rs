@@ -511,6 +511,14 @@ impl World {
                     disk.rename(&path(from), &path(to)).unwrap().into_iter().collect()
                 }
                 ["rm", at] => disk.remove(&path(at)).unwrap(),
+                ["ln", from, to] => {
+                    assert!(disk.link_hard(&path(from), &path(to)));
+                    vec![]
+                }
+                ["chmod", mode, at] => {
+                    assert!(disk.chmod(&path(at), u16::from_str_radix(mode, 8).unwrap()));
+                    vec![]
+                }
                 other => panic!("no such command: {other:?}"),
             };
             // What is written again by somebody is not lost by being replaced before.
