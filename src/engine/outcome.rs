@@ -155,15 +155,14 @@ impl<T: Trees> Engine<T> {
             }
             Outcome::NameImpossible { reason } => {
                 self.forget_putting(id)?;
-                if let ApplyKind::Put { node, .. } | ApplyKind::Move { node, .. } = &applying.what {
-                    if self.aliases.get(&id).is_some_and(|(place, _)| *place == node.place) {
-                        // Not even the other name is possible.
-                        self.agenda.retry_slowly(id, self.now.ms);
-                    } else {
-                        let alias = alias_name(&node.place.name, id);
-                        self.aliases.insert(id, (node.place.clone(), alias));
-                        self.agenda.schedule(id);
+                match &applying.what {
+                    ApplyKind::Put { node, .. } | ApplyKind::Move { node, .. } => {
+                        self.choose_alias(id, &node.place);
                     }
+                    ApplyKind::Unpark { .. }
+                    | ApplyKind::Park
+                    | ApplyKind::SetAside
+                    | ApplyKind::Remove => self.agenda.retry(id, self.now.ms),
                 }
                 self.problem(subject, reason);
             }
@@ -258,6 +257,7 @@ impl<T: Trees> Engine<T> {
                 };
                 local.parked = true;
                 local.set_stat(stat);
+                self.looks.parked.insert(id);
                 self.paths.clear();
                 self.put(id, &entry)?;
             }
@@ -398,20 +398,4 @@ fn new_local(node: Node, alias: Option<Name>, stat: Stat) -> Local {
     };
     let place = Place { parent: node.place.parent, name: node.place.name };
     Local { place, alias, stat, body, racy: false, parked: false, stands_for }
-}
-
-/// Returns another name for a node whose own this disk cannot hold: ASCII letters, digits and a few
-/// signs of it, with the node's id, which no two nodes share.
-pub(super) fn alias_name(name: &Name, id: NodeId) -> Name {
-    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b' ');
-    let bytes = name.as_bytes();
-    let (stem, extension) = match bytes.iter().rposition(|byte| *byte == b'.') {
-        Some(dot) if dot > 0 && bytes.len() - dot <= 16 => bytes.split_at(dot),
-        _ => (bytes, &b""[..]),
-    };
-    let mut alias: Vec<u8> = stem.iter().copied().filter(is_plain).take(120).collect();
-    let hex = id.to_string();
-    alias.extend_from_slice(format!(" (name clash {})", &hex[hex.len() - 8..]).as_bytes());
-    alias.extend(extension.iter().copied().filter(|byte| is_plain(byte) || *byte == b'.'));
-    Name::new(alias).unwrap_or_else(|_| name.clone())
 }
