@@ -109,7 +109,7 @@ fn a_made_name_gives_way_to_who_has_it_by_right() {
         let made = made.to_string();
         let wanted = if is_upper { made.to_uppercase() } else { made };
         let wanted = Name::new(wanted.as_bytes()).unwrap();
-        assert!(world.devices[0].disk.borrow_mut().mkdir(&[wanted.clone()]));
+        assert!(world.devices[0].disk.borrow_mut().mkdir(std::slice::from_ref(&wanted)));
         settle(&mut world);
         assert_in_sync(&mut world);
         let tree = world.tree(1);
