@@ -670,12 +670,13 @@ impl Disk {
     /// conflict copy, can have lost its bytes as well as one in the folder.
     fn all_texts(&self) -> BTreeSet<String> {
         let mut texts = self.texts();
-        for own in [TRASH, PARKED] {
-            let inodes = self.dir(own).into_iter().flatten().map(|(_, ino)| &self.inodes[ino].data);
-            texts.extend(inodes.filter_map(|data| match data {
-                Data::File(text) => Some(text.clone()),
-                _ => None,
-            }));
+        let mut stack = vec![TRASH, PARKED];
+        while let Some(ino) = stack.pop() {
+            match self.inodes.get(&ino).map(|inode| &inode.data) {
+                Some(Data::Dir(entries)) => stack.extend(entries.values()),
+                Some(Data::File(text)) => drop(texts.insert(text.clone())),
+                Some(Data::Link(_)) | None => {}
+            }
         }
         texts
     }
