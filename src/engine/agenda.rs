@@ -75,7 +75,10 @@ pub(crate) struct Agenda {
     waiting: HashMap<NodeId, Vec<NodeId>, NodeIdHash>,
     waiting_count: usize,
     /// Nodes that wait until the journal is known up to a rev.
-    after_rev: BTreeMap<Rev, Vec<NodeId>>,
+    after_rev: BTreeMap<Rev, BTreeSet<NodeId>>,
+    after_rev_count: usize,
+    /// Up to where the journal has to be known for those that found no room there.
+    after_rev_left_out: Option<Rev>,
     retries: HashMap<NodeId, Retry, NodeIdHash>,
     due: BTreeSet<(u64, NodeId)>,
     /// Nodes for whose next step there was no room, by what there was too much of.
@@ -143,14 +146,25 @@ impl Agenda {
 
     /// Puts a node aside until the journal is known up to `rev`.
     pub(crate) fn wait_for_rev(&mut self, id: NodeId, rev: Rev) {
-        self.after_rev.entry(rev).or_default().push(id);
+        if self.after_rev_count >= WAITING_MAX {
+            self.after_rev_left_out = self.after_rev_left_out.max(Some(rev));
+        } else if self.after_rev.entry(rev).or_default().insert(id) {
+            self.after_rev_count += 1;
+        }
     }
 
     /// The journal is known up to `rev`.
     pub(crate) fn reached(&mut self, rev: Rev) {
         let later = self.after_rev.split_off(&rev.next());
-        for id in std::mem::replace(&mut self.after_rev, later).into_values().flatten() {
-            self.schedule(id);
+        for ids in std::mem::replace(&mut self.after_rev, later).into_values() {
+            self.after_rev_count -= ids.len();
+            for id in ids {
+                self.schedule(id);
+            }
+        }
+        if self.after_rev_left_out.is_some_and(|last| last <= rev) {
+            self.after_rev_left_out = None;
+            self.sweep();
         }
     }
 
@@ -276,5 +290,33 @@ impl Agenda {
     /// Returns whether a node is ready.
     pub(crate) fn has_ready(&self) -> bool {
         !self.ready.order.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: usize) -> NodeId {
+        NodeId::from_bytes((number as u128).to_be_bytes())
+    }
+
+    #[test]
+    fn what_finds_no_room_to_wait_for_the_journal_is_found_again_by_a_sweep() {
+        let mut agenda = Agenda::default();
+        // One that is refused again and again waits once.
+        for _ in 0..3 {
+            agenda.wait_for_rev(id(0), Rev(7));
+        }
+        for number in 1..WAITING_MAX + 100 {
+            agenda.wait_for_rev(id(number), Rev(5 + number as u64 % 3));
+        }
+        assert_eq!(agenda.after_rev_count, WAITING_MAX);
+        assert_eq!(agenda.after_rev.values().map(BTreeSet::len).sum::<usize>(), WAITING_MAX);
+        agenda.reached(Rev(6));
+        assert!(agenda.sweep.is_none(), "for some of them it is too early");
+        agenda.reached(Rev(7));
+        assert!(agenda.sweep.is_some() && agenda.after_rev.is_empty());
+        assert_eq!((agenda.after_rev_count, agenda.ready.order.len()), (0, WAITING_MAX));
     }
 }

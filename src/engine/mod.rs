@@ -11,6 +11,7 @@
 //! can be lost at any moment: it follows from the trees.
 
 mod agenda;
+mod aliases;
 pub mod apply;
 mod decide;
 pub mod defect;
@@ -22,6 +23,7 @@ mod observe;
 mod outcome;
 mod plan;
 mod putting;
+mod rings;
 pub mod seam;
 pub mod trees;
 
@@ -29,9 +31,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use self::agenda::{Agenda, Room};
+use self::aliases::Aliases;
 use self::deletions::Deletions;
 use self::observe::Looks;
 use self::putting::Puttings;
+use self::rings::Rings;
 use self::seam::{Action, DirRef, Event, Expected, Outgoing, Spot, Stat};
 use self::trees::{Entry, Local, LocalBody, Sent, Trees};
 use crate::model::{
@@ -81,6 +85,8 @@ const COMMIT_CHANGES_MAX: usize = 512;
 const COMMIT_BYTES_MAX: u64 = 1024 * 1024;
 /// The most nodes planned in one poll, so that events are taken in between.
 const PLANS_PER_POLL: usize = 4096;
+/// How often one node is planned in one poll before it is put off for a while.
+const PLANS_OF_ONE_MAX: u32 = 64;
 /// The most problems held with their text; more are counted only.
 const PROBLEMS_MAX: usize = 10_000;
 /// So many files of the same content are tried as a source.
@@ -220,10 +226,13 @@ pub struct Engine<T> {
     /// How far directories that are not here yet are below one that is, as far as that was asked in
     /// this poll: a deep tree is not walked anew for each node in it.
     depths: HashMap<NodeId, usize>,
+    /// Nodes that wait for each other: for the server to hold what they need, and for this disk to.
+    rings_there: Rings,
+    rings_here: Rings,
     /// What is being put on this disk, or was when an earlier life of this agent ended.
     puttings: Puttings,
     /// Places that nodes have in the drive and the disk cannot hold, with the names they get instead.
-    aliases: HashMap<NodeId, (Place, Name)>,
+    aliases: Aliases,
     /// Directories that were not empty although nothing of ours was in them.
     stubborn: HashMap<NodeId, u32>,
     problems: BTreeMap<Subject, String>,
@@ -302,8 +311,10 @@ impl<T: Trees> Engine<T> {
             unsure: HashMap::new(),
             commits_in_doubt,
             depths: HashMap::new(),
+            rings_there: Rings::default(),
+            rings_here: Rings::default(),
             puttings,
-            aliases: HashMap::new(),
+            aliases: Aliases::default(),
             stubborn: HashMap::new(),
             problems: BTreeMap::new(),
             paths: HashMap::new(),
@@ -356,12 +367,22 @@ impl<T: Trees> Engine<T> {
             }
         }
         self.depths.clear();
+        self.rings_there.renew();
+        self.rings_here.renew();
         let mut budget = PLANS_PER_POLL;
+        let mut plans: HashMap<NodeId, u32> = HashMap::new();
         loop {
             while budget > 0
                 && let Some(id) = self.next()
             {
                 budget -= 1;
+                let times = plans.entry(id).or_default();
+                *times += 1;
+                if *times > PLANS_OF_ONE_MAX && !self.flights.contains_key(&id) {
+                    // It and others make each other ready, and nothing comes of it.
+                    self.agenda.retry(id, now.ms);
+                    continue;
+                }
                 self.plan(id, actions)?;
             }
             if budget == 0 {
@@ -585,11 +606,19 @@ impl<T: Trees> Engine<T> {
     /// Writes an entry, and readies whoever has to do with it.
     fn put(&mut self, id: NodeId, entry: &Entry) -> Result<(), T::Error> {
         self.trees.put(id, entry)?;
+        self.rings_there.forget();
+        self.rings_here.forget();
         self.tell_alias(id, entry.local.as_ref());
         if entry.local.is_none() {
             // What is not here is no directory that cannot be read, and nothing is in it.
             self.solve(&Subject::Listing(id));
             self.solve_spots(id);
+        }
+        if entry.is_empty() {
+            self.aliases.forget(id);
+        }
+        if entry.local.as_ref().is_none_or(|local| !local.parked) {
+            self.looks.parked.remove(&id);
         }
         self.agenda.wake(id);
         if entry.is_dirty() {

@@ -117,6 +117,9 @@ pub(super) struct Looks {
     pub(super) rescans_done: u64,
     /// Whether everything was looked at once, and nothing of that is left open.
     pub(super) is_known: bool,
+    /// Nodes that were parked in this life of the agent, and still are. Of others that are said to be, it
+    /// is not known before all was looked at.
+    pub(super) parked: HashSet<NodeId>,
     /// Files that look as they did before an unclean stop, but may have lost bytes: they are being
     /// read, and count as what both sides agreed on only if they still hold it.
     pub(super) torn: HashSet<NodeId>,
@@ -547,6 +550,13 @@ impl<T: Trees> Engine<T> {
             }
             matched = true;
             self.looks.missing.remove(&id);
+            if !local.stat.unchanged(&found.stat)
+                && let Some(by) = self.other_name_at_work(id, &found.stat)?
+            {
+                // It may be the operation that changed it: look again when that is over.
+                self.looks.after.entry(by).or_default().insert((dir, name.clone()));
+                continue;
+            }
             // After a start it is only the looks that find it.
             self.tell_alias(id, Some(&local));
             // Whether it can be read, and what happened while it could not, is told by no event.
@@ -809,7 +819,8 @@ impl<T: Trees> Engine<T> {
             }
         }
         for id in self.claims(found)? {
-            if self.looks.is_known && self.trees.get(id)?.local.is_some_and(|local| local.parked) {
+            let is_parked_now = self.looks.is_known || self.looks.parked.contains(&id);
+            if is_parked_now && self.trees.get(id)?.local.is_some_and(|local| local.parked) {
                 // Only we move what is parked, so this is what was there before; or a hard link to
                 // it, which waits until that is over.
                 let names = BTreeSet::from([name.clone()]);

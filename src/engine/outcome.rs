@@ -25,6 +25,10 @@ impl<T: Trees> Engine<T> {
                 if !matches!(local.body, LocalBody::File(_)) {
                     return Ok(());
                 }
+                let is_changed = local.stat.attrs != stat.attrs || local.stat.mtime != stat.mtime;
+                if is_changed && self.other_name_at_work(id, &stat)?.is_some() {
+                    return self.look_again(id);
+                }
                 let dir = local.place.parent;
                 local.set_stat(stat);
                 local.body = LocalBody::File(Some(content));
@@ -151,15 +155,14 @@ impl<T: Trees> Engine<T> {
             }
             Outcome::NameImpossible { reason } => {
                 self.forget_putting(id)?;
-                if let ApplyKind::Put { node, .. } | ApplyKind::Move { node, .. } = &applying.what {
-                    if self.aliases.get(&id).is_some_and(|(place, _)| *place == node.place) {
-                        // Not even the other name is possible.
-                        self.agenda.retry_slowly(id, self.now.ms);
-                    } else {
-                        let alias = alias_name(&node.place.name, id);
-                        self.aliases.insert(id, (node.place.clone(), alias));
-                        self.agenda.schedule(id);
+                match &applying.what {
+                    ApplyKind::Put { node, .. } | ApplyKind::Move { node, .. } => {
+                        self.choose_alias(id, &node.place);
                     }
+                    ApplyKind::Unpark { .. }
+                    | ApplyKind::Park
+                    | ApplyKind::SetAside
+                    | ApplyKind::Remove => self.agenda.retry(id, self.now.ms),
                 }
                 self.problem(subject, reason);
             }
@@ -214,7 +217,8 @@ impl<T: Trees> Engine<T> {
                     self.looks.hint_name(node.place.parent, kept);
                 }
                 let is_dir = node.is_dir();
-                let was_here = entry.local.is_some();
+                let before = entry.local.as_ref().map(|local| local.stat);
+                let was_here = before.is_some();
                 entry.synced = Some(base);
                 entry.local = Some(new_local(node, alias, stat));
                 if is_dir && was_here {
@@ -222,6 +226,9 @@ impl<T: Trees> Engine<T> {
                     return self.put(id, &entry);
                 }
                 self.put(id, &entry)?;
+                if let Some(before) = before.filter(|before| before.same_inode(&stat)) {
+                    self.tell_other_names(id, &before, &stat)?;
+                }
                 if is_dir {
                     self.looks.hint_all(id);
                     self.schedule_children_there(id)?;
@@ -250,6 +257,7 @@ impl<T: Trees> Engine<T> {
                 };
                 local.parked = true;
                 local.set_stat(stat);
+                self.looks.parked.insert(id);
                 self.paths.clear();
                 self.put(id, &entry)?;
             }
@@ -299,6 +307,53 @@ impl<T: Trees> Engine<T> {
         Ok(())
     }
 
+    /// One of the names of an inode has brought it other attributes. For its other names that is no
+    /// edit: what they stand for stays, as on a disk that cannot hold it. Else two devices on which it
+    /// has both names would tell each other of it for ever.
+    fn tell_other_names(&mut self, id: NodeId, before: &Stat, now: &Stat) -> Result<(), T::Error> {
+        for other in self.trees.local_by_inode(now.ino)? {
+            let mut entry = self.trees.get(other)?;
+            let Some(local) = &mut entry.local else { continue };
+            if other == id || !local.stat.same_inode(now) || local.stat.attrs != before.attrs {
+                continue;
+            }
+            let as_known = Stat { ctime: before.ctime, ..local.stat };
+            if as_known != *before {
+                // It was edited, and the look at this name is still to come.
+                continue;
+            }
+            if local.stat.ctime != before.ctime
+                && let LocalBody::File(content) = &mut local.body
+            {
+                *content = None;
+            }
+            local.stands_for = Some(StandsFor { mtime: local.mtime(), attrs: local.attrs() });
+            local.stat = *now;
+            self.put(other, &entry)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the node that an operation of ours is at work on and that is another name of this inode.
+    pub(super) fn other_name_at_work(
+        &self,
+        id: NodeId,
+        stat: &Stat,
+    ) -> Result<Option<NodeId>, T::Error> {
+        if self.counts.applies == 0 {
+            return Ok(None);
+        }
+        for other in self.trees.local_by_inode(stat.ino)? {
+            if other != id
+                && matches!(self.flights.get(&other), Some(Flight::Apply(_)))
+                && self.trees.get(other)?.local.is_some_and(|local| local.stat.same_inode(stat))
+            {
+                return Ok(Some(other));
+            }
+        }
+        Ok(None)
+    }
+
     /// A directory is here now: what the server has in it can follow.
     fn schedule_children_there(&mut self, dir: NodeId) -> Result<(), T::Error> {
         let mut after = None;
@@ -343,20 +398,4 @@ fn new_local(node: Node, alias: Option<Name>, stat: Stat) -> Local {
     };
     let place = Place { parent: node.place.parent, name: node.place.name };
     Local { place, alias, stat, body, racy: false, parked: false, stands_for }
-}
-
-/// Returns another name for a node whose own this disk cannot hold: ASCII letters, digits and a few
-/// signs of it, with the node's id, which no two nodes share.
-pub(super) fn alias_name(name: &Name, id: NodeId) -> Name {
-    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b' ');
-    let bytes = name.as_bytes();
-    let (stem, extension) = match bytes.iter().rposition(|byte| *byte == b'.') {
-        Some(dot) if dot > 0 && bytes.len() - dot <= 16 => bytes.split_at(dot),
-        _ => (bytes, &b""[..]),
-    };
-    let mut alias: Vec<u8> = stem.iter().copied().filter(is_plain).take(120).collect();
-    let hex = id.to_string();
-    alias.extend_from_slice(format!(" (name clash {})", &hex[hex.len() - 8..]).as_bytes());
-    alias.extend(extension.iter().copied().filter(|byte| is_plain(byte) || *byte == b'.'));
-    Name::new(alias).unwrap_or_else(|_| name.clone())
 }

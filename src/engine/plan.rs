@@ -5,11 +5,12 @@
 //! are small, are made from the newest state, and need no undoing.
 
 use super::agenda::Room;
+use super::aliases::name_between;
 use super::apply::OWN_DIR;
 use super::decide::{Aspects, Need, decide};
 use super::defect::Defect;
 use super::deletions::Course;
-use super::outcome::alias_name;
+use super::rings::{Ring, reached_from};
 use super::seam::{Action, DirRef, DiskOp, Expected, Outgoing, Spot};
 use super::trees::{Entry, Local, LocalBody, Remote, Sent, Trees};
 use super::{
@@ -18,12 +19,25 @@ use super::{
 };
 use crate::model::{Body, Change, ChangeOp, Content, Name, Node, NodeId, Place, Rev};
 
-/// The longest chain of nodes, each of which waits for the next to leave its name, that is followed
-/// to find a ring; a longer one is taken for one.
+/// The most changes that a server takes as one, and so the longest ring of nodes, each of which waits
+/// for the next, that can be told of in one step. Of the entries of a directory that is to go as many
+/// are asked what they wait for: the others come to be asked when these are gone.
 const RING_MAX: usize = 64;
 
 /// How deep a directory of the server's may be: an honest server allows no more.
 const DEPTH_MAX: usize = 4096;
+
+/// How a node gets out of what it waits for on the server.
+enum Way {
+    /// It is in no ring.
+    Free,
+    /// This is told of in one step.
+    Together(Vec<NodeId>),
+    /// First this one, which the ring waits for and is no part of it.
+    After(NodeId),
+    /// The ring is too long to be told of in one step: it is opened by a name in between.
+    Between,
+}
 
 /// Whether a neighbour is ready.
 enum Ready<V> {
@@ -241,9 +255,11 @@ impl<T: Trees> Engine<T> {
             if self.is_undone(id, parent)? {
                 return self.pull_place(id, entry, actions);
             }
-            let ring = self.ring_there(id)?;
-            if !ring.is_empty() {
-                return self.push_ring(id, &ring, actions);
+            match self.way_out_there(id)? {
+                Way::Free => {}
+                Way::Together(ring) => return self.push_ring(id, &ring, actions),
+                Way::After(first) => ready!(self, id, Ready::<()>::After(first)),
+                Way::Between => return self.push_between(id, remote, actions),
             }
             ready!(self, id, self.parent_there(parent)?);
             if self.is_below_there(anchor, id)?
@@ -562,32 +578,64 @@ impl<T: Trees> Engine<T> {
         Ok(())
     }
 
-    /// Returns a node and all that what it waits for on the server waits for in turn, when the node
-    /// itself is among the latter; none when there is no such ring.
-    fn ring_there(&self, id: NodeId) -> Result<Vec<NodeId>, T::Error> {
-        self.ring_of(id, |node| self.blockers_there(node))
-    }
-
-    fn ring_of(
-        &self,
-        id: NodeId,
-        blockers: impl Fn(NodeId) -> Result<Vec<NodeId>, T::Error>,
-    ) -> Result<Vec<NodeId>, T::Error> {
-        let mut all = vec![id];
-        let (mut next, mut is_ring) = (0, false);
-        while let Some(&at) = all.get(next) {
-            next += 1;
-            for blocker in blockers(at)? {
-                is_ring |= blocker == id;
-                if !all.contains(&blocker) {
-                    all.push(blocker);
-                }
-            }
-            if all.len() > RING_MAX {
-                return Ok(Vec::new());
+    /// Returns how a node that is to move gets out of a ring of nodes that wait for each other.
+    fn way_out_there(&mut self, id: NodeId) -> Result<Way, T::Error> {
+        let mut rings = std::mem::take(&mut self.rings_there);
+        let ring = rings.of(id, |node| self.blockers_there(node));
+        self.rings_there = rings;
+        let ring = match ring? {
+            Ring::No => return Ok(Way::Free),
+            // While anything else goes on, the end of a chain may come nearer.
+            Ring::Unknown if self.is_at_work() => return Ok(Way::Free),
+            Ring::Unknown => return Ok(Way::Between),
+            Ring::Of(ring) => ring,
+        };
+        if let Some(all) = reached_from(id, RING_MAX, |node| self.blockers_there(node))? {
+            return Ok(Way::Together(all));
+        }
+        if ring.len() > RING_MAX {
+            return Ok(Way::Between);
+        }
+        for member in &ring {
+            let blockers = self.blockers_there(*member)?;
+            if let Some(first) = blockers.into_iter().find(|blocker| !ring.contains(blocker)) {
+                return Ok(Way::After(first));
             }
         }
-        Ok(if is_ring { all } else { Vec::new() })
+        Ok(Way::Together(ring))
+    }
+
+    fn is_at_work(&self) -> bool {
+        !self.flights.is_empty() || !self.outbox.is_empty()
+    }
+
+    /// Moves a node on the server to a name of the engine's making, so that those that wait for its
+    /// name, or for it to come out of another, can be told of. It follows them to its own place.
+    fn push_between(
+        &mut self,
+        id: NodeId,
+        remote: &Remote,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), T::Error> {
+        let Remote { rev, node } = remote;
+        let Some(local) = self.trees.get(id)?.local else { return Ok(()) };
+        let anchor = self.anchor_there(local.place.parent)?;
+        let parent =
+            if self.is_below_there(anchor, id)? { NodeId::ROOT } else { node.place.parent };
+        for number in 0..RING_MAX {
+            let name = name_between(&node.place.name, id, number);
+            if !self.trees.remote_at(parent, &name)?.is_empty() {
+                continue;
+            }
+            let place = Place { parent, name };
+            let op = ChangeOp::Update { place: Some(place.clone()), body: None, attrs: None };
+            let after = Node { place, ..node.clone() };
+            let pushed = Pushed { node: Some(after), is_create: false, base: *rev };
+            let change = Change::new(id, *rev, op);
+            return self.commit(Outgoing { change, attach: None }, pushed, actions);
+        }
+        self.agenda.retry_slowly(id, self.now.ms);
+        Ok(())
     }
 
     /// Returns whether a node cannot go into this directory because that is, or will be once all is told,
@@ -677,7 +725,7 @@ impl<T: Trees> Engine<T> {
 
     // To the disk.
 
-    fn apply(
+    pub(super) fn apply(
         &mut self,
         id: NodeId,
         op: DiskOp,
@@ -935,11 +983,10 @@ impl<T: Trees> Engine<T> {
         }
         let Some(dir) = self.dir_ref(parent)? else { return Ok(()) };
         let mut name = self.disk_name(id, &local.place);
-        let is_taken = self.targets.contains_key(&(parent, name.clone()))
-            || !self.trees.local_at(parent, &name)?.is_empty();
-        if is_taken || self.agenda.has_failed(id) {
+        if self.is_taken_here(parent, &name)? || self.agenda.has_failed(id) {
             // What the trees do not know of may be there, too.
-            name = alias_name(&local.place.name, id);
+            self.choose_alias(id, &local.place);
+            name = self.disk_name(id, &local.place);
         }
         let targets = vec![(parent, name.clone())];
         let place = Place { parent, name: name.clone() };
@@ -1020,12 +1067,18 @@ impl<T: Trees> Engine<T> {
             if other == id {
                 continue;
             }
+            if self.give_way(id, name) {
+                return Ok(Ready::Again);
+            }
             if self.flights.contains_key(&other) {
                 return Ok(Ready::After(other));
             }
             let entry = self.trees.get(other)?;
             let Some(local) = &entry.local else { continue };
             let need = decide(&entry);
+            if need == Need::Rest && self.make_way(other, &entry, actions)? {
+                return Ok(Ready::After(other));
+            }
             if let (Need::PullPlace, Some(remote)) = (need, &entry.remote) {
                 let parent = remote.node.place.parent;
                 if parent != NodeId::ROOT && self.trees.get(parent)?.local.is_none() {
@@ -1089,9 +1142,17 @@ impl<T: Trees> Engine<T> {
         self.apply(id, op, ApplyKind::SetAside, targets, actions)
     }
 
-    /// Returns whether what a node waits for on this disk waits, over others, for the node itself.
-    fn is_ring_here(&self, id: NodeId) -> Result<bool, T::Error> {
-        Ok(!self.ring_of(id, |node| self.blockers_here(node))?.is_empty())
+    /// Returns whether what a node waits for on this disk waits, over others, for the node itself. What
+    /// is too much to tell is taken for that once nothing else goes on: to park it is never wrong.
+    fn is_ring_here(&mut self, id: NodeId) -> Result<bool, T::Error> {
+        let mut rings = std::mem::take(&mut self.rings_here);
+        let ring = rings.of(id, |node| self.blockers_here(node));
+        self.rings_here = rings;
+        Ok(match ring? {
+            Ring::No => false,
+            Ring::Of(_) => true,
+            Ring::Unknown => !self.is_at_work(),
+        })
     }
 
     /// Returns the nodes that have to be on this disk, or to leave their names or their directory,
@@ -1134,17 +1195,9 @@ impl<T: Trees> Engine<T> {
         }
         Ok(None)
     }
-
-    /// Returns the name a node gets on this disk.
-    fn disk_name(&self, id: NodeId, place: &Place) -> Name {
-        match self.aliases.get(&id) {
-            Some((refused, alias)) if refused == place => alias.clone(),
-            _ => place.name.clone(),
-        }
-    }
 }
 
-fn expected(local: &Local) -> Expected {
+pub(super) fn expected(local: &Local) -> Expected {
     let content = match &local.body {
         LocalBody::File(content) => *content,
         LocalBody::Dir | LocalBody::Link(_) => None,

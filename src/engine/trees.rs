@@ -96,12 +96,10 @@ impl Local {
         let body = match &self.body {
             LocalBody::Dir => Body::Dir,
             LocalBody::File(None) => return None,
-            LocalBody::File(Some(content)) => {
-                Body::File { content: *content, mtime: self.stat.mtime }
-            }
+            LocalBody::File(Some(content)) => Body::File { content: *content, mtime: self.mtime() },
             LocalBody::Link(target) => Body::Link { target: target.clone() },
         };
-        Some(Node { place: self.place.clone(), body, attrs: self.stat.attrs })
+        Some(Node { place: self.place.clone(), body, attrs: self.attrs() })
     }
 }
 

@@ -76,8 +76,8 @@ pub struct Device {
     staged: u32,
     /// The power went, and the first look at the disk since is not remembered yet.
     is_unclean: bool,
-    /// What is being written.
-    writing: BTreeMap<NodeId, Content>,
+    /// What is being written, and where: in which directory, under which name.
+    writing: BTreeMap<NodeId, (Content, u64, Name)>,
     /// What was told as done, and was not durable.
     pub untruth: Option<String>,
     /// How many operations on disk were carried out.
@@ -227,8 +227,8 @@ impl Device {
     /// Hands an operation over to the disk, with its content.
     pub fn submit(&mut self, rng: &mut Rng, job: Job) {
         let Job { node, op, payload } = job;
-        if let DiskOp::Write { content, .. } = &op {
-            self.writing.insert(node, *content);
+        if let DiskOp::Write { content, at, .. } = &op {
+            self.writing.insert(node, (*content, at.dir.ino, at.name.clone()));
         }
         let payload = match (&op, payload) {
             // Larger contents come to staging before, by a way of their own.
@@ -292,8 +292,9 @@ impl Device {
 
     pub fn applied(&mut self, node: NodeId, outcome: Outcome) {
         self.operations += 1;
-        if let (Some(content), Outcome::Done { stat, .. }) = (self.writing.remove(&node), &outcome)
-            && !self.disk.borrow().holds_durably(stat.ino, &content)
+        if let (Some((content, dir, name)), Outcome::Done { stat, .. }) =
+            (self.writing.remove(&node), &outcome)
+            && !self.disk.borrow().holds_durably(stat.ino, &content, (dir, &name))
         {
             self.untruth = Some(format!("{} told {node} as done, and it is not", self.name()));
         }

@@ -146,7 +146,6 @@ impl Habits {
         move_dir: 8,
         turn_out: 4,
         remove: 1,
-        hard_link: 0,
         ..Self::ORDINARY
     };
     /// Works on few files, often on the same one twice, with them open for long.
@@ -585,8 +584,11 @@ impl Disk {
     }
 
     /// Returns whether a power cut would leave this content of an inode, under some name; what a
-    /// person has done to it since does not count.
-    pub fn holds_durably(&self, ino: u64, content: &Content) -> bool {
+    /// person has done to it since, or put in its place, does not count.
+    pub fn holds_durably(&self, ino: u64, content: &Content, at: (u64, &Name)) -> bool {
+        if self.at(at.0, at.1) != Some(ino) {
+            return true;
+        }
         let is_whole = |inodes: &BTreeMap<u64, Inode>| {
             let text = inodes.get(&ino).and_then(|inode| match &inode.data {
                 Data::File(text) => Some(text),
@@ -643,6 +645,10 @@ impl Disk {
                 let inode = &self.inodes[ino];
                 match &inode.data {
                     Data::Dir(_) => format!("{path}/"),
+                    // An inode has one mode for all its names, which are files of their own elsewhere.
+                    Data::File(text) if self.ledger.borrow().linked.contains(text) => {
+                        format!("{path} = {text} (linked)")
+                    }
                     Data::File(text) => format!("{path} = {text} {:o}", inode.mode),
                     Data::Link(target) => format!("{path} -> {}", String::from_utf8_lossy(target)),
                 }
@@ -664,12 +670,13 @@ impl Disk {
     /// conflict copy, can have lost its bytes as well as one in the folder.
     fn all_texts(&self) -> BTreeSet<String> {
         let mut texts = self.texts();
-        for own in [TRASH, PARKED] {
-            let inodes = self.dir(own).into_iter().flatten().map(|(_, ino)| &self.inodes[ino].data);
-            texts.extend(inodes.filter_map(|data| match data {
-                Data::File(text) => Some(text.clone()),
-                _ => None,
-            }));
+        let mut stack = vec![TRASH, PARKED];
+        while let Some(ino) = stack.pop() {
+            match self.inodes.get(&ino).map(|inode| &inode.data) {
+                Some(Data::Dir(entries)) => stack.extend(entries.values()),
+                Some(Data::File(text)) => drop(texts.insert(text.clone())),
+                Some(Data::Link(_)) | None => {}
+            }
         }
         texts
     }
@@ -1020,13 +1027,20 @@ impl Disk {
     fn person_links_hard(&mut self) -> Option<String> {
         let from = self.some_file()?;
         let to = self.any_path();
-        let ino = self.resolve(&from)?;
-        let (dir, entry) = self.free_place(&to)?;
-        let text = self.text(ino)?.clone();
+        self.link_hard(&from, &to)
+            .then(|| format!("links {} hard as {}", describe(&from), describe(&to)))
+    }
+
+    /// Gives a file one more name.
+    pub fn link_hard(&mut self, from: &[Name], to: &[Name]) -> bool {
+        let (Some(ino), Some((dir, entry))) = (self.resolve(from), self.free_place(to)) else {
+            return false;
+        };
+        let Some(text) = self.text(ino).cloned() else { return false };
         self.ledger.borrow_mut().linked.insert(text);
         self.change_time(ino);
         self.set_names(vec![(dir, entry, Some(ino))]);
-        Some(format!("links {} hard as {}", describe(&from), describe(&to)))
+        true
     }
 
     /// Through a descriptor opened before, whatever became of the file's name since.

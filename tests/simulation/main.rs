@@ -1,12 +1,13 @@
 //! The engines of several devices in one thread, on model disks, with a model server and network.
 //!
 //! [`table`] plays the rows of the conflict table; [`histories`] plays seeded random ones;
-//! [`gate`] the mass deletions that wait for a person, [`incidents`] how other synchronizers lost files;
+//! [`bounds`] what could go round in circles; [`gate`] the mass deletions that wait for a person, [`incidents`] how other synchronizers lost files;
 //! [`defects`] shows that what is wrong is found.
 //! `docs/simulator.md` tells what is modelled, and what must hold.
 
 #![expect(clippy::unwrap_used, reason = "what cannot be in the model is a failing test")]
 
+mod bounds;
 mod defects;
 mod device;
 mod disk;

@@ -511,6 +511,14 @@ impl World {
                     disk.rename(&path(from), &path(to)).unwrap().into_iter().collect()
                 }
                 ["rm", at] => disk.remove(&path(at)).unwrap(),
+                ["ln", from, to] => {
+                    assert!(disk.link_hard(&path(from), &path(to)));
+                    vec![]
+                }
+                ["chmod", mode, at] => {
+                    assert!(disk.chmod(&path(at), u16::from_str_radix(mode, 8).unwrap()));
+                    vec![]
+                }
                 other => panic!("no such command: {other:?}"),
             };
             // What is written again by somebody is not lost by being replaced before.
@@ -765,8 +773,10 @@ impl World {
             return;
         }
         self.note(format!("{} connects", self.devices[n].name()));
-        // From a device that has a newer connection the server takes nothing on an older one.
+        // From a device that has a newer connection the server takes nothing on an older one, and
+        // what it took is durable before it tells where the journal is.
         self.limbo.retain(|(of, _)| *of != n);
+        self.sync_server();
         let meta = self.devices[n].engine.trees().meta();
         let head = self.server.head();
         // A cursor past the head is answered with the journal from the beginning.

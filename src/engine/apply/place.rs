@@ -135,7 +135,7 @@ impl<F: Folder> Applier<F> {
             .make_dir(&dir, &at.name, attrs)
             .map_err(|fault| self.stop_filling(fault, &dir, at))?;
         batch.touch(&dir, at.dir.ino);
-        self.done(&dir, at)
+        self.done(&dir, at, Kind::Dir)
     }
 
     fn make_link(&self, batch: &mut Batch<F>, at: &Spot, target: &[u8]) -> Result<Outcome, Stop> {
@@ -144,11 +144,15 @@ impl<F: Folder> Applier<F> {
             .make_link(&dir, &at.name, target)
             .map_err(|fault| self.stop_filling(fault, &dir, at))?;
         batch.touch(&dir, at.dir.ino);
-        self.done(&dir, at)
+        self.done(&dir, at, Kind::Link)
     }
 
-    fn done(&self, dir: &F::Dir, at: &Spot) -> Result<Outcome, Stop> {
+    fn done(&self, dir: &F::Dir, at: &Spot, made: Kind) -> Result<Outcome, Stop> {
         let stat = self.folder.stat(dir, &at.name).map_err(|fault| stop(fault, &at.path()))?;
+        if stat.kind != Some(made) {
+            // Somebody has moved it away already, and put something else there.
+            return Ok(Outcome::Taken);
+        }
         Ok(Outcome::Done { stat, kept: None })
     }
 
@@ -501,7 +505,7 @@ impl<F: Folder> Applier<F> {
         let dir = self.dir(batch, &at.dir)?;
         self.check(&dir, at, expected)?;
         if expected.stat.kind == Some(Kind::Link) {
-            return self.done(&dir, at);
+            return self.done(&dir, at, Kind::Link);
         }
         self.folder
             .set_attrs(&dir, &at.name, &expected.stat, attrs, mtime)
