@@ -88,7 +88,8 @@ def measure(system, change, arrived, pause=0.02):
     start = change() or start
     system.carry(arrived, pause)
     secs = time.monotonic() - start
-    if not arrived():
+    # Those that are run can end without having done it; the others may be looking already again.
+    if not system.live and not arrived():
         raise Failed(f"{system.title} said that it was done, and it was not")
     system.rest()
     if system.live:
