@@ -370,22 +370,36 @@ class Disk:
 class Confinement:
     """One core and 256 MiB: by a cgroup and `taskset`, or by `prlimit` where no cgroup can be made."""
 
+    # The root of version 2, and the memory controller of version 1.
+    ROOTS = ((Path("/sys/fs/cgroup"), "memory.max"), (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"))
+
     def __init__(self):
-        self.group = None
-        for root, limit in ((Path("/sys/fs/cgroup"), "memory.max"),
-                            (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes")):
-            group = root / f"picloud-bench-{os.getpid()}"
-            try:
-                group.mkdir()
-            except OSError:
-                continue
-            try:
-                (group / limit).write_text(str(GUEST_MEMORY))
-                self.group = group
-                break
-            except OSError:
-                group.rmdir()
+        self.group = next(filter(None, (self.make(root, limit) for root, limit in self.ROOTS)), None)
         self.how = "cgroup, taskset" if self.group else "prlimit --data, taskset"
+
+    @staticmethod
+    def make(root, limit):
+        # Where no controller is mounted, this is a plain directory or none.
+        if not (root / "cgroup.procs").exists():
+            return None
+        if (root / "cgroup.subtree_control").exists():
+            try:
+                (root / "cgroup.subtree_control").write_text("+memory")
+            except OSError:
+                pass
+        group = root / f"picloud-bench-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            return None
+        try:
+            if (group / limit).exists():
+                (group / limit).write_text(str(GUEST_MEMORY))
+                return group
+        except OSError:
+            pass
+        group.rmdir()
+        return None
 
     def prefix(self):
         if self.group:

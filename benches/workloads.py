@@ -158,7 +158,7 @@ def small_files(system, options):
     files = options.scaled(20_000)
     data = options.data("small", lambda path: make_tree(path, files, 8 * KIB, seed=1))
     yield 1, "first sync", first_sync(system, data, files)
-    if options.wants(5) and options.can(system, 5):
+    if options.wants(5):
         old, new = (lambda device, name=name: system.folder(device) / name for name in ("data", "renamed"))
         figures = measure(
             system, lambda: old("a").rename(new("a")) and None,
@@ -215,7 +215,7 @@ def edits(system, options):
             figures = measure(system, change, same_file(system, "data/large"), pause=0.002)
             check_equal(system)
             yield 3, step, figures
-    if options.wants(9) and options.can(system, 9):
+    if options.wants(9):
         def duplicate():
             run(["cp", file, file.with_name("copy")])
             return time.monotonic()
@@ -280,7 +280,7 @@ def at_rest(system, options):
     files = options.scaled(100_000)
     data = options.data("many", lambda path: make_tree(path, files, KIB, seed=6))
     yield 6, "first sync", first_sync(system, data, files)
-    if system.live and options.wants(6):
+    if options.wants(6) and system.live:
         yield 6, "at rest", rest_minute(system, options)
     if options.wants(7):
         yield 7, "restart, one change", restart(system)
