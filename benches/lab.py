@@ -1,28 +1,46 @@
-"""What the benchmarks share: processes that are stopped by their id, and a PiCloud of one server and
-named devices on loopback, built from the release binaries."""
+"""What the benchmarks share: processes that are stopped by their id and say what they cost, machines
+in network namespaces of their own, a fresh file system on a loop device, and the comparison of trees."""
 
-import json
+import ctypes
+import hashlib
 import os
+import select
+import shutil
 import signal
 import socket
+import stat
 import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BIN = ROOT / "target" / "release"
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
+BIN = TARGET / "release"
 WAIT_SECS = 60
+TICKS = os.sysconf("SC_CLK_TCK")
+GUEST_MEMORY = 256 << 20
+
+
+class Failed(SystemExit):
+    """What ends a run; its text is for the person who started it."""
+
+    def __init__(self, text):
+        super().__init__(f"Error: {text}")
 
 
 def build():
     subprocess.run(["cargo", "build", "--release", "--locked", "--bins"], cwd=ROOT, check=True)
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def run(command, **options):
+    """Runs to the end; what it printed when it did not end well is in the error."""
+    command = [str(part) for part in command]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, **options)
+    if done.returncode != 0:
+        said = (done.stderr.strip() or done.stdout.strip())[-500:]
+        raise Failed(f"{' '.join(command[:6])} ended with {done.returncode}: {said}")
+    return done.stdout
 
 
 def until(what, condition, limit=WAIT_SECS, pause=0.02):
@@ -32,36 +50,112 @@ def until(what, condition, limit=WAIT_SECS, pause=0.02):
         if result:
             return result
         time.sleep(pause)
-    sys.exit(f"Error: waited {limit} s for {what}")
+    raise Failed(f"waited {limit} s for {what}")
 
 
-def equal(a, b):
-    command = ["diff", "-r", "--no-dereference", "--exclude=.picloud", str(a), str(b)]
-    return subprocess.run(command, capture_output=True).returncode == 0
+def family(pid):
+    """A process and what it has started, and so on."""
+    found = [pid]
+    for parent in found:
+        for task in _listing(f"/proc/{parent}/task"):
+            found.extend(int(child) for child in _words(f"/proc/{parent}/task/{task}/children"))
+    return found
 
 
-def settle_disk():
-    os.sync()
+def _listing(path):
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []
+
+
+def _words(path):
+    try:
+        return Path(path).read_text().split()
+    except OSError:
+        return []
+
+
+def _status_mib(pid, key):
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith(key):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    return 0
 
 
 class Process:
-    """A child that is stopped by its id, whatever happens."""
+    """A child that is stopped by its id, whatever happens; it ends too when this program is killed."""
 
-    def __init__(self, command, log):
+    def __init__(self, command, log, prefix=(), env=None):
+        self.log_path = log
         self.log = open(log, "ab")
         self.child = subprocess.Popen(
-            [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
+            ["setpriv", "--pdeathsig", "TERM", "--", *prefix, *(str(part) for part in command)],
+            stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, start_new_session=True,
+            env=None if env is None else {**os.environ, **env},
         )
 
+    @property
+    def pid(self):
+        return self.child.pid
+
+    def check(self):
+        code = self.child.poll()
+        if code is not None:
+            raise Failed(f"{self.child.args[-3:]} ended with {code}: {self.log_tail()}")
+
+    def log_tail(self):
+        return Path(self.log_path).read_text(errors="replace")[-500:]
+
     def cpu_secs(self):
-        fields = Path(f"/proc/{self.child.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        total = 0
+        for pid in family(self.pid):
+            try:
+                fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            # User and system time, its own and of the children it has waited for.
+            total += sum(int(field) for field in fields[11:15])
+        return total / TICKS
 
     def peak_mib(self):
-        for line in Path(f"/proc/{self.child.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) / 1024
-        return 0
+        return sum(_status_mib(pid, "VmHWM") for pid in family(self.pid))
+
+    def resident_mib(self):
+        return sum(_status_mib(pid, "VmRSS") for pid in family(self.pid))
+
+    def reset_peak(self):
+        for pid in family(self.pid):
+            try:
+                Path(f"/proc/{pid}/clear_refs").write_text("5")
+            except OSError:
+                pass
+
+    def finish(self):
+        """Waits for its end; returns its CPU seconds and its peak memory."""
+        peak = 0
+        ended = threading.Event()
+
+        def watch():
+            nonlocal peak
+            while not ended.wait(0.02):
+                peak = max(peak, self.peak_mib())
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            _, status, usage = os.wait4(self.pid, 0)
+            self.child.returncode = os.waitstatus_to_exitcode(status)
+        finally:
+            ended.set()
+            thread.join()
+        self.log.close()
+        if self.child.returncode != 0:
+            raise Failed(f"{self.child.args} ended with {self.child.returncode}: {self.log_tail()}")
+        return usage.ru_utime + usage.ru_stime, peak
 
     def stop(self):
         if self.child.poll() is None:
@@ -74,88 +168,317 @@ class Process:
         self.log.close()
 
 
-class PiCloud:
-    """A server and its devices, each a folder `base/NAME/PiCloud`."""
+class Network:
+    """Parties on one wire: each in a network namespace with one interface, joined by a bridge.
 
-    def __init__(self, base, devices=("a", "b")):
-        self.base = base
-        base.mkdir()
-        self.port = free_port()
-        config = base / "server.toml"
-        config.write_text(
-            f'[server]\nlisten = "127.0.0.1:{self.port}"\npublic = "127.0.0.1:{self.port}"\n'
-            f'data_dir = "{base / "server"}"\n'
-        )
-        self.agents = {}
-        self.server = Process([BIN / "picloud-server", "--config", config, "run"], base / "server.log")
-        try:
-            until("the server", self._listens)
-            for name in devices:
-                self.join(name)
-            until("all devices in sync", self.is_quiet)
-        except BaseException:
-            self.stop()
-            raise
+    A namespace lives as long as its holder, a process that ends when this program does, in whatever
+    way; there is no route out of it. Where namespaces cannot be made, all parties share loopback, and
+    nothing is known of the bytes on the wire.
+    """
 
-    def join(self, name):
-        """A further device; returns once its agent says that it is in sync or at work."""
-        link = subprocess.run(
-            [BIN / "picloud-server", "--config", self.base / "server.toml", "invite", "bench"],
-            capture_output=True, text=True, check=True,
-        ).stdout.strip()
-        (self.base / name).mkdir()
-        agent = self.base / name / "agent.toml"
+    def __init__(self, names, apart=True):
+        self.names = list(names)
+        self.holders = {}
+        self.ports = {}
+        if apart:
+            try:
+                self._join()
+            except BaseException:
+                self.close()
+                raise
+
+    @staticmethod
+    def can_be_apart():
+        if any(shutil.which(tool) is None for tool in ("ip", "nsenter", "unshare")):
+            return False
+        return subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode == 0
+
+    def _join(self):
+        for name in ("switch", *self.names):
+            quiet = "for f in /proc/sys/net/ipv6/conf/*/disable_ipv6; do echo 1 > $f; done 2>/dev/null"
+            holder = subprocess.Popen(
+                ["unshare", "--net", "--", "sh", "-c", f"{quiet}; echo ready; exec cat > /dev/null"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+            )
+            self.holders[name] = holder
+            if holder.stdout.readline() != b"ready\n":
+                raise Failed("cannot make a network namespace")
+        wire = ["link add br0 type bridge", "link set br0 up"]
+        for n, name in enumerate(self.names):
+            wire.append(f"link add p{n} type veth peer name e0 netns {self.holders[name].pid}")
+            wire.append(f"link set p{n} master br0 up")
+        self._ip("switch", wire)
+        for name in self.names:
+            self._ip(name, [
+                f"addr add {self.address(name)}/24 dev e0", "link set e0 up", "link set lo up"
+            ])
+
+    def _ip(self, name, commands):
         subprocess.run(
-            [BIN / "picloud", "--config", agent, "join", link,
-             "--folder", self.folder(name), "--device", name],
-            check=True, capture_output=True,
+            [*self.prefix(name), "ip", "-batch", "-"], input="\n".join(commands), text=True, check=True
         )
-        self.agents[name] = Process([BIN / "picloud-agent", "--config", agent], self.base / f"{name}.log")
-        until(f"agent {name}", lambda: self.status(name).get("state") in ("in-sync", "syncing"))
 
-    def _listens(self):
+    def prefix(self, name):
+        if not self.holders:
+            return []
+        return ["nsenter", f"--net=/proc/{self.holders[name].pid}/ns/net", "--"]
+
+    def address(self, name):
+        return f"10.77.0.{self.names.index(name) + 1}" if self.holders else "127.0.0.1"
+
+    def port(self, name, usual):
+        """A port that is free on that party: the usual one where it is alone."""
+        if self.holders:
+            return usual
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            return s.getsockname()[1]
+
+    def listens(self, name, port):
+        process = self.holders[name].pid if self.holders else "self"
+        for table in ("tcp", "tcp6"):
+            for line in _lines(f"/proc/{process}/net/{table}")[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and int(fields[1].rsplit(":", 1)[1], 16) == port:
+                    return True
+        return False
+
+    def wire(self, name):
+        """The bytes a party has sent and received, or nothing."""
+        if not self.holders:
+            return None
+        for line in _lines(f"/proc/{self.holders[name].pid}/net/dev"):
+            interface, _, numbers = line.partition(":")
+            if interface.strip() == "e0":
+                fields = numbers.split()
+                return int(fields[8]), int(fields[0])
+        return None
+
+    def close(self):
+        for holder in self.holders.values():
+            holder.stdin.close()
+            holder.wait()
+            holder.stdout.close()
+        self.holders = {}
+
+
+def _lines(path):
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+class Party:
+    """One machine: what runs there, and what that has cost so far."""
+
+    def __init__(self, name, network):
+        self.name = name
+        self.network = network
+        self.running = []
+        self.spent = 0.0
+        self.highest = 0.0
+
+    def start(self, command, log, env=None, prefix=()):
+        process = Process(command, log, [*self.network.prefix(self.name), *prefix], env)
+        self.running.append(process)
+        return process
+
+    def finish(self, command, log, env=None):
+        process = self.start(command, log, env)
         try:
-            socket.create_connection(("127.0.0.1", self.port), 1).close()
+            cpu, peak = process.finish()
+        finally:
+            self.end(process)
+        self.spent += cpu
+        self.highest = max(self.highest, peak)
+
+    def run(self, command, **options):
+        """A command that belongs to the setting up: what it costs is not counted."""
+        return run([*self.network.prefix(self.name), *command], **options)
+
+    def end(self, process):
+        if process in self.running:
+            self.running.remove(process)
+        process.stop()
+
+    def stop(self):
+        for process in reversed(self.running):
+            process.stop()
+        self.running = []
+
+    def check(self):
+        for process in self.running:
+            process.check()
+
+    def cpu_secs(self):
+        return self.spent + sum(process.cpu_secs() for process in self.running)
+
+    def peak_mib(self):
+        return max(self.highest, sum(process.peak_mib() for process in self.running))
+
+    def resident_mib(self):
+        return sum(process.resident_mib() for process in self.running)
+
+    def reset_peak(self):
+        self.highest = 0.0
+        for process in self.running:
+            process.reset_peak()
+
+
+class Disk:
+    """A file system that nobody used before: ext4 in an image on a loop device with direct I/O.
+
+    Without root it is a plain directory. The loop device goes away with the mount, and the mount with
+    the mount namespace in which `compare` runs: a kill leaves nothing but the image.
+    """
+
+    def __init__(self, base, gib):
+        self.path = base / "disk"
+        self.path.mkdir()
+        self.image = base / "image" if gib else None
+        self.mounted = False
+        if self.image:
+            free = shutil.disk_usage(base).free
+            if free < (gib + 1) << 30:
+                raise Failed(f"{base} has {free >> 30} GiB free, and the disk is to have {gib}: "
+                             "see --disk-gib and --dir")
+            run(["fallocate", "-l", f"{gib}G", self.image])
+
+    def fresh(self):
+        self.close()
+        if not self.image:
+            shutil.rmtree(self.path)
+            self.path.mkdir()
+            return
+        # An inode per 4 KiB for the millions of files; their tables are not zeroed behind our back.
+        run(["mkfs.ext4", "-q", "-F", "-i", "4096", "-E", "nodiscard", "-m", "0", self.image])
+        loop = run(["losetup", "--show", "--find", "--direct-io=on", self.image]).strip()
+        try:
+            run(["mount", "-o", "noatime,noinit_itable", loop, self.path])
+        finally:
+            # Detached at once, or with the mount that uses it.
+            subprocess.run(["losetup", "--detach", loop], check=False)
+        self.mounted = True
+
+    def close(self):
+        if self.mounted:
+            run(["umount", self.path])
+            self.mounted = False
+
+
+class Confinement:
+    """One core and 256 MiB: by a cgroup and `taskset`, or by `prlimit` where no cgroup can be made."""
+
+    # The root of version 2, and the memory controller of version 1.
+    ROOTS = ((Path("/sys/fs/cgroup"), "memory.max"), (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"))
+
+    def __init__(self):
+        self.group = next(filter(None, (self.make(root, limit) for root, limit in self.ROOTS)), None)
+        self.how = "cgroup, taskset" if self.group else "prlimit --data, taskset"
+
+    @staticmethod
+    def make(root, limit):
+        # Where no controller is mounted, this is a plain directory or none.
+        if not (root / "cgroup.procs").exists():
+            return None
+        if (root / "cgroup.subtree_control").exists():
+            try:
+                (root / "cgroup.subtree_control").write_text("+memory")
+            except OSError:
+                pass
+        group = root / f"picloud-bench-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            return None
+        try:
+            if (group / limit).exists():
+                (group / limit).write_text(str(GUEST_MEMORY))
+                return group
+        except OSError:
+            pass
+        group.rmdir()
+        return None
+
+    def prefix(self):
+        if self.group:
+            enter = f'echo $$ > {self.group}/cgroup.procs && exec "$@"'
+            return ["taskset", "-c", "0", "sh", "-c", enter, "sh"]
+        return ["taskset", "-c", "0", "prlimit", f"--data={GUEST_MEMORY}", "--"]
+
+    def close(self):
+        if self.group:
+            until("the cgroup to be empty", self._removed, limit=10)
+            self.group = None
+
+    def _removed(self):
+        try:
+            self.group.rmdir()
             return True
         except OSError:
             return False
 
-    def folder(self, name):
-        return self.base / name / "PiCloud"
 
-    def status(self, name):
-        config = self.base / name / "agent.toml"
-        run = subprocess.run(
-            [BIN / "picloud", "--config", config, "status", "--json"], capture_output=True, text=True
-        )
-        try:
-            return json.loads(run.stdout.splitlines()[0])
-        except (IndexError, ValueError):
-            return {}
+class Arrivals:
+    """Tells that something came to a directory, as soon as the kernel does."""
 
-    def is_quiet(self):
-        return all(self.status(name).get("state") == "in-sync" for name in self.agents)
+    MOVED_TO, CLOSE_WRITE = 0x80, 0x8
 
-    def sync(self, name, limit=1800):
-        """`picloud sync` on that device: all of it on the server, all of the server's here."""
-        run = subprocess.run(
-            [BIN / "picloud", "--config", self.base / name / "agent.toml", "sync", "--timeout", str(limit)],
-            capture_output=True, text=True,
-        )
-        if run.returncode != 0:
-            sys.exit(f"Error: picloud sync on {name} ended with {run.returncode}: {run.stderr.strip()}")
+    def __init__(self, directory):
+        libc = ctypes.CDLL(None, use_errno=True)
+        self.fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self.fd < 0:
+            raise Failed(f"inotify: {os.strerror(ctypes.get_errno())}")
+        mask = self.MOVED_TO | self.CLOSE_WRITE
+        if libc.inotify_add_watch(self.fd, os.fsencode(directory), mask) < 0:
+            code = ctypes.get_errno()
+            self.close()
+            raise Failed(f"inotify {directory}: {os.strerror(code)}")
 
-    def files_on(self, name):
-        """How many files the folder of that device holds; -1 while it is not in sync."""
-        folders = self.status(name).get("folders") or [{}]
-        folder = folders[0]
-        if folder.get("state") != "in-sync":
-            return -1
-        return folder.get("files", -1)
+    def wait(self, secs):
+        if select.select([self.fd], [], [], secs)[0]:
+            os.read(self.fd, 65536)
 
-    def processes(self):
-        return {"server": self.server, **self.agents}
+    def close(self):
+        os.close(self.fd)
 
-    def stop(self):
-        for process in (*self.agents.values(), self.server):
-            process.stop()
+
+OWN_NAMES = (b".picloud", b".stfolder")
+
+
+def portray(path, mtime_unit_ns=1):
+    """What must be equal of one entry. A directory's and a link's times are not carried."""
+    info = os.lstat(path)
+    if stat.S_ISLNK(info.st_mode):
+        return ("link", os.readlink(path))
+    mode = stat.S_IMODE(info.st_mode)
+    if stat.S_ISDIR(info.st_mode):
+        return ("directory", mode)
+    if not stat.S_ISREG(info.st_mode):
+        return None
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "blake2b").hexdigest()
+    return ("file", mode, info.st_size, info.st_mtime_ns // mtime_unit_ns, digest)
+
+
+def portrait(root, mtime_unit_ns=1):
+    entries = {}
+    root = os.fsencode(root)
+    for directory, names, files in os.walk(root):
+        if directory == root:
+            names[:] = [name for name in names if name not in OWN_NAMES]
+        for name in names + files:
+            path = os.path.join(directory, name)
+            entry = portray(path, mtime_unit_ns)
+            if entry is not None:
+                entries[os.path.relpath(path, root)] = entry
+    return entries
+
+
+def differences(a, b):
+    return [
+        (path, a.get(path), b.get(path))
+        for path in sorted(a.keys() | b.keys())
+        if a.get(path) != b.get(path)
+    ]
