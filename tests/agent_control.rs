@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 
 use agent_support::Machine;
 use picloud::agent::control;
-use picloud::protocol::control::{Reply, Request, State, Status};
+use picloud::protocol::control::{LogFilter, Reply, Request, State, Status};
 use server_support::{PATIENCE, Server};
 
 fn ask_raw(machine: &Machine, line: &str) -> BufReader<UnixStream> {
@@ -69,7 +69,8 @@ async fn a_person_asks_and_is_answered() {
         assert_eq!(conflicts.len(), 1);
         assert_eq!((conflicts[0].original.as_str(), conflicts[0].bytes), ("one.txt", 2));
 
-        let mut log = ask(&a, &Request::Log { lines: 10, follow: true });
+        let only = LogFilter::default();
+        let mut log = ask(&a, &Request::Log { lines: 10, follow: true, only });
         for _ in 0..2 {
             let Reply::Log(line) = next(&mut log) else { panic!("no line") };
             assert_eq!(line.event, "sent");

@@ -2,10 +2,27 @@
 
 use crate::model::{Name, conflict_name};
 
-/// Returns the name of which `name` is a conflict copy, if it looks like one:
-/// `STEM (conflicted copy DEVICE YYYY-MM-DD[ N]).EXT`. A stem that had to be shortened stays so.
+/// What the name of a conflict copy says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopyName {
+    /// The name of which it is a copy.
+    pub original: Name,
+    /// The device whose version it was.
+    pub device: String,
+    /// When it was set aside, `YYYY-MM-DD`.
+    pub date: String,
+}
+
+/// Returns the name of which `name` is a conflict copy, if it looks like one.
 #[must_use]
 pub fn original_of(name: &Name) -> Option<Name> {
+    read(name).map(|copy| copy.original)
+}
+
+/// Reads the name of a conflict copy, if it looks like one:
+/// `STEM (conflicted copy DEVICE YYYY-MM-DD[ N]).EXT`. A stem that had to be shortened stays so.
+#[must_use]
+pub fn read(name: &Name) -> Option<CopyName> {
     const MARK: &[u8] = b" (conflicted copy ";
     let bytes = name.as_bytes();
     let start = bytes.windows(MARK.len()).rposition(|window| window == MARK)?;
@@ -28,7 +45,11 @@ pub fn original_of(name: &Name) -> Option<Name> {
         });
     let original = Name::new([&bytes[..start], &after[end + 1..]].concat()).ok()?;
     // Made again it must be the same: else it is a name that a person gave.
-    (is_date && conflict_name(&original, device, date, attempt) == *name).then_some(original)
+    (is_date && conflict_name(&original, device, date, attempt) == *name).then(|| CopyName {
+        original,
+        device: device.to_owned(),
+        date: date.to_owned(),
+    })
 }
 
 #[cfg(test)]

@@ -18,11 +18,12 @@ use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
+use super::clock;
 use super::run::Shared;
-use crate::protocol::control::{LogLine, Reply, Request};
+use crate::protocol::control::{LogFilter, LogLine, Reply, Request};
 
-/// The longest request line in bytes; the longest legal one has fewer than a hundred.
-const LINE_LEN_MAX: u64 = 4096;
+/// The longest request line in bytes: two paths of 4096 bytes each, escaped or in base64, and more.
+const LINE_LEN_MAX: u64 = 64 * 1024;
 
 /// How many conversations go on at once.
 const CONVERSATIONS_MAX: usize = 64;
@@ -32,6 +33,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How often a watcher or a waiting sync is told at most.
 const TELL_EVERY: Duration = Duration::from_millis(250);
+
+/// What the server tells of devices and room is asked for at most so often, and only when somebody
+/// wants to know.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+const ASK_EVERY_WATCHING: Duration = Duration::from_secs(20);
 
 /// The longest path a socket address holds, in bytes: `sun_path` without its NUL.
 const SOCKET_PATH_MAX: usize = 107;
@@ -189,7 +195,10 @@ async fn converse(stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
         }
     };
     match request {
-        Request::Status => client.tell(&Reply::Status(shared.status())).await,
+        Request::Status => {
+            shared.ask_servers(ASK_EVERY).await;
+            client.tell(&Reply::Status(shared.status())).await
+        }
         Request::Watch => tokio::select! {
             () = gone(&mut read) => Ok(()),
             told = watch(&mut client, shared) => told,
@@ -211,9 +220,28 @@ async fn converse(stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
             let conflicts = shared.conflicts().await;
             client.tell(&Reply::Conflicts { conflicts }).await
         }
-        Request::Log { lines, follow } => {
+        Request::Resolve { folder, path, keep, seen } => {
+            let reply = match shared.resolve(&folder, path.0, keep, seen).await {
+                Ok(resolved) => Reply::Resolved(resolved),
+                Err(message) => Reply::Error { message },
+            };
+            client.tell(&reply).await
+        }
+        Request::Why { folder, path } => {
+            let reply = match shared.why(&folder, path.0).await {
+                Ok(standing) => Reply::Why { standing },
+                Err(message) => Reply::Error { message },
+            };
+            client.tell(&reply).await
+        }
+        Request::Log { lines, follow, only } => {
             let count = usize::try_from(lines).unwrap_or(usize::MAX);
-            let (past, coming) = shared.happenings().last(count);
+            let happenings = Arc::clone(shared);
+            let (past, coming, only) = tokio::task::spawn_blocking(move || {
+                let (past, coming) = happenings.happenings().last(count, &only);
+                (past, coming, only)
+            })
+            .await?;
             for line in past {
                 client.tell(&Reply::Log(line)).await?;
             }
@@ -222,7 +250,7 @@ async fn converse(stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
             }
             tokio::select! {
                 () = gone(&mut read) => Ok(()),
-                told = follow_log(&mut client, coming) => told,
+                told = follow_log(&mut client, coming, &only) => told,
             }
         }
     }
@@ -233,12 +261,14 @@ async fn watch(client: &mut Client, shared: &Shared) -> io::Result<()> {
     let mut last = None;
     loop {
         changes.borrow_and_update();
+        shared.ask_servers(ASK_EVERY_WATCHING).await;
         let status = shared.status();
         if last.as_ref() != Some(&status) {
             client.tell(&Reply::Status(status.clone())).await?;
             last = Some(status);
         }
-        if changes.changed().await.is_err() {
+        // Devices come and go without a change here.
+        if let Ok(Err(_)) = timeout(ASK_EVERY_WATCHING, changes.changed()).await {
             return Ok(());
         }
         tokio::time::sleep(TELL_EVERY).await;
@@ -272,13 +302,16 @@ async fn sync(client: &mut Client, shared: &Arc<Shared>) -> io::Result<()> {
 async fn follow_log(
     client: &mut Client,
     mut coming: broadcast::Receiver<LogLine>,
+    only: &LogFilter,
 ) -> io::Result<()> {
-    loop {
+    while !only.is_over(clock::wall().secs) {
         match coming.recv().await {
+            Ok(line) if !only.passes(&line) => {}
             Ok(line) => client.tell(&Reply::Log(line)).await?,
             // It was too slow; it goes on with what is next.
             Err(broadcast::error::RecvError::Lagged(_)) => {}
             Err(broadcast::error::RecvError::Closed) => return Ok(()),
         }
     }
+    client.tell(&Reply::Ok).await
 }

@@ -12,11 +12,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ignore::Match;
-use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use ignore::gitignore::{Gitignore, GitignoreBuilder, Glob};
 
 use crate::engine::seam::Stat;
 use crate::model::{Name, RelPath};
+use crate::protocol::control::RuleSource;
 
 /// The name of the files with patterns.
 pub const FILE_NAME: &[u8] = b".picloudignore";
@@ -206,6 +206,21 @@ pub struct DirRules {
     dir_len: usize,
 }
 
+/// The rule that leaves something out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// Where it stands.
+    pub source: RuleSource,
+    /// The directory of the file that it stands in.
+    pub dir: Option<RelPath>,
+    /// The line there, from 1.
+    pub line: Option<u64>,
+    /// The rule.
+    pub pattern: String,
+    /// What it names: the path asked about, or a directory above it.
+    pub at: RelPath,
+}
+
 impl Ignore {
     /// Returns rules with these patterns of the config.
     ///
@@ -291,6 +306,41 @@ impl Ignore {
         let mut rules = DirRules { files, config, defaults, is_left_out: false, path, dir_len };
         rules.is_left_out = rules.is_in_what_is_left_out(dir);
         rules
+    }
+
+    /// Returns the rule that leaves a path out, if one does. `load` is as in [`Ignore::rules`]; it is
+    /// asked for the file once more, to find the line.
+    pub fn explain(
+        &self,
+        path: &RelPath,
+        is_dir: bool,
+        mut load: impl FnMut(&RelPath) -> Option<(Stat, Loaded)>,
+    ) -> Option<Rule> {
+        let (dir, name) = path.split_last()?;
+        let mut rules = self.rules(&dir, &mut load);
+        rules.path.extend_from_slice(name.as_bytes());
+        let mut start = 0;
+        let count = path.names().len();
+        for (depth, name) in path.names().iter().enumerate() {
+            let end = start + name.as_bytes().len();
+            let is_dir = is_dir || depth + 1 < count;
+            if let Some((place, pattern)) = rules.leaving_out(&rules.path[..end], start, is_dir) {
+                let prefix = |count: usize| RelPath::from_names(path.names()[..count].to_vec());
+                let (source, dir) = match place {
+                    Place::File(at) => {
+                        let above = rules.path[..at].iter().filter(|byte| **byte == b'/').count();
+                        (RuleSource::File, Some(prefix(above)))
+                    }
+                    Place::Config => (RuleSource::Settings, None),
+                    Place::Defaults => (RuleSource::Defaults, None),
+                };
+                let loaded = dir.as_ref().and_then(&mut load).and_then(|(_, loaded)| loaded.ok());
+                let line = loaded.and_then(|bytes| line_of(&bytes, &pattern));
+                return Some(Rule { source, dir, line, pattern, at: prefix(depth + 1) });
+            }
+            start = end + 1;
+        }
+        None
     }
 
     /// Returns the files that hold in a directory, from the root on. Each look asks for them: they are
@@ -401,24 +451,53 @@ impl DirRules {
 
     /// Returns whether the rules leave out what is at a path, whose last name begins at `name_at`.
     fn leaves_out(&self, path: &[u8], name_at: usize, is_dir: bool) -> bool {
+        self.deciding(path, name_at, is_dir).is_some_and(|(_, glob)| !glob.is_whitelist())
+    }
+
+    /// Returns the pattern that leaves a path out, and where it stands.
+    fn leaving_out(&self, path: &[u8], name_at: usize, is_dir: bool) -> Option<(Place, String)> {
+        let (place, glob) = self.deciding(path, name_at, is_dir)?;
+        (!glob.is_whitelist()).then(|| (place, glob.original().to_owned()))
+    }
+
+    /// Returns the pattern that decides about a path.
+    fn deciding(&self, path: &[u8], name_at: usize, is_dir: bool) -> Option<(Place, &Glob)> {
         let name = &path[name_at..];
         // A file within the path's directory or above it; those further down say nothing of it.
         for (start, rules) in self.files.iter().filter(|(start, _)| *start <= name_at) {
             let path = Path::new(OsStr::from_bytes(&path[*start..]));
-            match rules.matched(path, is_dir) {
-                Match::None => {}
-                Match::Ignore(_) => return true,
-                Match::Whitelist(_) => return false,
+            if let Some(glob) = rules.matched(path, is_dir).inner().copied() {
+                return Some((Place::File(*start), glob));
             }
         }
         let path = Path::new(OsStr::from_bytes(path));
-        match self.config.matched(path, is_dir) {
-            Match::None => {}
-            Match::Ignore(_) => return true,
-            Match::Whitelist(_) => return false,
+        if let Some(glob) = self.config.matched(path, is_dir).inner().copied() {
+            return Some((Place::Config, glob));
         }
-        may_be_default(name) && self.defaults.matched(path, is_dir).is_ignore()
+        if !may_be_default(name) {
+            return None;
+        }
+        self.defaults.matched(path, is_dir).inner().map(|glob| (Place::Defaults, *glob))
     }
+}
+
+/// Where a pattern stands.
+enum Place {
+    /// In the file of the directory whose path, with its slash, is so long.
+    File(usize),
+    Config,
+    Defaults,
+}
+
+/// Returns the last line of a file, from 1, that is this pattern: the last one that matches decides.
+fn line_of(bytes: &[u8], pattern: &str) -> Option<u64> {
+    let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
+    let lines = bytes.split(|&byte| byte == b'\n').enumerate();
+    let is_it = |line: &[u8]| {
+        std::str::from_utf8(line).is_ok_and(|line| line.trim_end() == pattern.trim_end())
+    };
+    let (index, _) = lines.filter(|(_, line)| is_it(line)).last()?;
+    u64::try_from(index + 1).ok()
 }
 
 /// Returns whether one of [`DEFAULTS`] may match: a look asks it of every entry, and of nearly all

@@ -7,7 +7,7 @@
 //!
 //! A line of `picloud.log` is the time in UTC, the event, and the path in quotes with anything unprintable escaped,
 //! so that one happening is one line whatever a file is called:
-//! `2026-11-23T02:05:29Z received "Photos/été.jpg"`.
+//! `2026-11-23T02:05:29Z received "Photos/été.jpg" by "laptop"`.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -19,7 +19,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::broadcast;
 
 use super::clock;
-use crate::protocol::control::LogLine;
+use crate::protocol::control::{LogFilter, LogLine};
 
 /// How many happenings are remembered.
 const RING_LEN: usize = 1000;
@@ -32,6 +32,9 @@ const FILE_LEN_MAX: u64 = 16 * 1024 * 1024;
 
 /// At this length what is kept is renamed and begun anew, in bytes: so at most twice as much is kept.
 const KEPT_LEN_MAX: u64 = 1024 * 1024;
+
+/// The most lines told at once: more than what is kept can hold.
+const KEPT_LINES_MAX: usize = 100_000;
 
 /// What waits to be written to what is kept, in bytes; what is told beyond that while the disk does
 /// not take it is not kept.
@@ -68,8 +71,9 @@ impl Kept {
         older.into()
     }
 
-    /// Returns the last lines, oldest first. What is no line of ours, a torn one say, is left out.
-    fn read(&self) -> VecDeque<LogLine> {
+    /// Returns the last lines that pass, at most `count`, oldest first. What is no line of ours, a torn
+    /// one say, is left out.
+    fn read(&self, count: usize, only: &LogFilter) -> VecDeque<LogLine> {
         let mut ring = VecDeque::new();
         for path in [self.older(), self.path.clone()] {
             // A file that somebody made longer is not read to its end.
@@ -80,8 +84,9 @@ impl Kept {
                 continue;
             }
             for line in bytes.split(|&byte| byte == b'\n') {
-                if let Ok(line) = serde_json::from_slice(line) {
-                    if ring.len() >= RING_LEN {
+                if let Some(line) = serde_json::from_slice(line).ok().filter(|one| only.passes(one))
+                {
+                    if ring.len() >= count {
                         ring.pop_front();
                     }
                     ring.push_back(line);
@@ -185,7 +190,7 @@ impl Happenings {
         let path = dir.join("activity.jsonl");
         let kept = Kept { path, waiting: Vec::new(), is_torn: false };
         let mut told = self.told();
-        told.ring = kept.read();
+        told.ring = kept.read(RING_LEN, &LogFilter::default());
         told.kept = Some(kept);
     }
 
@@ -204,13 +209,21 @@ impl Happenings {
     }
 
     /// Tells of something.
-    pub fn tell(&self, folder: &str, event: &str, path: String, detail: String) {
+    pub fn tell(
+        &self,
+        folder: &str,
+        event: &str,
+        path: String,
+        detail: String,
+        device: Option<String>,
+    ) {
         let line = LogLine {
             time: clock::wall().secs,
             folder: folder.to_owned(),
             event: event.to_owned(),
             path,
             detail,
+            device,
         };
         let mut told = self.told();
         if let Some(file) = &mut told.file
@@ -230,13 +243,40 @@ impl Happenings {
         told.ring.push_back(line);
     }
 
-    /// Returns the last `count` happenings, oldest first, and what follows them.
+    /// Returns the last `count` happenings that pass, oldest first, and what follows them. Where those
+    /// in memory are not enough, it reads what is kept: a file of some megabytes at most.
     #[must_use]
-    pub fn last(&self, count: usize) -> (Vec<LogLine>, broadcast::Receiver<LogLine>) {
+    pub fn last(
+        &self,
+        count: usize,
+        only: &LogFilter,
+    ) -> (Vec<LogLine>, broadcast::Receiver<LogLine>) {
+        let mut told = self.told();
+        let follow = self.follow.subscribe();
+        let mut lines: Vec<LogLine> =
+            told.ring.iter().rev().filter(|line| only.passes(line)).take(count).cloned().collect();
+        lines.reverse();
+        let is_all = told.ring.len() < RING_LEN
+            || only.since.zip(told.ring.front()).is_some_and(|(since, first)| first.time < since);
+        if lines.len() >= count || is_all {
+            return (lines, follow);
+        }
+        let Some(kept) = &mut told.kept else {
+            return (lines, follow);
+        };
+        kept.flush();
+        if !kept.waiting.is_empty() {
+            // The disk does not take it: what is in memory is newer than what is kept.
+            return (lines, follow);
+        }
+        (kept.read(count.min(KEPT_LINES_MAX), only).into(), follow)
+    }
+
+    /// Returns what last happened to a path of a folder, as far as it is remembered.
+    #[must_use]
+    pub fn last_of(&self, folder: &str, path: &str) -> Option<LogLine> {
         let told = self.told();
-        let skip = told.ring.len().saturating_sub(count);
-        let lines = told.ring.iter().skip(skip).cloned().collect();
-        (lines, self.follow.subscribe())
+        told.ring.iter().rev().find(|line| line.folder == folder && line.path == path).cloned()
     }
 
     /// Brings what was told to the files. Called every second, and at the end.
@@ -263,6 +303,11 @@ fn render(line: &LogLine) -> String {
         text.extend(line.detail.chars().filter(|c| !c.is_control()));
         text.push(')');
     }
+    if let Some(device) = &line.device {
+        text.push_str(" by \"");
+        text.extend(device.escape_debug());
+        text.push('"');
+    }
     text.push('\n');
     text
 }
@@ -270,6 +315,10 @@ fn render(line: &LogLine) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn all() -> LogFilter {
+        LogFilter::default()
+    }
 
     #[test]
     fn a_happening_is_one_line_whatever_the_file_is_called() {
@@ -279,10 +328,11 @@ mod tests {
             event: "received".into(),
             path: "new\nline \"été\"".into(),
             detail: "from\nphone".into(),
+            device: Some("my \"pi\"".into()),
         };
         assert_eq!(
             render(&line),
-            "2026-11-23T02:05:29Z received \"new\\nline \\\"été\\\"\" (fromphone)\n"
+            "2026-11-23T02:05:29Z received \"new\\nline \\\"été\\\"\" (fromphone) by \"my \\\"pi\\\"\"\n"
         );
     }
 
@@ -293,17 +343,17 @@ mod tests {
         let happenings = Happenings::default();
         happenings.set_file(Some(&path)).unwrap();
         for number in 0..RING_LEN + 5 {
-            happenings.tell("/f", "sent", number.to_string(), String::new());
+            happenings.tell("/f", "sent", number.to_string(), String::new(), None);
         }
-        let (lines, _) = happenings.last(3);
+        let (lines, _) = happenings.last(3, &all());
         let paths: Vec<&str> = lines.iter().map(|line| line.path.as_str()).collect();
         assert_eq!(paths, ["1002", "1003", "1004"]);
-        assert_eq!(happenings.last(usize::MAX).0.len(), RING_LEN);
+        assert_eq!(happenings.last(RING_LEN, &all()).0.len(), RING_LEN);
         happenings.flush();
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().count(), RING_LEN + 5);
         happenings.told().file.as_mut().unwrap().len = FILE_LEN_MAX + 1;
-        happenings.tell("/f", "sent", "after".into(), String::new());
+        happenings.tell("/f", "sent", "after".into(), String::new(), None);
         happenings.flush();
         assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1);
         assert_eq!(std::fs::read_to_string(dir.path().join("picloud.log.1")).unwrap(), text);
@@ -318,23 +368,23 @@ mod tests {
             happenings
         };
         let paths = |happenings: &Happenings| -> Vec<String> {
-            happenings.last(usize::MAX).0.into_iter().map(|line| line.path).collect()
+            happenings.last(usize::MAX, &all()).0.into_iter().map(|line| line.path).collect()
         };
         let first = run();
-        first.tell("/f", "sent", "one\n\"".into(), String::new());
+        first.tell("/f", "sent", "one\n\"".into(), String::new(), None);
         first.flush();
-        first.tell("/f", "sent", "lost".into(), String::new());
+        first.tell("/f", "sent", "lost".into(), String::new(), None);
         // Killed before its next flush, in the middle of a line.
         let path = dir.path().join("activity.jsonl");
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(b"{\"time\":5,\"fol").unwrap();
         let second = run();
         assert_eq!(paths(&second), ["one\n\""]);
-        second.tell("/f", "received", "two".into(), "more".into());
+        second.tell("/f", "received", "two".into(), "more".into(), Some("b".into()));
         second.flush();
         let third = run();
         assert_eq!(paths(&third), ["one\n\"", "two"]);
-        assert_eq!(third.last(1).0[0].detail, "more");
+        assert_eq!(third.last(1, &all()).0[0].detail, "more");
     }
 
     #[test]
@@ -345,14 +395,14 @@ mod tests {
         happenings.keep_in(&state);
         // There is no directory: as good as a full disk, and it goes by.
         for number in 0..10_000 {
-            happenings.tell("/f", "sent", format!("early {number}"), "x".repeat(100));
+            happenings.tell("/f", "sent", format!("early {number}"), "x".repeat(100), None);
             happenings.flush();
         }
         assert!(happenings.told().kept.as_ref().unwrap().waiting.len() < WAITING_LEN_MAX);
         std::fs::create_dir(&state).unwrap();
         happenings.flush();
         for number in 0..20_000 {
-            happenings.tell("/f", "sent", number.to_string(), "x".repeat(200));
+            happenings.tell("/f", "sent", number.to_string(), "x".repeat(200), None);
             if number % 100 == 0 {
                 happenings.flush();
             }
@@ -365,8 +415,13 @@ mod tests {
         assert!(total <= 2 * (KEPT_LEN_MAX + WAITING_LEN_MAX as u64), "{total}");
         let again = Happenings::default();
         again.keep_in(&state);
-        let (lines, _) = again.last(usize::MAX);
+        let (lines, _) = again.last(RING_LEN, &all());
         assert_eq!(lines.len(), RING_LEN);
+        // What memory does not hold is read again, however far back.
+        let (lines, _) = again.last(usize::MAX, &all());
+        assert!(lines.len() > 3 * RING_LEN, "{}", lines.len());
+        let one = LogFilter { path: Some("17500".into()), ..all() };
+        assert_eq!(again.last(5, &one).0.len(), 1);
         assert_eq!(lines.last().unwrap().path, "19999");
     }
 }

@@ -1,5 +1,7 @@
 //! The engine's driver on a real machine.
 
+mod about;
+mod authors;
 pub mod cache;
 mod clock;
 pub mod config;

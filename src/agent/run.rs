@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use inotify::{Inotify, WatchMask};
 use rustix::fs::FlockOperation;
@@ -15,15 +15,19 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use super::about::About;
+use super::authors::signed;
 use super::config::{Config, ConfigError, FolderConfig};
 use super::control::{Control, ControlError};
-use super::folder::{FolderTask, Input, Rates, Settings, View};
+use super::folder::{FolderTask, Input, Rates, Settings, View, resolve, standing};
 use super::log::Happenings;
 use super::rate::Rate;
 use super::{clock, credentials, durable};
-use crate::model::{FolderId, Rev};
+use crate::model::{DriveId, FolderId, RelPath, Rev};
 use crate::protocol::Connection;
-use crate::protocol::control::{Conflict, FolderStatus, Problem, State, Status};
+use crate::protocol::control::{
+    Conflict, FolderStatus, Keep, Problem, Resolved, Standing, State, Status,
+};
 use crate::protocol::message::Commit;
 
 /// How often the settings are looked at beside what the watch on them tells: a link to a file
@@ -96,6 +100,8 @@ pub(super) struct Shared {
     options: Options,
     config: Mutex<Config>,
     folders: Mutex<BTreeMap<FolderId, FolderTask>>,
+    /// What their servers told, and when they were asked; nothing when they did not answer.
+    about: Mutex<BTreeMap<FolderId, (Instant, Option<About>)>>,
     /// What is wrong with the agent itself, by what it is about.
     problems: Mutex<BTreeMap<&'static str, Problem>>,
     happenings: Arc<Happenings>,
@@ -150,6 +156,7 @@ pub async fn start(options: Options) -> Result<RunningAgent, StartError> {
         }),
         config: Mutex::new(config.clone()),
         folders: Mutex::default(),
+        about: Mutex::default(),
         problems: Mutex::default(),
         paused: AtomicBool::new(is_paused),
         changed: watch::channel(0).0,
@@ -369,8 +376,14 @@ impl Shared {
         let folders = lock(&self.folders);
         let folders: Vec<FolderStatus> = order
             .iter()
-            .filter_map(|id| folders.get(id))
-            .map(|folder| folder.view.borrow().status())
+            .filter_map(|id| Some((id, folders.get(id)?)))
+            .map(|(id, folder)| {
+                let mut status = folder.view.borrow().status();
+                if let Some((_, Some(about))) = lock(&self.about).get(id) {
+                    about.fill_in(&mut status);
+                }
+                status
+            })
             .collect();
         let mut problems: Vec<Problem> = lock(&self.problems).values().cloned().collect();
         if order.is_empty() {
@@ -384,6 +397,36 @@ impl Shared {
             state = state.min(State::Problem);
         }
         Status { version: 1, state, folders, problems }
+    }
+
+    /// Asks the servers what they know of devices and room, unless they were asked so short a time ago.
+    pub(super) async fn ask_servers(&self, every: Duration) {
+        let connected: Vec<(FolderId, DriveId, Connection)> = lock(&self.folders)
+            .iter()
+            .filter_map(|(id, task)| {
+                let connection = task.journal.borrow().clone()?;
+                Some((*id, task.settings.config.drive, connection))
+            })
+            .collect();
+        let mut questions = tokio::task::JoinSet::new();
+        {
+            let folders = lock(&self.folders);
+            let mut about = lock(&self.about);
+            about.retain(|id, _| folders.contains_key(id));
+            for (id, drive, connection) in connected {
+                if about.get(&id).is_some_and(|(at, _)| at.elapsed() < every) {
+                    continue;
+                }
+                let known = about.remove(&id).and_then(|(_, known)| known);
+                about.insert(id, (Instant::now(), known));
+                questions.spawn(async move { (id, About::ask(&connection, drive).await) });
+            }
+        }
+        for (id, told) in questions.join_all().await {
+            if let (Some(told), Some((_, known))) = (told, lock(&self.about).get_mut(&id)) {
+                *known = Some(told);
+            }
+        }
     }
 
     /// Pauses or resumes all folders, also over restarts. Returns the folders that the settings
@@ -569,22 +612,59 @@ impl Shared {
         folders.insert(folder.id, task);
     }
 
-    /// Returns the conflict copies of all folders.
+    /// Returns the conflict copies of all folders, with who wrote what as far as that can be known.
     pub(super) async fn conflicts(&self) -> Vec<Conflict> {
-        let inputs: Vec<_> = lock(&self.folders)
+        let open: Vec<_> = lock(&self.folders)
             .values()
-            .filter_map(|folder| folder.inputs.borrow().clone())
+            .filter_map(|folder| {
+                let inputs = folder.inputs.borrow().clone()?;
+                let config = folder.settings.config.clone();
+                Some((inputs, folder.journal.borrow().clone(), config))
+            })
             .collect();
         let mut conflicts = Vec::new();
-        for inputs in inputs {
+        for (inputs, connection, config) in open {
             let (reply, found) = oneshot::channel();
             if inputs.send(Input::Conflicts(reply)).await.is_ok()
-                && let Ok(mut found) = found.await
+                && let Ok(found) = found.await
             {
-                conflicts.append(&mut found);
+                conflicts.append(&mut signed(found, connection.as_ref(), &config).await);
             }
         }
         conflicts
+    }
+
+    /// Settles a conflict of a folder, named as the settings name it. An error is for a person.
+    pub(super) async fn resolve(
+        &self,
+        folder: &str,
+        path: RelPath,
+        keep: Keep,
+        seen: String,
+    ) -> Result<Resolved, String> {
+        let inputs = self.task_of(folder, |task| task.inputs.borrow().clone())?;
+        let inputs = inputs.ok_or_else(|| format!("The folder {folder:?} is not open"))?;
+        resolve(inputs, path, keep, seen).await
+    }
+
+    /// Returns something of the task of a folder, named as the settings name it.
+    fn task_of<T>(&self, folder: &str, of: impl FnOnce(&FolderTask) -> T) -> Result<T, String> {
+        let folders = lock(&self.folders);
+        let mut all = folders.values();
+        all.find(|task| task.settings.config.path.to_string_lossy() == folder)
+            .map(of)
+            .ok_or_else(|| format!("The agent does not sync the folder {folder:?}"))
+    }
+
+    /// Returns how a path of a folder, named as the settings name it, stands.
+    pub(super) async fn why(&self, folder: &str, path: RelPath) -> Result<Standing, String> {
+        let (view, inputs) = self
+            .task_of(folder, |task| (task.view.borrow().clone(), task.inputs.borrow().clone()))?;
+        let mut standing = standing(view, inputs, path.clone()).await;
+        if let Standing::Absent { last } = &mut standing {
+            *last = self.happenings.last_of(folder, &path.to_string());
+        }
+        Ok(standing)
     }
 
     /// Waits until everything that is on disk and on the server now is on both, or until a folder

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::model::BatchId;
 
@@ -34,35 +34,43 @@ pub struct Cli {
 pub enum Command {
     /// Start a server and sync ~/PiCloud, all on this machine, and show how to join the next device
     Up(Up),
-    /// Join this device to an account with a link
+    /// Set this device up with a link: join, show what will happen, start the agent for good
+    Setup(Setup),
+    /// Join this device to an account with a link, and nothing else
     Join(Join),
     /// Show how things stand
     Status {
         /// Go on showing each change
         #[arg(long)]
         watch: bool,
+        /// Whole sentences, one a line, without symbols and bars: for screen readers
+        #[arg(long)]
+        plain: bool,
     },
     /// Wait until everything is on both sides
     Sync {
         /// Give up after this many seconds
         #[arg(long, value_name = "SECONDS")]
         timeout: Option<u64>,
+        /// Whole sentences, one a line, without symbols and bars: for screen readers
+        #[arg(long)]
+        plain: bool,
     },
-    /// List the conflict copies
+    /// Say why a path is not in sync, and what to do
+    Why {
+        /// A path in a synced folder; as `status` shows it, too
+        path: PathBuf,
+    },
+    /// List the conflicts, with whose each version is
     Conflicts,
+    /// Settle a conflict: keep one version, or both
+    Resolve(Resolve),
     /// Stop transferring until `resume`
     Pause,
     /// Go on transferring
     Resume,
     /// Tell what happened to which file
-    Log {
-        /// Go on telling
-        #[arg(short, long)]
-        follow: bool,
-        /// How many lines of the past
-        #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
-        lines: u32,
-    },
+    Log(Log),
     /// Put a file on the server
     Put {
         /// The file here; - for standard input
@@ -184,6 +192,33 @@ pub struct Join {
     pub device: Option<String>,
 }
 
+/// `picloud setup`.
+#[derive(Debug, Args)]
+pub struct Setup {
+    /// The link that `picloud up`, `picloud link` or `picloud-server invite` printed; - to read it
+    /// from standard input
+    #[arg(required_unless_present = "undo")]
+    pub link: Option<String>,
+    /// The folder to sync [default: ~/PiCloud]
+    #[arg(long, value_name = "PATH", allow_hyphen_values = true)]
+    pub folder: Option<PathBuf>,
+    /// What to call this device [default: the host name]
+    #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
+    pub device: Option<String>,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Take it back: this device leaves the account and the agent is stopped; the files stay
+    #[arg(long, conflicts_with_all = ["link", "device"])]
+    pub undo: bool,
+    /// As root: set it up for this person, with an agent that the system runs
+    #[arg(long, value_name = "NAME")]
+    pub person: Option<String>,
+    /// Leave it to you to run the agent
+    #[arg(long)]
+    pub no_unit: bool,
+}
+
 /// `picloud register` and `picloud login`.
 #[derive(Debug, Args)]
 pub struct LogIn {
@@ -216,6 +251,73 @@ pub struct LogIn {
     /// What to call this device [default: the host name]
     #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     pub device: Option<String>,
+}
+
+/// `picloud log`.
+#[derive(Debug, Args)]
+pub struct Log {
+    /// Only what happened to this path, or in this directory
+    pub path: Option<PathBuf>,
+    /// Go on telling
+    #[arg(short, long)]
+    pub follow: bool,
+    /// How many lines of the past [default: 20; with --since all]
+    #[arg(short = 'n', long, value_name = "N")]
+    pub lines: Option<u32>,
+    /// Only from this time on: so long ago (2h, 3d), or 2026-11-24, 2026-11-24T10:30, 10:30
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Only up to this time
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+    /// Only what this device did, by its name
+    #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
+    pub device: Option<String>,
+}
+
+/// `picloud resolve`.
+#[derive(Debug, Args)]
+pub struct Resolve {
+    /// The conflict copy, or what it is a copy of
+    pub path: PathBuf,
+    /// What to keep [default: ask]; what is not kept is removed, as any deletion is
+    #[arg(long, value_enum, value_name = "WHICH")]
+    pub keep: Option<KeepWord>,
+    /// Show what differs, for text
+    #[arg(long)]
+    pub diff: bool,
+    /// Do not ask
+    #[arg(short, long, requires = "keep")]
+    pub yes: bool,
+}
+
+/// Which versions of a conflict to keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KeepWord {
+    /// What this device wrote
+    Mine,
+    /// What another device wrote
+    Theirs,
+    /// Both, the copy under a name of its own
+    Both,
+    /// The conflict copy, whoever wrote it
+    Copy,
+    /// What has the name now, whoever wrote it
+    Original,
+}
+
+impl KeepWord {
+    /// Returns it as it is typed.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Mine => "mine",
+            Self::Theirs => "theirs",
+            Self::Both => "both",
+            Self::Copy => "copy",
+            Self::Original => "original",
+        }
+    }
 }
 
 /// `picloud undo`.

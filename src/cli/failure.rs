@@ -39,6 +39,21 @@ impl Exit {
         self as u8
     }
 
+    /// Returns what a command that was run in this one's place ended with.
+    #[must_use]
+    pub fn of_code(code: u8) -> Self {
+        let all = [
+            Self::Done,
+            Self::Usage,
+            Self::Person,
+            Self::Offline,
+            Self::Paused,
+            Self::NoAgent,
+            Self::Busy,
+        ];
+        all.into_iter().find(|exit| exit.code() == code).unwrap_or(Self::Failed)
+    }
+
     /// Returns what a state of the agent means to a script.
     #[must_use]
     pub const fn from_state(state: State) -> Self {

@@ -315,15 +315,21 @@ fn check_no_secrets_within(machine: &Machine, folder: &Path) -> Result<(), Failu
 /// # Errors
 /// When the link is not good, the server cannot be reached, or the folder cannot be synced.
 pub async fn join(machine: &Machine, output: Output, args: &args::Join) -> Result<Exit, Failure> {
-    let text = if args.link == "-" {
-        prompt::lines(Path::new("-"))?.into_iter().next().unwrap_or_default()
-    } else {
-        args.link.clone()
-    };
-    let link = parse_link(&text)?;
+    let link = link_of(&args.link)?;
     let plan = Plan::check(machine, args.folder.as_deref(), args.device.as_deref())?;
     let folder = join_with(machine, &link, &plan).await?;
     report(machine, output, &folder)
+}
+
+/// Takes the join link that was typed, or that comes on standard input where that is `-`.
+///
+/// # Errors
+/// Exit code 2 when it is none.
+pub fn link_of(typed: &str) -> Result<JoinLink, Failure> {
+    if typed == "-" {
+        return parse_link(&prompt::lines(Path::new("-"))?.into_iter().next().unwrap_or_default());
+    }
+    parse_link(typed)
 }
 
 /// Reads a join link.
@@ -393,21 +399,11 @@ pub fn report(machine: &Machine, output: Output, folder: &FolderConfig) -> Resul
             machine.config_path.display()
         )))?;
     }
-    let is_running = machine
-        .agent()
-        .ok()
-        .or_else(|| Machine::read(Some(&machine.config_path)).ok()?.agent().ok())
-        .is_some_and(|agent| super::agent::status_of(&agent.socket, &agent.config).is_some());
-    if !is_running {
-        let default = Config::default_path().is_ok_and(|path| path == machine.config_path);
-        let option = match default {
-            true => String::new(),
-            false => format!(" --config {}", machine.config_path.display()),
-        };
-        told(output.line(&output.paint(
-            Tone::Faint,
-            &format!("It begins when the agent runs: picloud-agent{option}"),
-        )))?;
+    if !Machine::read(Some(&machine.config_path)).is_ok_and(|machine| machine.is_agent_running()) {
+        let command = machine.agent_command();
+        told(output.line(
+            &output.paint(Tone::Faint, &format!("It begins when the agent runs: {command}")),
+        ))?;
     }
     Ok(Exit::Done)
 }

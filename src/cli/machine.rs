@@ -5,14 +5,14 @@
 
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::agent::Agent;
+use super::agent::{Agent, status_of};
 use super::dial::Server;
 use super::failure::{Exit, Failure};
 use crate::agent::config::{Authority, Config, ConfigError, FolderConfig};
@@ -20,7 +20,7 @@ use crate::agent::control::connect;
 use crate::agent::{credentials, durable};
 use crate::client::ClientError;
 use crate::client::Session;
-use crate::model::{DeviceId, DriveId, Fingerprint};
+use crate::model::{DeviceId, DriveId, Fingerprint, RelPath};
 use crate::protocol::CallError;
 use crate::protocol::message::FailureCode;
 
@@ -37,6 +37,15 @@ pub struct Machine {
     /// What is wrong with the settings. A running agent goes on with the ones it had, so what is
     /// asked of it must work all the same.
     wrong: Option<ConfigError>,
+}
+
+/// A path in a synced folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spot {
+    /// The folder, as the settings name it.
+    pub folder: String,
+    /// The path within it.
+    pub path: RelPath,
 }
 
 /// The device that commands speak as.
@@ -145,6 +154,22 @@ impl Machine {
         Ok(Agent { config: self.config_path.clone(), socket })
     }
 
+    /// Returns whether the agent of these settings answers.
+    #[must_use]
+    pub fn is_agent_running(&self) -> bool {
+        self.agent().is_ok_and(|agent| status_of(&agent.socket, &agent.config).is_some())
+    }
+
+    /// Returns the command that runs the agent of these settings.
+    #[must_use]
+    pub fn agent_command(&self) -> String {
+        if Config::default_path().is_ok_and(|path| path == self.config_path) {
+            "picloud-agent".to_owned()
+        } else {
+            format!("picloud-agent --config {}", self.config_path.display())
+        }
+    }
+
     /// The control socket, as far as settings with a fault elsewhere tell it.
     fn socket_of_bad_config(&self) -> PathBuf {
         let named = || {
@@ -164,6 +189,60 @@ impl Machine {
     #[must_use]
     pub fn folders(&self) -> &[FolderConfig] {
         self.config.as_ref().map_or(&[], |config| &config.folders)
+    }
+
+    /// Finds a path that a person typed in the synced folders: from the working directory, or else
+    /// from the top of the folder, as other commands show it. Nothing when it is in none.
+    ///
+    /// # Errors
+    /// When it is no path, or could be in several folders.
+    pub fn find(&self, typed: &Path) -> Result<Option<Spot>, Failure> {
+        let absolute = std::path::absolute(typed)
+            .map_err(|error| Failure::file("Cannot use", typed, &error))?;
+        let is_plain = |path: &Path| !path.components().any(|part| part == Component::ParentDir);
+        // First by its names alone: a link on the way must not lead out of the folder unseen.
+        let mut candidates = Vec::new();
+        if is_plain(&absolute) {
+            candidates.push(absolute.clone());
+        }
+        candidates.push(match (absolute.parent(), absolute.file_name()) {
+            // The path itself may be a link, which is synced as one.
+            (Some(parent), Some(name)) => real_path(parent).join(name),
+            _ => real_path(&absolute),
+        });
+        candidates.push(real_path(&absolute));
+        for path in &candidates {
+            for folder in self.folders() {
+                if let Ok(within) = path.strip_prefix(&folder.path) {
+                    return self.spot(&folder.path, within).map(Some);
+                }
+            }
+        }
+        if typed.is_absolute() || !is_plain(typed) {
+            return Ok(None);
+        }
+        let is_there = |folder: &&FolderConfig| folder.path.join(typed).symlink_metadata().is_ok();
+        let mut found: Vec<&FolderConfig> = self.folders().iter().filter(is_there).collect();
+        if found.is_empty() && self.folders().len() == 1 && absolute.symlink_metadata().is_err() {
+            found.extend(self.folders());
+        }
+        match found.as_slice() {
+            [] => Ok(None),
+            [folder] => self.spot(&folder.path, typed).map(Some),
+            [..] => Err(Failure::usage(format!("{typed:?} is in several synced folders"))
+                .hint("name it by its whole path")),
+        }
+    }
+
+    fn spot(&self, folder: &Path, within: &Path) -> Result<Spot, Failure> {
+        let bytes = std::os::unix::ffi::OsStrExt::as_bytes(within.as_os_str());
+        // As with `./a`.
+        let bytes = bytes.strip_prefix(b"./").unwrap_or(bytes);
+        let path = RelPath::parse(bytes).map_err(|error| {
+            Failure::usage(format!("{within:?} cannot be a path in a synced folder"))
+                .because(&error)
+        })?;
+        Ok(Spot { folder: folder.to_string_lossy().into_owned(), path })
     }
 
     /// Returns the device of this folder; without one, of the only folder there is, or of the

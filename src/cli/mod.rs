@@ -6,17 +6,27 @@
 mod account;
 mod agent;
 mod args;
+mod compare;
+mod conflicts;
 mod control;
 mod dial;
 mod failure;
 mod files;
 mod join;
+mod layout;
+mod live;
+mod log;
 mod machine;
 mod output;
 mod prompt;
 mod qr;
+mod setup;
+mod spoken;
+mod status;
 mod undo;
+mod units;
 mod up;
+mod why;
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -64,15 +74,18 @@ fn execute(cli: &Cli, output: Output) -> Result<Exit, Failure> {
     let machine = &machine;
     match &cli.command {
         Command::Up(args) => up::up(machine, output, args),
-        Command::Status { watch: false } => machine.agent()?.status(output),
-        Command::Status { watch: true } => machine.agent()?.watch(output),
-        Command::Sync { timeout } => {
-            machine.agent()?.sync(output, timeout.map(Duration::from_secs))
+        Command::Status { watch: false, plain } => machine.agent()?.status(output, *plain),
+        Command::Status { watch: true, plain } => machine.agent()?.watch(output, *plain),
+        Command::Sync { timeout, plain } => {
+            machine.agent()?.sync(output, *plain, timeout.map(Duration::from_secs))
         }
-        Command::Conflicts => machine.agent()?.conflicts(output),
+        Command::Why { path } => why::why(machine, output, path),
+        Command::Conflicts => conflicts::conflicts(machine, output),
+        Command::Resolve(args) => conflicts::resolve(machine, output, args),
         Command::Pause => machine.agent()?.set_paused(output, true),
         Command::Resume => machine.agent()?.set_paused(output, false),
-        Command::Log { follow, lines } => machine.agent()?.log(output, *lines, *follow),
+        Command::Log(args) => log::log(machine, output, args),
+        Command::Setup(args) => setup::setup(machine, output, args),
         Command::Join(args) => wait(join::join(machine, output, args)),
         Command::Put { file, remote } => wait(files::put(machine, output, file, remote.as_deref())),
         Command::Get { remote, file } => wait(files::get(machine, output, remote, file.as_deref())),
@@ -95,7 +108,7 @@ fn execute(cli: &Cli, output: Output) -> Result<Exit, Failure> {
 }
 
 /// Runs a conversation with the server to its end.
-fn wait(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+fn wait<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -41,6 +41,10 @@ impl Output {
         }
     }
 
+    /// A terminal without colours, for tests.
+    #[cfg(test)]
+    pub(crate) const COLOURLESS: Self = Self { json: false, live: true, colour: false };
+
     /// Plain text, for tests.
     #[cfg(test)]
     pub(crate) const PLAIN: Self = Self { json: false, live: false, colour: false };
@@ -55,6 +59,18 @@ impl Output {
     #[must_use]
     pub const fn live(&self) -> bool {
         self.live
+    }
+
+    /// Returns how many columns the terminal has; nothing where there is none.
+    #[must_use]
+    pub fn columns(&self) -> Option<usize> {
+        self.live.then(|| size().0).flatten()
+    }
+
+    /// Returns how many rows the terminal has, if there is one.
+    #[must_use]
+    pub fn rows() -> Option<usize> {
+        size().1
     }
 
     /// Returns `text` in the colour of `tone`, where there is colour.
@@ -90,6 +106,19 @@ impl Output {
         writeln!(out, "{line}")?;
         out.flush()
     }
+}
+
+/// Returns the columns and rows of the terminal: as the environment says, else as the terminal does.
+fn size() -> (Option<usize>, Option<usize>) {
+    let told = |name| std::env::var(name).ok()?.parse().ok().filter(|size: &usize| *size > 0);
+    let asked = rustix::termios::tcgetwinsize(io::stdout()).ok();
+    let asked = asked.map(|size| (usize::from(size.ws_col), usize::from(size.ws_row)));
+    let or_asked =
+        |told: Option<usize>, asked: Option<usize>| told.or(asked.filter(|size| *size > 0));
+    (
+        or_asked(told("COLUMNS"), asked.map(|size| size.0)),
+        or_asked(told("LINES"), asked.map(|size| size.1)),
+    )
 }
 
 /// Returns a name or path as it may be shown: control characters escaped, so that no file name can

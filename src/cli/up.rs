@@ -13,12 +13,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::account::how_to_join;
-use super::agent::{LiveArea, status_of, status_text, summary_line, told};
+use super::agent::{look, status_of, told};
 use super::args;
 use super::failure::{Exit, Failure};
 use super::join::{Plan, join_with};
+use super::live::LiveArea;
 use super::machine::{Machine, real_path};
 use super::output::{Output, printable};
+use super::status::{status_text, summary_line};
 use crate::agent::config::{Authority, FolderConfig};
 use crate::agent::{self, RunningAgent};
 use crate::model::check_device_name;
@@ -486,7 +488,7 @@ async fn show(
     loop {
         let status = agent.status();
         if output.live() {
-            area.show(&status_text(output, &status));
+            area.show(&status_text(look(output, false), &status));
         } else if !output.json() {
             let line = summary_line(&status);
             if line != said {

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, CWD, OFlags, Timespec, Timestamps};
 use crate::model::{Attrs, Timestamp};
 
 /// Opens a regular file for reading. Anything else is refused before it can block or act.
-pub(super) fn open_regular(path: &Path) -> io::Result<File> {
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let flags = i32::try_from(flags.bits()).map_err(io::Error::other)?;
     // Looked at before it is opened, since opening a device can do something; and after, since it

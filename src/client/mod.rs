@@ -28,6 +28,7 @@
 
 mod files;
 mod local;
+mod manifest;
 mod session;
 pub mod transfer;
 mod watch;
@@ -38,6 +39,7 @@ use std::path::PathBuf;
 use tokio::sync::mpsc;
 
 pub use files::{Entry, Listing, PutOptions, Stored};
+pub(crate) use local::open_regular;
 pub use session::{Credentials, Session};
 pub use transfer::TransferError;
 pub use watch::{Watch, WatchEvent};

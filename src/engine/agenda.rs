@@ -130,6 +130,11 @@ impl Agenda {
         self.waiting.keys().copied()
     }
 
+    /// Returns the node that another one waits for.
+    pub(crate) fn blocker_of(&self, id: NodeId) -> Option<NodeId> {
+        self.waiting.iter().find(|(_, list)| list.contains(&id)).map(|(blocker, _)| *blocker)
+    }
+
     /// Returns the nodes that wait for one of these, or for one that does; none of these itself.
     pub(crate) fn waiting_behind(&self, blockers: &HashSet<NodeId>) -> HashSet<NodeId> {
         let mut found = HashSet::new();
@@ -191,6 +196,12 @@ impl Agenda {
     /// Returns whether a node must not be tried yet.
     pub(crate) fn must_wait(&self, id: NodeId, now_ms: u64) -> bool {
         self.retries.get(&id).is_some_and(|retry| retry.at_ms > now_ms)
+    }
+
+    /// Returns how long a node is not tried yet, in milliseconds.
+    pub(crate) fn waits_ms(&self, id: NodeId, now_ms: u64) -> Option<u64> {
+        let retry = self.retries.get(&id)?;
+        retry.at_ms.checked_sub(now_ms).filter(|ms| *ms > 0)
     }
 
     /// Returns whether the last try with a node failed.

@@ -23,9 +23,11 @@ mod observe;
 mod outcome;
 mod plan;
 mod putting;
+pub mod rest;
 mod rings;
 pub mod seam;
 pub mod trees;
+pub mod why;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -514,6 +516,27 @@ impl<T: Trees> Engine<T> {
             // What is in the way of a node of that name is told once.
             .collect();
         told.into_iter().collect()
+    }
+
+    /// Returns a path for people, from whichever tree has the node.
+    pub fn path_for_people(&self, id: NodeId) -> RelPath {
+        self.any_path(id)
+    }
+
+    /// Returns where a node is in the drive, as last heard.
+    ///
+    /// # Errors
+    /// When the trees cannot be read.
+    pub fn path_in_drive(&self, id: NodeId) -> Result<RelPath, T::Error> {
+        let mut names = Vec::new();
+        let mut at = id;
+        while at != NodeId::ROOT && names.len() < 1000 {
+            let Some(remote) = self.trees.get(at)?.remote else { break };
+            names.push(remote.node.place.name);
+            at = remote.node.place.parent;
+        }
+        names.reverse();
+        Ok(RelPath::from_names(names))
     }
 
     /// Returns how many paths have a problem.

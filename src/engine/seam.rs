@@ -42,6 +42,15 @@ impl Stat {
         self == other
     }
 
+    /// Returns whether both are the same but for the change time, which a rename sets.
+    #[must_use]
+    pub fn same_but_ctime(&self, other: &Self) -> bool {
+        self.same_inode(other)
+            && self.size == other.size
+            && self.mtime == other.mtime
+            && self.attrs == other.attrs
+    }
+
     /// Returns whether both are the same inode (a number may be used again, a birth time not).
     #[must_use]
     pub fn same_inode(&self, other: &Self) -> bool {

@@ -22,6 +22,15 @@ pub fn restored_name(name: &Name, date: &str, attempt: u32) -> Name {
     marked(name, &format!("restored {date}"), attempt)
 }
 
+/// Returns `NAME (DEVICE DATE).EXT`, numbered and shortened as [`conflict_name`] does: what a conflict
+/// copy is called that was kept for good.
+#[must_use]
+pub fn kept_name(name: &Name, device: &str, date: &str, attempt: u32) -> Name {
+    let device: String =
+        device.chars().map(|c| if c == '/' || c == '\0' { '-' } else { c }).take(40).collect();
+    marked(name, &format!("{device} {date}"), attempt)
+}
+
 fn marked(name: &Name, words: &str, attempt: u32) -> Name {
     let number = if attempt > 1 { format!(" {attempt}") } else { String::new() };
     let mark = format!(" ({words}{number})");
@@ -85,6 +94,14 @@ mod tests {
         let wide = "𝄞".repeat(300);
         let copy = conflict_name(&raw, &wide, "2026-11-23", u32::MAX);
         assert!(copy.as_bytes().len() <= 255 && copy != raw);
+    }
+
+    #[test]
+    fn what_is_kept_for_good_is_no_conflict_copy_any_more() {
+        let name = Name::try_from("notes.txt").unwrap();
+        let shown = |attempt| kept_name(&name, "my/pi", "2026-11-24", attempt).to_string();
+        assert_eq!(shown(1), "notes (my-pi 2026-11-24).txt");
+        assert_eq!(shown(3), "notes (my-pi 2026-11-24 3).txt");
     }
 
     #[test]

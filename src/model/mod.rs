@@ -22,7 +22,7 @@ mod time;
 pub use batch::{BatchId, BatchIdError};
 pub use change::{Change, ChangeOp, Refusal};
 pub use chunk::{ChunkData, Codec};
-pub use conflict::{conflict_name, restored_name};
+pub use conflict::{conflict_name, kept_name, restored_name};
 pub use content::{Content, ContentList, ContentListError, Extent};
 pub use digest::Digest;
 pub use id::{

@@ -4,6 +4,12 @@
 //! only the last is not a [`Reply::Progress`] or [`Reply::Log`] line; `watch` and `log --follow` go
 //! on until one side closes. The socket is mode 0600: whoever can open it is the agent's user.
 
+mod conflict;
+mod standing;
+
+pub use conflict::{Conflict, Keep, Resolved, Side, Version};
+pub use standing::{Direction, PathText, RuleSource, Standing};
+
 use serde::{Deserialize, Serialize};
 
 /// What a person's command asks of the agent.
@@ -23,6 +29,24 @@ pub enum Request {
     Resume,
     /// The conflict copies in the folders: one [`Reply::Conflicts`].
     Conflicts,
+    /// Settle a conflict: one [`Reply::Resolved`].
+    Resolve {
+        /// The folder, as the settings name it.
+        folder: String,
+        /// The path of the conflict copy.
+        path: PathText,
+        /// What to keep.
+        keep: Keep,
+        /// As in [`Conflict::seen`].
+        seen: String,
+    },
+    /// Why a path is as it is: one [`Reply::Why`].
+    Why {
+        /// The folder that it is in, as the settings name it.
+        folder: String,
+        /// The path within that folder.
+        path: PathText,
+    },
     /// What happened to which file: the last `lines` [`Reply::Log`] lines, then, with `follow`, each
     /// as it happens; else a [`Reply::Ok`].
     Log {
@@ -30,6 +54,9 @@ pub enum Request {
         lines: u32,
         /// Whether to go on.
         follow: bool,
+        /// Which lines.
+        #[serde(default)]
+        only: LogFilter,
     },
 }
 
@@ -54,6 +81,13 @@ pub enum Reply {
     Conflicts {
         /// One entry per copy.
         conflicts: Vec<Conflict>,
+    },
+    /// A conflict is settled.
+    Resolved(Resolved),
+    /// How a path stands.
+    Why {
+        /// How.
+        standing: Standing,
     },
     /// Something that happened.
     Log(LogLine),
@@ -144,6 +178,68 @@ pub struct FolderStatus {
     /// The mass deletions of the drive that wait for a person, whichever device asked for them.
     #[serde(default)]
     pub held: Vec<HeldDeletion>,
+    /// Bytes that went to the server per second lately, as they are in the files.
+    #[serde(default)]
+    pub upload_rate: u64,
+    /// Bytes that came from the server per second lately.
+    #[serde(default)]
+    pub download_rate: u64,
+    /// How long what is pending takes at these rates, in seconds; nothing while that cannot be told.
+    #[serde(default)]
+    pub secs_left: Option<u64>,
+    /// The larger files that are under way, at most ten.
+    #[serde(default)]
+    pub transfers: Vec<Transfer>,
+    /// The devices of the account, as the server last told.
+    #[serde(default)]
+    pub devices: Vec<DeviceStatus>,
+    /// The room on the server, as it last told.
+    #[serde(default)]
+    pub space: Option<SpaceStatus>,
+    /// When the server told of devices and room: seconds since the Unix epoch.
+    #[serde(default)]
+    pub told_at: Option<i64>,
+}
+
+/// A file that is under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transfer {
+    /// Its path within the folder.
+    pub path: String,
+    /// Where to.
+    pub direction: Direction,
+    /// How much of it is over.
+    pub bytes_done: u64,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// A device of the account.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether it is this one.
+    pub this: bool,
+    /// Whether it is connected.
+    pub connected: bool,
+    /// When it last was, by the server's clock: seconds since the Unix epoch.
+    #[serde(default)]
+    pub last_seen: Option<i64>,
+}
+
+/// The room on the server, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpaceStatus {
+    /// What the drive takes there, earlier versions included, as packed.
+    pub stored: u64,
+    /// What the server can still take.
+    pub free: u64,
+    /// The size of its disk.
+    pub total: u64,
+    /// How much the drive may take, where that is limited.
+    #[serde(default)]
+    pub quota: Option<u64>,
 }
 
 /// A mass deletion that waits for a person.
@@ -171,17 +267,49 @@ pub struct Problem {
     pub reason: String,
 }
 
-/// A conflict copy.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Conflict {
-    /// The folder it is in.
-    pub folder: String,
-    /// The path of the copy.
-    pub path: String,
-    /// The path it is a copy of.
-    pub original: String,
-    /// Its size in bytes.
-    pub bytes: u64,
+/// Which happenings are wanted: those that pass all of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogFilter {
+    /// In this folder, as the settings name it.
+    #[serde(default)]
+    pub folder: Option<String>,
+    /// To this path within it, or to something in it; what is not UTF-8 replaced.
+    #[serde(default)]
+    pub path: Option<String>,
+    /// At this time or later: seconds since the Unix epoch.
+    #[serde(default)]
+    pub since: Option<i64>,
+    /// At this time or earlier.
+    #[serde(default)]
+    pub until: Option<i64>,
+    /// By this device.
+    #[serde(default)]
+    pub device: Option<String>,
+}
+
+impl LogFilter {
+    /// Returns whether a happening is wanted.
+    #[must_use]
+    pub fn passes(&self, line: &LogLine) -> bool {
+        let is_in = |path: &String| {
+            path.is_empty()
+                || line.path == *path
+                || line.path.strip_prefix(path.as_str()).is_some_and(|rest| rest.starts_with('/'))
+        };
+        // A conflict and a move name two paths.
+        let from = |path: &String| !path.is_empty() && line.detail == *path;
+        self.folder.as_ref().is_none_or(|folder| line.folder == *folder)
+            && self.path.as_ref().is_none_or(|path| is_in(path) || from(path))
+            && self.since.is_none_or(|since| line.time >= since)
+            && self.until.is_none_or(|until| line.time <= until)
+            && self.device.as_ref().is_none_or(|device| line.device.as_ref() == Some(device))
+    }
+
+    /// Returns whether nothing later can pass.
+    #[must_use]
+    pub fn is_over(&self, now: i64) -> bool {
+        self.until.is_some_and(|until| until < now)
+    }
 }
 
 /// Something that happened to a file.
@@ -195,7 +323,10 @@ pub struct LogLine {
     pub event: String,
     /// The path within the folder.
     pub path: String,
-    /// More, where there is more to tell.
+    /// More, where there is more to tell: where it was before, of what it is a copy, or why.
     #[serde(default)]
     pub detail: String,
+    /// The device that did it, where that is known.
+    #[serde(default)]
+    pub device: Option<String>,
 }

@@ -87,6 +87,9 @@ messages! {
     // Batches of changes, and taking one back.
     31 ListBatches => Batches;
     32 UndoBatch => Undone;
+    // Looking at the drive as a whole.
+    33 GetAuthors => Authors;
+    34 GetSpace => Space;
     // Content as the difference to what the other side has.
     40 GetSums => Sums;
     41 PutDeltas => Done;
@@ -111,6 +114,8 @@ messages! {
     78 HeldList;
     79 Batches;
     80 Undone;
+    81 Authors;
+    82 Space;
     90 Sums;
     91 Deltas;
     92 Splice;
@@ -339,6 +344,12 @@ pub struct Page {
     /// The drive's digest, when `upto` is `head`.
     #[serde(default)]
     pub digest: Option<Digest>,
+    /// The names of the devices that made these versions, for people.
+    #[serde(default)]
+    pub devices: Vec<String>,
+    /// For each node, which of them that is; one that points nowhere tells nothing.
+    #[serde(default)]
+    pub made_by: Vec<u32>,
 }
 
 impl Page {
@@ -942,6 +953,57 @@ pub struct UndoLeft {
     pub path: RelPath,
     /// Why, for a person.
     pub reason: String,
+}
+
+/// Asks who wrote what some nodes hold now.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GetAuthors {
+    /// The drive.
+    pub drive: DriveId,
+    /// At most [`super::limits::IDS_MAX`].
+    pub nodes: Vec<NodeId>,
+}
+
+/// Who wrote it, of the nodes that exist.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Authors {
+    /// One per node.
+    pub authors: Vec<Author>,
+}
+
+/// Who wrote the bytes that a node holds now: moves, and changes of permissions, do not count.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Author {
+    /// The node.
+    pub node: NodeId,
+    /// The device.
+    pub device: DeviceId,
+    /// Its name.
+    pub device_name: String,
+    /// When, by the server's clock.
+    pub time: Timestamp,
+}
+
+/// Asks how much room there is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GetSpace {
+    /// The drive.
+    pub drive: DriveId,
+}
+
+/// How much room there is, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    /// What the contents of the drive take, those of earlier versions included, as packed. It may be a
+    /// minute old.
+    pub stored: u64,
+    /// What the server can still take before it says that its disk is full.
+    pub free: u64,
+    /// The size of that disk.
+    pub total: u64,
+    /// How much the drive may take; none where that is not limited.
+    #[serde(default)]
+    pub quota: Option<u64>,
 }
 
 /// The server ends the connection, and says why.

@@ -63,6 +63,8 @@ fn page(upto: u64) -> Page {
         nodes: vec![],
         chunks: vec![],
         digest: None,
+        devices: vec![],
+        made_by: vec![],
     }
 }
 

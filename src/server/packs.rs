@@ -336,6 +336,17 @@ struct Current {
     synced: bool,
 }
 
+/// Returns how many bytes are free on the file system of a directory, and how many it has.
+///
+/// # Errors
+/// When it cannot be asked.
+pub fn room(dir: &Path) -> Result<(u64, u64), StoreError> {
+    let stat = rustix::fs::statvfs(dir)
+        .map_err(|error| StoreError::file("look at the file system of", dir)(error.into()))?;
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+    Ok((bytes(stat.f_bavail), bytes(stat.f_blocks)))
+}
+
 /// Appends records. There is one per data directory, held by the writer thread.
 #[derive(Debug)]
 pub struct PackWriter {
@@ -394,10 +405,7 @@ impl PackWriter {
     }
 
     fn check_room(&self, wanted: u64) -> Result<(), StoreError> {
-        let dir = &self.packs.dir;
-        let stat = rustix::fs::statvfs(dir)
-            .map_err(|error| StoreError::file("look at the file system of", dir)(error.into()))?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let (free, _) = room(&self.packs.dir)?;
         if free < wanted.saturating_add(self.free_min) {
             return Err(StoreError::DiskFull);
         }

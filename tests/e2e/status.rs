@@ -124,17 +124,52 @@ fn what_is_pending_shrinks_while_one_large_file_travels() {
         proxy.set_rate(6_000_000);
         let who = if key == "upload_bytes" { from } else { to };
         let mut seen = std::collections::BTreeSet::new();
+        let direction = key.trim_end_matches("load_bytes");
+        let mut is_told = false;
         who.wait_status("several steps of one file", |status| {
+            let folder = &status["folders"][0];
+            let transfer = &folder["transfers"][0];
+            is_told |= transfer["path"] == key
+                && transfer["direction"] == direction
+                && transfer["bytes"] == len
+                && status[key.replace("bytes", "rate")].as_u64() > Some(100_000)
+                && folder["secs_left"].as_u64() > Some(0);
             if let Some(left) = status[key].as_u64().filter(|left| (1..len).contains(left)) {
                 seen.insert(left);
             }
-            seen.len() >= 2
+            seen.len() >= 2 && is_told
         });
         proxy.set_rate(0);
         who.sync();
         assert_eq!(who.status()[key], 0);
         to.sync();
     }
+}
+
+#[test]
+fn the_status_tells_of_the_other_devices_and_of_room_on_the_server() {
+    let world = World::new();
+    let a = world.device("ann", "a");
+    let mut b = world.device("ann", "b");
+    a.write("f", crate::support::Dice::new(3).bytes(300_000));
+    a.sync();
+    let others = |status: &serde_json::Value| {
+        let devices = status["folders"][0]["devices"].as_array().cloned().unwrap_or_default();
+        devices.iter().find(|device| device["name"] == "b").cloned().unwrap_or_default()
+    };
+    a.wait_status("the other device", |status| others(status)["connected"] == true);
+    let status = a.status();
+    let space = &status["folders"][0]["space"];
+    assert!(space["stored"].as_u64().unwrap() >= 300_000, "{space}");
+    assert!(space["total"].as_u64() >= space["free"].as_u64(), "{space}");
+    assert!(space["free"].as_u64() > Some(0), "{space}");
+    let text = a.picloud(&["status"]).ok();
+    assert!(text.contains("\n  Devices: a (this one), b connected\n  Server: "), "{text}");
+    b.stop();
+    a.wait_status("its absence", |status| others(status)["connected"] == false);
+    let plain = a.picloud(&["status", "--plain"]).ok();
+    assert!(plain.contains("\nThe device b was last seen just now.\n"), "{plain}");
+    assert!(plain.lines().all(|line| line.ends_with('.')), "{plain}");
 }
 
 #[test]
@@ -191,6 +226,56 @@ fn the_log_tells_what_happened_to_which_file() {
     b.wait_text("later", "2");
     b.sync();
     assert_eq!([told(&a), told(&b)], before);
+}
+
+#[test]
+fn the_log_says_who_did_what_and_can_be_asked_for_a_part_of_it() {
+    let world = World::new();
+    let a = world.device("ann", "a");
+    let b = world.device("ann", "b");
+    let c = world.device("ann", "c");
+    a.write("dir/one", "1");
+    c.wait_text("dir/one", "1");
+    b.write("two", "2");
+    c.wait_text("two", "2");
+    c.sync();
+    b.sync();
+    b.rename("two", "dir/two");
+    c.wait_text("dir/two", "2");
+    a.sync();
+    a.remove("dir/one");
+    c.wait_gone("dir/one");
+    c.write("three", "3");
+    c.sync();
+    let log = |args: &[&str]| -> Vec<String> {
+        let out = c.picloud(&[&["log"], args].concat()).ok();
+        out.lines().map(|line| line.split_once("  ").unwrap().1.to_owned()).collect()
+    };
+    assert_eq!(
+        log(&[]),
+        [
+            "received dir from a",
+            "received dir/one from a",
+            "received two from b",
+            "moved two to dir/two, as on b",
+            "deleted dir/one here, as on a",
+            "sent three"
+        ]
+    );
+    assert_eq!(log(&["-n", "1"]), ["sent three"]);
+    assert_eq!(log(&["--device", "b"]), ["received two from b", "moved two to dir/two, as on b"]);
+    assert_eq!(log(&["two"]), ["received two from b", "moved two to dir/two, as on b"]);
+    assert_eq!(log(&["dir", "--device", "a"]).len(), 3);
+    assert_eq!(log(&["--since", "1h", "--until", "1 minute"]), [""; 0]);
+    assert_eq!(log(&["--since", "1h"]).len(), 6);
+    assert_eq!(c.picloud(&["log", "--since", "soon"]).code, 2);
+    // Followed up to a time that is over: it ends by itself.
+    assert_eq!(log(&["-f", "--until", "2026-01-01"]), [""; 0]);
+    let object = &c.picloud(&["log", "--json", "--device", "b"]).objects()[1];
+    assert_eq!(
+        (&object["event"], &object["path"], &object["detail"], &object["device"]),
+        (&"moved here".into(), &"dir/two".into(), &"two".into(), &"b".into())
+    );
 }
 
 #[test]

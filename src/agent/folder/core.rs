@@ -8,13 +8,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::hands::{Hands, Task};
+use super::pace::Pace;
 use super::prepare::{Prepared, Preparer};
+use super::resolve::seen;
 use super::running::RunningNote;
 use super::view::EngineView;
-use super::{Context, Fetched, Input, Live, View, commit, fetch, upload};
+use super::{
+    Context, Fetched, FoundConflict, Input, Live, Pair, View, WhyFound, commit, fetch, upload,
+};
 use crate::agent::conflicts;
 use crate::agent::disk::ApplyPool;
 use crate::agent::ignore::{self, Ignore};
@@ -24,12 +28,15 @@ use crate::agent::{clock, heap, watch::Watcher};
 use crate::engine::Engine;
 use crate::engine::apply::{Job, Payload};
 use crate::engine::folder::{Folder as _, Own};
+use crate::engine::rest::AtRest;
 use crate::engine::seam::{
-    Action, Committed, DiskOp, Event, Outcome, Outgoing, Spot, Uploaded, Word,
+    Action, Committed, DiskOp, Event, Outcome, Outgoing, Spot, Stat, Uploaded, Word,
 };
 use crate::engine::trees::{Totals, Trees as _};
-use crate::model::{Change, ChangeOp, Content, Name, NodeId, RelPath};
-use crate::protocol::control::{Conflict, HeldDeletion, Problem};
+use crate::model::{Change, ChangeOp, Content, Kind, Name, NodeId, RelPath};
+use crate::protocol::control::{
+    Conflict, Direction, HeldDeletion, PathText, Problem, Transfer, Version,
+};
 use crate::protocol::message::Held;
 
 /// How many inputs are taken before the engine plans.
@@ -65,6 +72,12 @@ const REST_MS: u64 = 5_000;
 
 /// The most conflict copies and problems told at once.
 const TOLD_MAX: usize = 10_000;
+
+/// The most files under way that are shown.
+const TRANSFERS_SHOWN: usize = 10;
+
+/// The most nodes of which it is remembered who changed them.
+const MADE_BY_MAX: usize = 16 * 1024;
 
 /// Why the core ended.
 #[derive(Debug)]
@@ -105,12 +118,27 @@ pub(super) struct Parts {
 struct Told {
     event: &'static str,
     path: RelPath,
+    /// Where it was before.
+    from: Option<RelPath>,
+}
+
+/// How fast what is pending shrinks.
+#[derive(Debug, Default)]
+struct Paces {
+    up: Pace,
+    down: Pace,
 }
 
 /// A write whose content is being fetched.
 struct Fetching {
     session: u64,
     op: DiskOp,
+}
+
+/// A removal that a person waits for.
+struct Discarding {
+    at: Spot,
+    reply: oneshot::Sender<Outcome>,
 }
 
 pub(super) struct Core {
@@ -128,10 +156,17 @@ pub(super) struct Core {
     turned_at_ms: Arc<AtomicU64>,
     note: RunningNote,
     folder_name: String,
+    /// This device's name.
+    device_name: Arc<str>,
     live: Option<Live>,
     fetching: HashMap<NodeId, Fetching>,
     applying: HashMap<NodeId, Told>,
     committing: HashMap<u64, Vec<Option<Told>>>,
+    /// What a person wants gone, by its node.
+    discarding: HashMap<NodeId, Discarding>,
+    /// Who made what is not on this disk yet, as far as there was room to remember it.
+    made_by: HashMap<NodeId, Arc<str>>,
+    paces: Paces,
     /// The mass deletions of the drive that wait for a person, as the server last told.
     held: Vec<HeldDeletion>,
     /// Problems that were told of already.
@@ -160,6 +195,7 @@ pub(super) struct Core {
 impl Core {
     pub(super) fn new(parts: Parts) -> Self {
         let now = clock::now().ms;
+        let device_name = Arc::from(parts.view.borrow().config.device_name.as_str());
         Self {
             folder_name: parts.cx.folder.path().to_string_lossy().into_owned(),
             cx: parts.cx,
@@ -179,6 +215,10 @@ impl Core {
             fetching: HashMap::new(),
             applying: HashMap::new(),
             committing: HashMap::new(),
+            discarding: HashMap::new(),
+            made_by: HashMap::new(),
+            paces: Paces::default(),
+            device_name,
             held: Vec::new(),
             told_problems: HashSet::new(),
             scan_every_ms: parts.scan_every_ms,
@@ -350,12 +390,14 @@ impl Core {
     /// Takes an input; returns why that ends the core, if it does.
     fn take(&mut self, input: Input) -> Result<Option<Ended>, Ended> {
         match input {
-            Input::Event(event) => {
-                if let Event::Applied { node, outcome } = &event {
-                    self.tell_applied(*node, outcome);
+            Input::Event(Event::Applied { node, outcome }) => {
+                // Operations of one node come back in the order in which they were handed out.
+                match self.discarding.remove(&node) {
+                    Some(discarding) => self.discarded(discarding, outcome)?,
+                    None => self.applied(node, outcome)?,
                 }
-                self.event(event)?;
             }
+            Input::Event(event) => self.event(event)?,
             Input::Online { live, lineage, from, head } => {
                 self.disconnect()?;
                 self.live = Some(*live);
@@ -366,8 +408,13 @@ impl Core {
                     self.disconnect()?;
                 }
             }
-            Input::Page { session, page } => {
+            Input::Page { session, page, made_by } => {
                 if self.is_live(session) {
+                    for (node, device) in made_by {
+                        if self.made_by.len() < MADE_BY_MAX || self.made_by.contains_key(&node) {
+                            self.made_by.insert(node, device);
+                        }
+                    }
                     let upto = page.upto;
                     self.event(Event::Page(page))?;
                     if let Some(live) = &self.live
@@ -415,6 +462,20 @@ impl Core {
             }
             Input::Conflicts(reply) => {
                 reply.send(self.conflicts()?).ok();
+            }
+            Input::Pair(path, reply) => {
+                reply.send(self.pair(&path)?).ok();
+            }
+            Input::Discard(node, reply) => self.discard(node, reply),
+            Input::Why(path, reply) => {
+                let totals = self.engine.trees().totals();
+                let found = WhyFound {
+                    why: self.engine.why(&path)?,
+                    cx: Arc::clone(&self.cx),
+                    ignore: Arc::clone(&self.ignore),
+                    pending: totals.uploads + totals.downloads,
+                };
+                reply.send(found).ok();
             }
             Input::Paused(paused) => self.event(Event::Paused(paused))?,
             Input::Ignore(patterns) => match self.ignore.set_patterns(&patterns) {
@@ -619,6 +680,7 @@ impl Core {
             // Memory follows the work: what is dropped too early is read or fetched again.
             self.cx.incoming.clear();
             self.cx.outgoing.clear();
+            self.made_by = HashMap::new();
             self.rest_at_ms = now + REST_MS;
         }
         let trees = self.engine.trees();
@@ -636,7 +698,14 @@ impl Core {
             held: self.held.clone(),
             is_settled: self.is_settled,
             rescans_done: self.engine.rescans_done(),
+            upload_rate: 0,
+            download_rate: 0,
+            transfers: self.transfers()?,
         };
+        self.paces.up.note(now, shown.totals.upload_bytes);
+        self.paces.down.note(now, shown.totals.download_bytes);
+        shown.upload_rate = self.paces.up.per_s(now);
+        shown.download_rate = self.paces.down.per_s(now);
         if turns || now >= self.problems_at_ms {
             self.problems_at_ms = now + SHOW_PROBLEMS_MS;
             shown.problems = self.problems()?;
@@ -649,6 +718,32 @@ impl Core {
             self.view.send_modify(|view| view.engine = shown);
         }
         Ok(())
+    }
+
+    /// Returns the larger files under way, those with the most left first.
+    fn transfers(&self) -> Result<Vec<Transfer>, Ended> {
+        let mut transfers = Vec::new();
+        for (direction, progress) in
+            [(Direction::Up, &self.cx.up), (Direction::Down, &self.cx.down)]
+        {
+            for (node, bytes_done) in progress.list() {
+                let entry = self.engine.trees().get(node)?;
+                let bytes = match direction {
+                    Direction::Up => entry.local.as_ref().map(|local| local.stat.size),
+                    Direction::Down => entry.remote.as_ref().map(|r| r.node.body.content_len()),
+                };
+                let Some(bytes) = bytes.filter(|bytes| *bytes > bytes_done) else { continue };
+                transfers
+                    .push((node, Transfer { path: String::new(), direction, bytes_done, bytes }));
+            }
+        }
+        transfers.sort_by_key(|(_, one)| std::cmp::Reverse(one.bytes - one.bytes_done));
+        transfers.truncate(TRANSFERS_SHOWN);
+        let named = transfers.into_iter().map(|(node, one)| {
+            let path = self.engine.path_for_people(node).to_string();
+            Transfer { path, ..one }
+        });
+        Ok(named.collect())
     }
 
     /// Returns what a person should know, and tells of what is new.
@@ -717,7 +812,7 @@ impl Core {
         ))
     }
 
-    fn conflicts(&self) -> Result<Vec<Conflict>, Ended> {
+    fn conflicts(&self) -> Result<Vec<FoundConflict>, Ended> {
         let trees = self.engine.trees();
         let mut copies = Vec::new();
         for id in trees.conflict_copies(TOLD_MAX)? {
@@ -725,25 +820,89 @@ impl Core {
                 continue;
             };
             let path = trees.path_of(id);
-            let Some((dir, original)) = path
-                .split_last()
-                .and_then(|(dir, name)| Some((dir, conflicts::original_of(name)?)))
+            let Some((dir, read)) =
+                path.split_last().and_then(|(dir, name)| Some((dir, conflicts::read(name)?)))
             else {
                 continue;
             };
-            copies.push(Conflict {
-                folder: self.folder_name.clone(),
-                path: path.to_string(),
-                original: dir.join(&original).to_string(),
-                bytes: local.stat.size,
+            let original = trees.local_at(local.place.parent, &read.original)?.first().copied();
+            let there = match original {
+                Some(original) => trees.get(original)?.local,
+                None => None,
+            };
+            let original_path = dir.join(&read.original);
+            copies.push(FoundConflict {
+                copy: id,
+                original,
+                conflict: Conflict {
+                    folder: self.folder_name.clone(),
+                    path: path.to_string(),
+                    original: original_path.to_string(),
+                    bytes: local.stat.size,
+                    path_base64: Some(PathText(path)),
+                    original_base64: Some(PathText(original_path)),
+                    // Whose version was set aside is in its name; who wrote the other, the server knows.
+                    copy_version: Some(version(&local.stat, Some(read.device))),
+                    original_version: there.as_ref().map(|there| version(&there.stat, None)),
+                    mine: None,
+                    seen: seen(&local.stat, there.as_ref().map(|there| &there.stat)),
+                },
             });
         }
-        copies.sort_by(|a, b| a.path.cmp(&b.path));
+        copies.sort_by(|a, b| a.conflict.path.cmp(&b.conflict.path));
         Ok(copies)
     }
 
+    /// Returns both versions of a conflict, when both are in sync.
+    fn pair(&mut self, path: &RelPath) -> Result<Result<Pair, String>, Ended> {
+        let read = path.split_last().and_then(|(dir, name)| Some((dir, conflicts::read(name)?)));
+        let Some((dir, read)) = read else {
+            return Ok(Err(format!("{path:?} is no conflict copy")));
+        };
+        let original = dir.join(&read.original);
+        let busy = |path: &RelPath| {
+            format!(
+                "{path:?} is not in sync yet, so what is not kept might be nowhere else: nothing was \
+                 done (`picloud why` says what it waits for)"
+            )
+        };
+        let copy = match self.engine.at_rest(path)? {
+            Ok(Some(copy)) => copy,
+            Ok(None) => return Ok(Err(format!("There is no {path:?} any more"))),
+            Err(_) => return Ok(Err(busy(path))),
+        };
+        Ok(match self.engine.at_rest(&original)? {
+            Ok(original) => Ok(Pair { copy, original, cx: Arc::clone(&self.cx) }),
+            Err(_) => Err(busy(&original)),
+        })
+    }
+
+    /// Removes what a person does not want, as the plan would, in the same queue.
+    fn discard(&mut self, node: AtRest, reply: oneshot::Sender<Outcome>) {
+        if self.engine.is_applying(node.id) || self.discarding.contains_key(&node.id) {
+            reply.send(Outcome::Changed).ok();
+            return;
+        }
+        self.discarding.insert(node.id, Discarding { at: node.at.clone(), reply });
+        let op = DiskOp::Remove { at: node.at, expected: node.expected };
+        self.preparer.push(Prepared::Ready(Job { node: node.id, op, payload: Payload::None }));
+    }
+
+    /// Takes the end of a removal that a person wished for.
+    fn discarded(&mut self, discarding: Discarding, outcome: Outcome) -> Result<(), Ended> {
+        let Discarding { at, reply } = discarding;
+        if matches!(outcome, Outcome::Done { .. }) {
+            self.tell("resolved", at.path().to_string(), String::new());
+        }
+        self.event(Event::Touched { dir: at.dir.id, name: Some(at.name) })?;
+        reply.send(outcome).ok();
+        Ok(())
+    }
+
+    /// Tells of something that this device did, or found.
     fn tell(&self, event: &str, path: String, detail: String) {
-        self.happenings.tell(&self.folder_name, event, path, detail);
+        let device = Some(self.device_name.to_string());
+        self.happenings.tell(&self.folder_name, event, path, detail, device);
     }
 
     /// Returns what is to be told once a change is accepted.
@@ -755,18 +914,24 @@ impl Core {
             ChangeOp::Update { place: Some(_), .. } => "moved",
             ChangeOp::Update { .. } => "sent",
         };
+        let from = match op {
+            ChangeOp::Update { place: Some(_), .. } => self.engine.path_in_drive(*node).ok(),
+            _ => None,
+        };
         let path = match &outgoing.attach {
             Some((at, _)) => at.path(),
             None => self.engine.trees().path_of(*node),
         };
-        Some(Told { event, path })
+        Some(Told { event, path, from })
     }
 
     fn tell_committed(&mut self, batch: u64, results: &[Committed]) {
         let told = self.committing.remove(&batch).unwrap_or_default();
         for (told, result) in told.into_iter().zip(results) {
             if let (Some(told), Committed::Accepted { .. }) = (told, result) {
-                self.tell(told.event, told.path.to_string(), String::new());
+                let from = told.from.filter(|from| *from != told.path);
+                let from = from.map(|from| from.to_string()).unwrap_or_default();
+                self.tell(told.event, told.path.to_string(), from);
             }
         }
     }
@@ -784,8 +949,21 @@ impl Core {
             self.tell("conflict", copy.to_string(), told.path.to_string());
         }
         if told.event != "conflict" {
-            self.tell(told.event, told.path.to_string(), String::new());
+            let device = self.made_by.remove(&node).map(|device| device.to_string());
+            let from = told.from.map(|from| from.to_string()).unwrap_or_default();
+            let path = told.path.to_string();
+            self.happenings.tell(&self.folder_name, told.event, path, from, device);
         }
+    }
+}
+
+fn version(stat: &Stat, device: Option<String>) -> Version {
+    Version {
+        device,
+        here: false,
+        time: stat.mtime.secs,
+        bytes: stat.size,
+        is_dir: stat.kind == Some(Kind::Dir),
     }
 }
 
@@ -798,16 +976,18 @@ fn no_connection() -> Outcome {
 }
 
 fn told_of(op: &DiskOp) -> Told {
-    let told = |event, spot: &Spot| Told { event, path: spot.path() };
+    let told = |event, spot: &Spot| Told { event, path: spot.path(), from: None };
     match op {
         DiskOp::MakeDir { at, .. }
         | DiskOp::Write { at, .. }
         | DiskOp::Link { at, .. }
         | DiskOp::SetAttrs { at, .. } => told("received", at),
         DiskOp::Move { from, to, .. } => match (to, from) {
-            (Some(spot), _) => told("moved here", spot),
+            (Some(spot), from) => {
+                Told { from: from.as_ref().map(Spot::path), ..told("moved here", spot) }
+            }
             (None, Some(spot)) => told("moved aside", spot),
-            (None, None) => Told { event: "moved aside", path: RelPath::ROOT },
+            (None, None) => Told { event: "moved aside", path: RelPath::ROOT, from: None },
         },
         DiskOp::SetAside { at, .. } => told("conflict", at),
         DiskOp::Remove { at, .. } => told("deleted here", at),

@@ -18,7 +18,7 @@ use super::{Context, INCOMING_LEN_MAX, Input, Live, Session, View, commit, fetch
 use crate::agent::config::{Authority, FolderConfig};
 use crate::agent::credentials::Token;
 use crate::engine::seam::JournalPage;
-use crate::model::Rev;
+use crate::model::{NodeId, Rev};
 use crate::protocol::Trust;
 use crate::protocol::limits::{INLINE_LEN_MAX, PAGES_IN_FLIGHT_MAX};
 use crate::protocol::message::{FailureCode, Page, PageSeen, Resume, Subscribe};
@@ -401,12 +401,14 @@ impl Link {
         }
         let packed: usize = page.chunks.iter().map(|chunk| chunk.data.len()).sum();
         self.cx.rates.down.pass(packed as u64).await;
+        let made_by = made_by(&page);
         for chunk in page.chunks {
             let len = chunk.data.len();
             self.cx.incoming.put(chunk.id, len, Arc::new(chunk));
         }
         let input = Input::Page {
             session: session.number,
+            made_by,
             page: JournalPage {
                 upto: page.upto,
                 head: page.head,
@@ -437,6 +439,14 @@ impl Pace {
         }
         untaken_len <= UNTAKEN_LEN_MAX || self.since.elapsed() >= PACE_MAX
     }
+}
+
+/// Returns which device made what, as far as the page tells.
+fn made_by(page: &Page) -> Vec<(NodeId, Arc<str>)> {
+    let names: Vec<Arc<str>> = page.devices.iter().map(|name| Arc::from(name.as_str())).collect();
+    let of = |index: &u32| usize::try_from(*index).ok().and_then(|index| names.get(index));
+    let nodes = page.nodes.iter().map(|node| node.id);
+    nodes.zip(&page.made_by).filter_map(|(id, index)| Some((id, Arc::clone(of(index)?)))).collect()
 }
 
 /// Returns a time between half of `pause` and all of it, so that devices do not come back at once.

@@ -12,13 +12,16 @@ mod core;
 mod fetch;
 mod hands;
 mod link;
+mod pace;
 mod partial;
 mod prepare;
 mod progress;
+mod resolve;
 mod running;
 mod supervise;
 mod upload;
 mod view;
+mod why;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicUsize;
@@ -28,13 +31,16 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use self::partial::Partials;
 use self::progress::Progress;
+pub(super) use self::resolve::{Pair, resolve};
 pub(super) use self::supervise::{FolderTask, Settings};
 pub(super) use self::view::View;
+pub(super) use self::why::{WhyFound, standing};
 use super::cache::Cache;
 use super::disk::DiskFolder;
 use super::lists::Lists;
 use super::rate::Rate;
 use crate::engine::apply::Payload;
+use crate::engine::rest::AtRest;
 use crate::engine::seam::{Committed, Event, JournalPage, Outcome, Uploaded};
 use crate::model::{ChunkData, DeviceId, DriveId, Lineage, NodeId, RelPath, Rev};
 use crate::protocol::Connection;
@@ -144,6 +150,14 @@ pub(super) enum Fetched {
     Outcome(Outcome),
 }
 
+/// A conflict copy, with the nodes of both versions.
+#[derive(Debug)]
+pub(super) struct FoundConflict {
+    pub conflict: Conflict,
+    pub copy: NodeId,
+    pub original: Option<NodeId>,
+}
+
 /// What the core is told.
 #[derive(Debug)]
 pub(super) enum Input {
@@ -153,8 +167,8 @@ pub(super) enum Input {
     Online { live: Box<Live>, lineage: Lineage, from: Rev, head: Rev },
     /// The connection is gone.
     Offline { session: u64 },
-    /// A page of the journal came.
-    Page { session: u64, page: JournalPage },
+    /// A page of the journal came, with the names of the devices that made what is in it.
+    Page { session: u64, page: JournalPage, made_by: Vec<(NodeId, Arc<str>)> },
     /// The mass deletions of the drive that are held now.
     Held { session: u64, held: Vec<Held> },
     /// What became of a commit.
@@ -172,7 +186,14 @@ pub(super) enum Input {
     /// The rev and lineage up to which the journal is known are wanted.
     Position(oneshot::Sender<(Rev, Option<Lineage>)>),
     /// The conflict copies are wanted.
-    Conflicts(oneshot::Sender<Vec<Conflict>>),
+    Conflicts(oneshot::Sender<Vec<FoundConflict>>),
+    /// Both versions of a conflict are wanted, by the path of the copy, in sync; else why they are not
+    /// to be had, for a person.
+    Pair(RelPath, oneshot::Sender<Result<Pair, String>>),
+    /// A person wants this gone.
+    Discard(AtRest, oneshot::Sender<Outcome>),
+    /// How a path stands is wanted.
+    Why(RelPath, oneshot::Sender<WhyFound>),
     /// A person paused or resumed.
     Paused(bool),
     /// Other patterns of the settings for what is left out.

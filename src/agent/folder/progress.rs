@@ -50,6 +50,11 @@ impl Progress {
         self.lock().retain(|node, _| is_pending(*node));
     }
 
+    /// Returns the nodes, and how many bytes of each are over.
+    pub(super) fn list(&self) -> Vec<(NodeId, u64)> {
+        self.lock().iter().map(|(node, done)| (*node, *done)).collect()
+    }
+
     /// Returns how many bytes are over in all.
     pub(super) fn sum(&self) -> u64 {
         self.lock().values().fold(0, |sum, done| sum.saturating_add(*done))

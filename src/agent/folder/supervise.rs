@@ -220,7 +220,7 @@ impl Supervisor {
         let path = self.settings.config.path.to_string_lossy().into_owned();
         let is_news = self.view.borrow().stopped.as_ref() != Some(&reason);
         if is_news {
-            self.settings.happenings.tell(&path, "problem", String::new(), reason.clone());
+            self.settings.happenings.tell(&path, "problem", String::new(), reason.clone(), None);
         }
         self.view.send_modify(|view| {
             view.stopped = Some(reason);
@@ -405,11 +405,11 @@ impl Supervisor {
         let folder = self.settings.config.path.to_string_lossy();
         let happenings = &self.settings.happenings;
         if let Some(detail) = begun_anew {
-            happenings.tell(&folder, "problem", String::new(), detail);
+            happenings.tell(&folder, "problem", String::new(), detail, None);
         }
         for path in &recovered.brought_back {
             let detail = "brought back after an unclean stop".to_owned();
-            happenings.tell(&folder, "conflict", path.to_string(), detail);
+            happenings.tell(&folder, "conflict", path.to_string(), detail, None);
         }
         for (path, reason) in &recovered.left {
             cx.trouble(path, reason.clone());

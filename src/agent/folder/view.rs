@@ -2,7 +2,7 @@
 
 use crate::agent::config::FolderConfig;
 use crate::engine::trees::{Meta, Totals};
-use crate::protocol::control::{FolderStatus, HeldDeletion, Problem, State};
+use crate::protocol::control::{FolderStatus, HeldDeletion, Problem, State, Transfer};
 
 /// The most problems shown with their paths.
 const PROBLEMS_SHOWN: usize = 100;
@@ -19,6 +19,10 @@ pub(in crate::agent) struct EngineView {
     pub held: Vec<HeldDeletion>,
     pub is_settled: bool,
     pub rescans_done: u64,
+    /// Bytes per second, in both directions.
+    pub upload_rate: u64,
+    pub download_rate: u64,
+    pub transfers: Vec<Transfer>,
 }
 
 /// How the connection stands.
@@ -117,6 +121,7 @@ impl View {
         let mut problems: Vec<Problem> = self.stopped.iter().chain(link).map(of_folder).collect();
         let problem_count = engine.problem_count + problems.len() as u64;
         problems.extend(engine.problems.iter().take(PROBLEMS_SHOWN).cloned());
+        let is_moving = self.state() == State::Syncing;
         FolderStatus {
             path: self.config.path.to_string_lossy().into_owned(),
             server: self.config.server.clone(),
@@ -138,6 +143,27 @@ impl View {
             cursor: engine.meta.cursor.0,
             agrees: engine.agrees,
             held: engine.held.clone(),
+            upload_rate: if is_moving { engine.upload_rate } else { 0 },
+            download_rate: if is_moving { engine.download_rate } else { 0 },
+            secs_left: self.secs_left().filter(|_| is_moving),
+            transfers: if is_moving { engine.transfers.clone() } else { Vec::new() },
+            devices: Vec::new(),
+            space: None,
+            told_at: None,
         }
+    }
+
+    /// Returns how long what is pending takes, when that can be told: both directions go on beside
+    /// each other.
+    fn secs_left(&self) -> Option<u64> {
+        let EngineView { totals, upload_rate, download_rate, .. } = &self.engine;
+        let of = |left: u64, rate: u64| match (left, rate) {
+            (0, _) => Some(0),
+            (_, 0) => None,
+            (left, rate) => Some(left.div_ceil(rate)),
+        };
+        let up = of(totals.upload_bytes, *upload_rate)?;
+        let down = of(totals.download_bytes, *download_rate)?;
+        Some(up.max(down)).filter(|secs| *secs > 0)
     }
 }

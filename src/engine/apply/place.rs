@@ -190,7 +190,7 @@ impl<F: Folder> Applier<F> {
         // An edit since the rename must not pass for what was written: then the stat is told that
         // the file had before, and the next look sees the difference.
         let live = match self.folder.stat(&dir, &at.name) {
-            Ok(live) if same_but_ctime(&live, stat) => live,
+            Ok(live) if live.same_but_ctime(stat) => live,
             Err(Fault::Gone(gone)) => return Err(gone.into()),
             Ok(_) | Err(_) => *stat,
         };
@@ -271,7 +271,7 @@ impl<F: Folder> Applier<F> {
         let is_expected = match stat.kind {
             // A link's target never changes; a directory's entries are no part of it.
             Some(Kind::Link | Kind::Dir) => stat.same_inode(&expected.stat),
-            Some(Kind::File) if same_but_ctime(&stat, &expected.stat) && !is_racy(&stat) => true,
+            Some(Kind::File) if stat.same_but_ctime(&expected.stat) && !is_racy(&stat) => true,
             Some(Kind::File) if expected.stat.kind == Some(Kind::File) => match &expected.content {
                 Some(content) => match self.folder.content(dir, name) {
                     Ok((stat, found)) => return Ok((stat, found == *content)),
@@ -532,10 +532,6 @@ impl<F: Folder> Applier<F> {
 
 /// Returns whether two stats tell of the same version of the same inode; a rename alone changes
 /// the change time.
-fn same_but_ctime(a: &Stat, b: &Stat) -> bool {
-    a.same_inode(b) && a.size == b.size && a.mtime == b.mtime && a.attrs == b.attrs
-}
-
 /// Returns whether a file was modified so shortly before its last change (the rename that took it
 /// away) that another modification may have left no trace.
 fn is_racy(stat: &Stat) -> bool {

@@ -7,6 +7,7 @@
 
 mod account;
 mod deltas;
+mod drive;
 mod guest;
 mod held;
 mod lane;

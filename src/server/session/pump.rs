@@ -1,6 +1,6 @@
 //! The journal of one drive, pushed to one connection, page by page.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Semaphore;
@@ -175,7 +175,10 @@ fn make_page(
         nodes: Vec::with_capacity(rows.nodes.len()),
         chunks: Vec::new(),
         digest: None,
+        devices: Vec::new(),
+        made_by: Vec::with_capacity(rows.nodes.len()),
     };
+    let mut names = HashMap::new();
     let mut sent = HashSet::new();
     let mut len = 0;
     let mut last = from;
@@ -197,6 +200,16 @@ fn make_page(
             len += record.data.len();
             page.chunks.push(chunk_data(record)?);
         }
+        let device = match names.get(&row.author) {
+            Some(device) => *device,
+            None => {
+                let device = u32::try_from(page.devices.len()).unwrap_or(u32::MAX);
+                page.devices.push(metadata.device_name(row.author)?.unwrap_or_default());
+                names.insert(row.author, device);
+                device
+            }
+        };
+        page.made_by.push(device);
         page.nodes.push(row.node);
     }
     if cut {

@@ -11,9 +11,9 @@ use crate::model::{DriveId, NodeId, Versioned};
 use crate::protocol::IncomingFrame;
 use crate::protocol::limits::{BATCH_COUNT_MAX, BATCH_LEN_MAX, IDS_MAX, LIST_PART_LEN_MAX};
 use crate::protocol::message::{
-    ApproveHeld, Chunks, Entries, FailureCode, FindMissing, Found, GetChunks, GetDeltas, GetList,
-    GetSplice, GetSums, Has, HasList, HeldList, ListBatches, ListDir, ListHeld, ListPart, Lookup,
-    Message, Missing, RejectHeld, UndoBatch,
+    ApproveHeld, Chunks, Entries, FailureCode, FindMissing, Found, GetAuthors, GetChunks,
+    GetDeltas, GetList, GetSpace, GetSplice, GetSums, Has, HasList, HeldList, ListBatches, ListDir,
+    ListHeld, ListPart, Lookup, Message, Missing, RejectHeld, UndoBatch,
 };
 use crate::server::gate::Decision;
 use crate::server::store::StoreError;
@@ -47,7 +47,9 @@ pub fn drive_of(frame: &IncomingFrame) -> Result<Option<DriveId>> {
         | ApproveHeld::KIND
         | RejectHeld::KIND
         | ListBatches::KIND
-        | UndoBatch::KIND => super::lane::decode_drive(frame).map(Some),
+        | UndoBatch::KIND
+        | GetAuthors::KIND
+        | GetSpace::KIND => super::lane::decode_drive(frame).map(Some),
         _ => Ok(None),
     }
 }
@@ -116,6 +118,14 @@ impl Answering {
             }
             UndoBatch::KIND => {
                 let reply = self.undo_batch(drive, decode(&frame)?).await?;
+                self.outbox.reply(request, &reply).await;
+            }
+            GetAuthors::KIND => {
+                let reply = self.get_authors(drive, decode(&frame)?).await?;
+                self.outbox.reply(request, &reply).await;
+            }
+            GetSpace::KIND => {
+                let reply = self.get_space(drive).await?;
                 self.outbox.reply(request, &reply).await;
             }
             ApproveHeld::KIND => {

@@ -11,6 +11,7 @@ use crate::protocol::message::{Failure, FailureCode};
 use crate::server::accounts;
 use crate::server::config::Config;
 use crate::server::hub::Hub;
+use crate::server::packs;
 use crate::server::store::{Layout, Store, StoreError};
 use crate::server::throttle::{Tries, Try};
 
@@ -46,7 +47,15 @@ pub struct Shared {
     memory: Arc<Semaphore>,
     memory_kib: u32,
     memory_of_users: Mutex<HashMap<i64, Weak<Semaphore>>>,
+    /// What drives take, and when that was found out.
+    stored: Mutex<HashMap<i64, (Instant, u64)>>,
 }
+
+/// What a drive takes is found out at most this often: it is a look at each of its chunks.
+const STORED_EVERY: Duration = Duration::from_secs(60);
+
+/// The most drives of which it is remembered.
+const STORED_MAX: usize = 10_000;
 
 /// Memory that a request was granted, given back when this is dropped.
 #[derive(Debug)]
@@ -85,6 +94,7 @@ impl Shared {
             memory: Arc::new(Semaphore::new(memory_kib as usize)),
             memory_kib,
             memory_of_users: Mutex::default(),
+            stored: Mutex::default(),
         })
     }
 
@@ -116,6 +126,31 @@ impl Shared {
         let own = Arc::clone(of_user).acquire_many_owned(kib).await.map_err(closed)?;
         let all = Arc::clone(&self.memory).acquire_many_owned(kib).await.map_err(closed)?;
         Ok(Memory(own, all))
+    }
+
+    /// Returns what a drive takes, if that was found out lately.
+    pub fn stored_lately(&self, drive: i64) -> Option<u64> {
+        let stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
+        stored.get(&drive).filter(|(at, _)| at.elapsed() < STORED_EVERY).map(|(_, bytes)| *bytes)
+    }
+
+    /// Remembers what a drive takes.
+    pub fn note_stored(&self, drive: i64, bytes: u64) {
+        let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
+        if stored.len() >= STORED_MAX {
+            stored.clear();
+        }
+        stored.insert(drive, (Instant::now(), bytes));
+    }
+
+    /// Returns how many bytes can still be taken, and how large the disk is.
+    ///
+    /// # Errors
+    /// When the disk cannot be asked.
+    pub fn room(&self) -> Result<(u64, u64), StoreError> {
+        let (free, total) = packs::room(&self.layout.packs())?;
+        let kept_free = self.config.limits.disk_free_min_mib.saturating_mul(1024 * 1024);
+        Ok((free.saturating_sub(kept_free), total))
     }
 
     /// Refuses when this one has failed too often lately.

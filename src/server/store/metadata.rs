@@ -348,6 +348,12 @@ pub trait Metadata: Send {
     fn consistent_at(&mut self, drive: i64, upto: Rev) -> Result<bool>;
     fn node(&mut self, drive: i64, id: NodeId) -> Result<Option<Versioned>>;
     fn child(&mut self, drive: i64, parent: NodeId, name: &Name) -> Result<Option<Versioned>>;
+    /// Returns who wrote the bytes that a live node holds now, and when, in milliseconds.
+    fn author_of(&mut self, drive: i64, id: NodeId) -> Result<Option<(Device, i64)>>;
+    /// Returns the name of a device by its number, also of one that was revoked.
+    fn device_name(&mut self, num: i64) -> Result<Option<String>>;
+    /// Returns what the contents of a drive take, as packed. It looks at each of them.
+    fn stored(&mut self, drive: i64) -> Result<u64>;
     /// Returns live entries in the order of their names.
     fn children(
         &mut self,

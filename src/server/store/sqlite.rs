@@ -826,6 +826,44 @@ impl Metadata for SqliteConnection {
         )
     }
 
+    fn author_of(&mut self, drive: i64, id: NodeId) -> Result<Option<(Device, i64)>> {
+        // A node that was moved more often than that is told to be of its oldest move looked at.
+        const LOOKS_MAX: i64 = 100;
+        let found = self.one(
+            "WITH last AS (
+                 SELECT rev, author, time_ms, kind, content, len FROM journal
+                 WHERE drive = ?1 AND node = ?2 ORDER BY rev DESC LIMIT ?3),
+             now AS (SELECT kind, content, len FROM last ORDER BY rev DESC LIMIT 1)
+             SELECT author, time_ms FROM last, now
+             WHERE now.kind IS NOT NULL AND last.rev > coalesce(
+                 (SELECT max(other.rev) FROM last AS other
+                  WHERE other.kind IS NOT now.kind OR other.content IS NOT now.content
+                     OR other.len IS NOT now.len), 0)
+             ORDER BY last.rev LIMIT 1",
+            params![drive, id.as_bytes(), LOOKS_MAX],
+            |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)),
+        )?;
+        let Some((author, time_ms)) = found else {
+            return Ok(None);
+        };
+        let sql = format!("{DEVICE} WHERE num = ?1");
+        Ok(self.one(&sql, [author], read_device)?.map(|device| (device, time_ms)))
+    }
+
+    fn device_name(&mut self, num: i64) -> Result<Option<String>> {
+        self.one("SELECT name FROM device WHERE num = ?1", [num], |row| Ok(row.get(0)?))
+    }
+
+    fn stored(&mut self, drive: i64) -> Result<u64> {
+        let sum = self.one(
+            "SELECT (SELECT coalesce(sum(stored_len), 0) FROM chunk WHERE drive = ?1)
+                  + (SELECT coalesce(sum(stored_len), 0) FROM list WHERE drive = ?1)",
+            [drive],
+            |row| Ok(row.get::<_, i64>(0)?),
+        )?;
+        Ok(u64::try_from(sum.unwrap_or(0)).unwrap_or(0))
+    }
+
     fn children(
         &mut self,
         drive: i64,
