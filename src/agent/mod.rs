@@ -1,5 +1,6 @@
 //! The engine's driver on a real machine.
 
+pub mod args;
 pub mod cache;
 mod clock;
 pub mod config;
