@@ -21,6 +21,10 @@ use crate::model::{
 /// The documented defaults: what a new file begins as.
 pub const DOCUMENTED: &str = include_str!("../../config/agent.toml");
 
+/// What settings that are made on this machine begin with, if it is there: limits, for example, that
+/// hold for everybody who joins here.
+const SYSTEM_PATH: &str = "/etc/picloud/agent.toml";
+
 /// Why the settings could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -376,6 +380,26 @@ fn legal_device_name(name: Spanned<String>) -> Result<String, Found> {
     }
 }
 
+/// Returns the text that new settings begin with: the machine's, at `system`, or else the documented
+/// defaults.
+fn first_text(system: &Path) -> Result<String, ConfigError> {
+    let text = match std::fs::read_to_string(system) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(DOCUMENTED.to_owned());
+        }
+        Err(source) => return Err(ConfigError::Read { path: system.to_owned(), source }),
+    };
+    // What is wrong is told of the file that it is in.
+    let config = Config::parse(&text, system)?;
+    if !config.folders.is_empty() {
+        let reason =
+            "a folder belongs to one person: `picloud join` adds it to that person's settings";
+        return Err(line_error(system, Wrong::at_key(&text, "[[folder", reason)));
+    }
+    Ok(text)
+}
+
 /// Adds a folder to the settings at `path`, which are made when they do not exist; what a person
 /// wrote there, comments too, stays as it is. A running agent takes the folder up by itself.
 ///
@@ -390,7 +414,9 @@ pub fn add_folder(
 ) -> Result<(), ConfigError> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => DOCUMENTED.to_owned(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            first_text(Path::new(SYSTEM_PATH))?
+        }
         Err(source) => {
             return Err(ConfigError::Read { path: path.to_owned(), source });
         }
@@ -680,5 +706,25 @@ mod tests {
         assert!(!remove_folder(&path, folder(1, "").id).unwrap());
         let left = Config::load(&path).unwrap().folders;
         assert_eq!(left, [folder(2, "two"), folder(3, "one-more")]);
+    }
+
+    #[test]
+    fn new_settings_begin_with_the_machines_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let system = dir.path().join("agent.toml");
+        assert_eq!(first_text(&system).unwrap(), DOCUMENTED);
+        let ours = "# of this machine\n[limits]\nupload_kib_per_s = 7\n";
+        std::fs::write(&system, ours).unwrap();
+        assert_eq!(first_text(&system).unwrap(), ours);
+        // What is wrong is told of that file, not of the person's.
+        for (wrong, line) in [("[limits]\nuploads = 7\n", 2), ("\n\n[[folder]]\n", 3)] {
+            std::fs::write(&system, wrong).unwrap();
+            let told = first_text(&system).unwrap_err().to_string();
+            assert!(told.starts_with(&format!("{system:?}, line {line}")), "{told}");
+        }
+        let folder = all_shown();
+        std::fs::write(&system, &folder).unwrap();
+        let told = first_text(&system).unwrap_err().to_string();
+        assert!(told.ends_with("adds it to that person's settings"), "{told}");
     }
 }

@@ -1,6 +1,7 @@
 //! The engine's driver on a real machine.
 
 mod about;
+pub mod args;
 mod authors;
 pub mod cache;
 mod clock;

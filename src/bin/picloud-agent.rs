@@ -2,12 +2,12 @@
 
 use std::error::Error;
 use std::io::IsTerminal;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::Parser as _;
+use picloud::agent::args::Args;
 use picloud::agent::config::Config;
 use picloud::agent::{self, LevelChanged, Options, RunningAgent};
 use sd_notify::NotifyState;
@@ -15,15 +15,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt, reload};
-
-/// Keeps the folders of this device the same as on your other devices.
-#[derive(Debug, Parser)]
-#[command(name = "picloud-agent", version)]
-struct Args {
-    /// The settings; by default $XDG_CONFIG_HOME/picloud/agent.toml or ~/.config/picloud/agent.toml
-    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
-    config: Option<PathBuf>,
-}
 
 fn main() -> ExitCode {
     match run(Args::parse()) {

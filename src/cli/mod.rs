@@ -32,7 +32,7 @@ use std::future::Future;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 use args::{Cli, Command};
 use failure::{Exit, Failure};
@@ -40,6 +40,12 @@ use machine::Machine;
 use output::Output;
 
 use crate::server::command::usage_text;
+
+/// Returns what can be typed, for man pages and completions.
+#[must_use]
+pub fn parser() -> clap::Command {
+    Cli::command()
+}
 
 /// Runs the `picloud` command with the arguments of this process.
 #[must_use]

@@ -64,35 +64,31 @@ pub fn stop_for_user(machine: &Machine) -> bool {
         && matches!(systemctl(&["--user", "disable", "--now", UNIT]), Ok(Ok(())))
 }
 
-/// Starts the system's unit for a person; only root can.
+/// Names the person of the system's unit and starts it; only root can.
 #[must_use]
 pub fn start_for(person: &str) -> Runs {
-    let unit = match run(NAME_PERSON, &[person]) {
-        Ok(Ok(())) => UNIT.to_owned(),
+    match run(NAME_PERSON, &[person]) {
+        Ok(Ok(())) => {}
         Ok(Err(reason)) => return Runs::Nobody(format!("{NAME_PERSON} failed: {reason}")),
-        // Without it there is a unit for each person.
-        Err(_) => format!("picloud-agent@{person}.service"),
-    };
-    match systemctl(&["enable", "--now", &unit]) {
-        Ok(Ok(())) => Runs::System(unit),
-        Ok(Err(reason)) => Runs::Nobody(format!("systemd does not start {unit}: {reason}")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Runs::Nobody("there is no systemd here".to_owned())
+            return Runs::Nobody(format!("the package's {NAME_PERSON} is not here"));
         }
-        Err(error) => Runs::Nobody(format!("systemd does not start {unit}: {error}")),
+        Err(error) => return Runs::Nobody(format!("{NAME_PERSON} does not run: {error}")),
+    }
+    match systemctl(&["enable", "--now", UNIT]) {
+        Ok(Ok(())) => Runs::System(UNIT.to_owned()),
+        Ok(Err(reason)) => Runs::Nobody(format!("systemd does not start {UNIT}: {reason}")),
+        Err(error) => Runs::Nobody(format!("systemd does not start {UNIT}: {error}")),
     }
 }
 
-/// Stops the system's units of a person for good. Returns whether there was one to stop.
+/// Stops the system's unit for good, when it is this person's. Returns whether there was one to stop.
 #[must_use]
 pub fn stop_for(person: &str) -> bool {
-    let own = format!("picloud-agent@{person}.service");
-    let units = [own.as_str(), UNIT];
-    let stopped = units.map(|unit| {
-        matches!(systemctl(&["is-enabled", unit]), Ok(Ok(())))
-            && matches!(systemctl(&["disable", "--now", unit]), Ok(Ok(())))
-    });
-    stopped.contains(&true)
+    let named = Command::new(NAME_PERSON).stdin(Stdio::null()).output();
+    named.is_ok_and(|named| named.stdout.trim_ascii() == person.as_bytes())
+        && matches!(systemctl(&["is-enabled", UNIT]), Ok(Ok(())))
+        && matches!(systemctl(&["disable", "--now", UNIT]), Ok(Ok(())))
 }
 
 fn is_default(config: &Path) -> bool {

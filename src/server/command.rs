@@ -10,7 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use serde_json::json;
 
 use super::accounts::PASSWORD_LEN_MAX;
@@ -226,6 +226,12 @@ impl Outcome {
             self.stdout = format!("{object}\n");
         }
     }
+}
+
+/// Returns what can be typed, for man pages and completions.
+#[must_use]
+pub fn parser() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the program.

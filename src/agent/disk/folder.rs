@@ -308,27 +308,12 @@ impl DiskFolder {
             let dir = at.as_ref().map_or(root, AsFd::as_fd);
             let path = RelPath::from_names(piece.to_vec()).to_bytes();
             let next = open_one(dir, &path, flags).or_else(|errno| match errno {
-                // No openat2 here: name by name, each without following.
-                Errno::NOSYS => self.walk(dir, piece, flags),
+                // No openat2 here.
+                Errno::NOSYS => walk(dir, piece, flags),
                 other => Err(other),
             })?;
             at = Some(next);
             rest = later;
-        }
-        at.ok_or(Errno::INVAL)
-    }
-
-    fn walk(&self, from: BorrowedFd<'_>, names: &[Name], flags: OFlags) -> Result<OwnedFd, Errno> {
-        let mut at: Option<OwnedFd> = None;
-        for (index, name) in names.iter().enumerate() {
-            let flags = if index + 1 == names.len() { flags } else { DIR_FLAGS };
-            let dir = at.as_ref().map_or(from, AsFd::as_fd);
-            let next = rustix::fs::openat(dir, name.as_bytes(), flags, Mode::empty())?;
-            let statx = statx_fd(next.as_fd())?;
-            if (statx.stx_dev_major, statx.stx_dev_minor) != self.0.device {
-                return Err(Errno::XDEV);
-            }
-            at = Some(next);
         }
         at.ok_or(Errno::INVAL)
     }
@@ -529,9 +514,32 @@ fn open_one(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, 
     loop {
         match rustix::fs::openat2(dir, path, flags, Mode::empty(), BENEATH) {
             Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(Errno::NOSYS) if !path.contains(&b'/') => return open_name(dir, path, flags),
             other => return other,
         }
     }
+}
+
+/// Opens one name in a directory where there is no openat2: an old kernel, an emulator, or a service
+/// manager that takes it away.
+fn open_name(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    let opened = rustix::fs::openat(dir, name, flags | OFlags::NOFOLLOW, Mode::empty())?;
+    let (here, there) = (statx_fd(dir)?, statx_fd(opened.as_fd())?);
+    if (here.stx_dev_major, here.stx_dev_minor) != (there.stx_dev_major, there.stx_dev_minor) {
+        return Err(Errno::XDEV);
+    }
+    Ok(opened)
+}
+
+/// Opens a path name by name, each without following.
+fn walk(from: BorrowedFd<'_>, names: &[Name], flags: OFlags) -> Result<OwnedFd, Errno> {
+    let mut at: Option<OwnedFd> = None;
+    for (index, name) in names.iter().enumerate() {
+        let flags = if index + 1 == names.len() { flags } else { DIR_FLAGS };
+        let dir = at.as_ref().map_or(from, AsFd::as_fd);
+        at = Some(open_name(dir, name.as_bytes(), flags)?);
+    }
+    at.ok_or(Errno::INVAL)
 }
 
 /// Returns whether a directory, or the one of this name in it, has the identity of a synced folder.
@@ -668,5 +676,27 @@ fn probe(staging: BorrowedFd<'_>) -> Result<Option<bool>, Errno> {
         Ok(()) => Ok(Some(folds)),
         Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(None),
         Err(errno) => Err(errno),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_openat2_no_link_is_followed_either() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        std::os::unix::fs::symlink("a", dir.path().join("link")).unwrap();
+        let root = rustix::fs::open(dir.path(), DIR_FLAGS, Mode::empty()).unwrap();
+        let opened = |path: &[&str]| {
+            let names: Vec<Name> = path.iter().map(|name| Name::new(*name).unwrap()).collect();
+            walk(root.as_fd(), &names, DIR_FLAGS).map(|_| ())
+        };
+        assert_eq!(opened(&["a", "b"]), Ok(()));
+        assert!(matches!(opened(&["link", "b"]), Err(Errno::NOTDIR | Errno::LOOP)));
+        assert!(matches!(opened(&["link"]), Err(Errno::NOTDIR | Errno::LOOP)));
+        let own = open_name(root.as_fd(), b"link", OFlags::PATH | OFlags::CLOEXEC).unwrap();
+        assert_eq!(stat_of(&statx_fd(own.as_fd()).unwrap()).kind, Some(Kind::Link));
     }
 }
