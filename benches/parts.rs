@@ -106,6 +106,7 @@ fn page() -> Page {
     });
     let nodes: Vec<Versioned> = nodes.collect();
     let head = Rev(nodes.len() as u64);
+    let made_by = vec![0; nodes.len()];
     Page {
         drive: DriveId::from_bytes([1; 16]),
         from: Rev(0),
@@ -115,6 +116,8 @@ fn page() -> Page {
         nodes,
         chunks,
         digest: Some(Digest::default()),
+        devices: vec!["laptop".to_owned()],
+        made_by,
     }
 }
 
