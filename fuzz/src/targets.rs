@@ -203,7 +203,7 @@ decoders! {
     Hello Join Login Register Answer Resume Ping Subscribe PageSeen Commit FindMissing PutChunks
     PutList HasList GetList GetChunks Lookup ListDir ListDevices RevokeDevice Invite Logout
     ChangePassword TotpBegin TotpConfirm TotpDisable ListHeld ApproveHeld RejectHeld
-    ListBatches UndoBatch HelloReply AuthReply
+    ListBatches UndoBatch GetAuthors GetSpace Authors Space HelloReply AuthReply
     Done Subscribed Committed Missing Has ListPart Chunks Found Entries Devices Invited TotpSecret
     HeldList Batches Undone HeldNow Page Bye Failure GetSums Sums PutDeltas GetDeltas Deltas PutSplice GetSplice
     Splice
