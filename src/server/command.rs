@@ -21,6 +21,7 @@ use super::gate::Decision;
 use super::store::Layout;
 use super::store::metadata::Device;
 use super::{log, service};
+use crate::checkup::without_numbers;
 
 /// The version of the `--json` objects.
 const JSON_VERSION: u32 = 1;
@@ -201,16 +202,6 @@ pub struct Outcome {
     pub stdout: String,
     /// For standard error.
     pub stderr: String,
-}
-
-/// Takes the numbers of the operating system's errors out of a text: they help nobody.
-fn without_numbers(text: &str) -> String {
-    let mut parts = text.split(" (os error ");
-    let mut plain = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        plain.push_str(part.split_once(')').map_or(part, |(_, rest)| rest));
-    }
-    plain
 }
 
 impl Outcome {

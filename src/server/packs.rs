@@ -33,6 +33,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::store::StoreError;
+use crate::checkup;
 use crate::protocol::limits::LIST_LEN_MAX;
 
 const PACK_MAGIC: &[u8; 8] = b"\x89PCP\r\n\x1a\n";
@@ -341,10 +342,8 @@ struct Current {
 /// # Errors
 /// When it cannot be asked.
 pub fn room(dir: &Path) -> Result<(u64, u64), StoreError> {
-    let stat = rustix::fs::statvfs(dir)
-        .map_err(|error| StoreError::file("look at the file system of", dir)(error.into()))?;
-    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-    Ok((bytes(stat.f_bavail), bytes(stat.f_blocks)))
+    let space = checkup::space(dir).map_err(StoreError::file("look at the file system of", dir))?;
+    Ok((space.free, space.total))
 }
 
 /// Appends records. There is one per data directory, held by the writer thread.
