@@ -223,3 +223,112 @@ async fn what_was_acknowledged_survives_a_kill_at_any_moment() {
         assert_eq!(connection.call(&get).await.unwrap().chunks[0].data, bytes);
     }
 }
+
+/// Runs the doctor, and returns its exit code and the verdict and text of each check.
+fn doctor(config: &Path, more: &[&str]) -> (Option<i32>, Vec<(String, String, String)>) {
+    let mut command = program(config);
+    command.args(["--json", "doctor"]).args(more);
+    let output = run(command);
+    assert_eq!(text(&output.stderr), "");
+    let objects: Vec<serde_json::Value> =
+        text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(objects.last().unwrap()["type"], "doctor");
+    let word = |object: &serde_json::Value, key: &str| object[key].as_str().unwrap().to_owned();
+    let checks = objects.iter().filter(|object| object["type"] == "check");
+    let checks = checks.map(|o| (word(o, "check"), word(o, "verdict"), word(o, "text")));
+    (output.status.code(), checks.collect())
+}
+
+#[track_caller]
+fn verdict<'a>(checks: &'a [(String, String, String)], check: &str) -> (&'a str, &'a str) {
+    let found = checks.iter().find(|found| found.0 == check);
+    let (_, verdict, text) = found.unwrap_or_else(|| panic!("no {check}: {checks:?}"));
+    (verdict, text)
+}
+
+#[tokio::test]
+async fn the_doctor_finds_nothing_wrong_beside_a_running_server_and_then_each_damage() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let config = write_config(dir.path(), port);
+    let data = dir.path().join("data");
+    // Before the first start: nothing is made by looking.
+    let (code, checks) = doctor(&config, &[]);
+    assert_eq!((code, verdict(&checks, "data directory").0), (Some(0), "skipped"), "{checks:?}");
+    assert!(!data.exists());
+
+    let server = Running::start(&config);
+    let mut invite = program(&config);
+    invite.args(["invite", "alice"]);
+    let link = JoinLink::parse(text(&run(invite).stdout)).unwrap();
+    let endpoint = Endpoint { address: link.address, trust: Trust::Pinned(link.fingerprint) };
+    let (connection, _pushes) = Connection::open(&endpoint, "test").await.unwrap();
+    let join = Join { secret: link.secret.to_vec(), device_name: "laptop".into() };
+    let admitted = connection.call(&join).await.unwrap().admitted.unwrap();
+    let plain = vec![7; 100_000];
+    let id = ChunkId::of(&plain);
+    let put = PutChunks {
+        drive: admitted.drives[0].id,
+        chunks: vec![picloud::content::pack(id, &plain)],
+    };
+    connection.call(&put).await.unwrap();
+    let (code, checks) = doctor(&config, &["--deep"]);
+    for check in ["data directory", "database", "packs", "contents", "certificate", "server"] {
+        assert_eq!(verdict(&checks, check).0, "ok", "{checks:?}");
+    }
+    assert_eq!(verdict(&checks, "public address").0, "ok");
+    assert_eq!(code, Some(0));
+    assert!(verdict(&checks, "contents").1.starts_with("all 1 records"), "{checks:?}");
+    drop(server);
+
+    // Not running is a warning; another program at the port is a problem.
+    let (code, checks) = doctor(&config, &[]);
+    assert_eq!((code, verdict(&checks, "server").0), (Some(0), "warning"), "{checks:?}");
+    let stranger = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    std::thread::spawn(move || {
+        while let Ok((socket, _)) = stranger.accept() {
+            drop(socket)
+        }
+    });
+    let (code, checks) = doctor(&config, &[]);
+    let (found, told) = verdict(&checks, "server");
+    assert!(
+        code == Some(3) && found == "problem" && told.contains("another program"),
+        "{checks:?}"
+    );
+
+    // One changed bit: found when everything is read.
+    let pack = data.join("packs/0000000001.pack");
+    let whole = std::fs::read(&pack).unwrap();
+    let mut damaged = whole.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    std::fs::write(&pack, &damaged).unwrap();
+    assert_eq!(verdict(&doctor(&config, &[]).1, "packs").0, "ok");
+    assert_eq!(verdict(&doctor(&config, &["--deep"]).1, "contents").0, "problem");
+    // A pack that is cut, and one that is gone: found at once.
+    std::fs::write(&pack, &whole[..whole.len() - 1]).unwrap();
+    let told = doctor(&config, &[]).1;
+    assert!(verdict(&told, "packs").1.contains("names some up to"), "{told:?}");
+    std::fs::remove_file(&pack).unwrap();
+    assert!(verdict(&doctor(&config, &[]).1, "packs").1.contains("is not there"));
+    std::fs::write(&pack, &whole).unwrap();
+
+    // A database that is not one, a directory open to others, a certificate without its key.
+    let database = data.join("picloud.db");
+    let kept = std::fs::read(&database).unwrap();
+    std::fs::write(&database, [b'x'; 8192]).unwrap();
+    assert_eq!(verdict(&doctor(&config, &[]).1, "database").0, "problem");
+    std::fs::write(&database, kept).unwrap();
+    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (code, checks) = doctor(&config, &[]);
+    assert_eq!((code, verdict(&checks, "data directory").0), (Some(3), "problem"));
+    let settings = std::fs::read_to_string(&config).unwrap();
+    let tls = "[tls]\ncertificate = \"missing.pem\"\nkey = \"missing.key\"\n";
+    std::fs::write(&config, format!("{settings}{tls}")).unwrap();
+    assert_eq!(verdict(&doctor(&config, &[]).1, "certificate").0, "problem");
+    // Settings with a slip are told, not failed at.
+    std::fs::write(&config, "[server]\nlistten = 1\n").unwrap();
+    let (code, checks) = doctor(&config, &[]);
+    assert_eq!((code, verdict(&checks, "settings").0), (Some(3), "problem"));
+}

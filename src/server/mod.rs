@@ -9,6 +9,7 @@ pub mod admin;
 pub mod clock;
 pub mod command;
 pub mod config;
+pub mod doctor;
 pub mod gate;
 mod hub;
 pub mod log;

@@ -6,6 +6,7 @@
 //! that needs them, and a disk's latency is paid per group, not per file.
 
 mod error;
+pub mod examine;
 pub mod metadata;
 pub mod sqlite;
 
@@ -54,6 +55,12 @@ impl Layout {
                 .map_err(StoreError::file("create", dir))?;
         }
         Ok(Self { dir: dir.to_owned() })
+    }
+
+    /// The files of a directory that need not be there.
+    #[must_use]
+    pub fn at(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
     }
 
     /// The directory itself.

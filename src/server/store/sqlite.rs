@@ -27,6 +27,10 @@ use crate::server::rules::{self, Manifest, Presence, Version};
 const MIGRATIONS: &[&str] =
     &[include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
 
+/// The newest format.
+#[allow(clippy::cast_possible_wrap, reason = "there are a handful of steps")]
+pub(super) const FORMAT: i64 = MIGRATIONS.len() as i64;
+
 /// How long a writer waits for the writer of another process.
 const BUSY: Duration = Duration::from_secs(10);
 
@@ -59,17 +63,16 @@ impl Sqlite {
         let transaction =
             connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         let found: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-        let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
-        if found > known {
-            return Err(StoreError::TooNew { path: self.path.clone(), found, known });
+        if found > FORMAT {
+            return Err(StoreError::TooNew { path: self.path.clone(), found, known: FORMAT });
         }
         let done = usize::try_from(found)
             .map_err(|_| StoreError::Damaged(format!("its format is {found}")))?;
         for step in &MIGRATIONS[done..] {
             transaction.execute_batch(step)?;
         }
-        if found < known {
-            transaction.pragma_update(None, "user_version", known)?;
+        if found < FORMAT {
+            transaction.pragma_update(None, "user_version", FORMAT)?;
         }
         transaction.commit()?;
         Ok(())
