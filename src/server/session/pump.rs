@@ -142,6 +142,7 @@ impl Pump {
     /// Returns the next page and its end, or nothing when there is nothing new.
     async fn page(&self, from: Rev, even_empty: bool) -> Result<Option<(EncodedFrame, Rev)>> {
         let (wanted, own) = (self.wanted.clone(), Arc::clone(&self.own));
+        let shared = Arc::clone(&self.shared);
         self.shared
             .store
             .read(move |metadata, packs| {
@@ -152,6 +153,8 @@ impl Pump {
                 let upto = page.upto;
                 let frame = EncodedFrame::new(0, &page, BODY_LEN_MAX)
                     .map_err(|error| StoreError::Damaged(error.to_string()))?;
+                shared.metrics.paged(frame.as_bytes().len());
+                shared.metrics.sent(&page.chunks);
                 Ok(Some((frame, upto)))
             })
             .await

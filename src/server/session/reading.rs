@@ -86,6 +86,7 @@ impl Answering {
             }
             GetChunks::KIND => {
                 let reply = self.get_chunks(drive, decode(&frame)?).await?;
+                self.shared.metrics.sent(&reply.chunks);
                 self.outbox.reply(request, &reply).await;
             }
             GetSums::KIND => {
@@ -94,6 +95,8 @@ impl Answering {
             }
             GetDeltas::KIND => {
                 let reply = deltas::get_deltas(&self.shared, drive, decode(&frame)?).await?;
+                self.shared.metrics.sent(&reply.chunks);
+                self.shared.metrics.deltas_out.add(reply.deltas.len());
                 self.outbox.reply(request, &reply).await;
             }
             GetSplice::KIND => {

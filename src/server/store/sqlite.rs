@@ -10,8 +10,8 @@ use rusqlite::{Connection, OpenFlags, Row, params};
 use super::StoreError;
 use super::metadata::{
     Access, Applied, Asked, Author, ChunkRow, Database, Device, Drive, EXAMPLE_LEN_MAX,
-    EXAMPLES_MAX, HELD_MAX, HeldRow, ListRow, Metadata, PageNode, PageRows, Result, UndoAsked,
-    Undone, User,
+    EXAMPLES_MAX, HELD_MAX, HeldRow, ListRow, Metadata, PageNode, PageRows, Result, Totals,
+    UndoAsked, Undone, User,
 };
 use crate::model::{
     Attrs, BatchId, Body, ChunkId, Content, DeviceId, Digest, DriveId, Lineage, ListId, Name, Node,
@@ -855,6 +855,27 @@ impl Metadata for SqliteConnection {
 
     fn device_name(&mut self, num: i64) -> Result<Option<String>> {
         self.one("SELECT name FROM device WHERE num = ?1", [num], |row| Ok(row.get(0)?))
+    }
+
+    fn totals(&mut self) -> Result<Totals> {
+        let totals = self.one(
+            "SELECT (SELECT count(*) FROM user WHERE removed_ms IS NULL),
+                    (SELECT count(*) FROM device WHERE revoked_ms IS NULL),
+                    (SELECT coalesce(sum(live), 0) FROM drive JOIN user ON user.num = drive.owner
+                     WHERE user.removed_ms IS NULL),
+                    (SELECT count(*) FROM gate JOIN device ON device.num = gate.device
+                     WHERE gate.held_since_ms IS NOT NULL AND device.revoked_ms IS NULL)",
+            [],
+            |row| {
+                Ok(Totals {
+                    users: unsigned(row, 0)?,
+                    devices: unsigned(row, 1)?,
+                    nodes: unsigned(row, 2)?,
+                    held: unsigned(row, 3)?,
+                })
+            },
+        )?;
+        Ok(totals.unwrap_or_default())
     }
 
     fn stored(&mut self, drive: i64) -> Result<u64> {
