@@ -4,6 +4,7 @@
 //! `docs/architecture.md`.
 
 pub mod agent;
+pub mod checkup;
 pub mod cli;
 pub mod client;
 pub mod content;

@@ -223,3 +223,303 @@ async fn what_was_acknowledged_survives_a_kill_at_any_moment() {
         assert_eq!(connection.call(&get).await.unwrap().chunks[0].data, bytes);
     }
 }
+
+/// Runs the doctor, and returns its exit code and the verdict and text of each check.
+fn doctor(config: &Path, more: &[&str]) -> (Option<i32>, Vec<(String, String, String)>) {
+    let mut command = program(config);
+    command.args(["--json", "doctor"]).args(more);
+    let output = run(command);
+    assert_eq!(text(&output.stderr), "");
+    let objects: Vec<serde_json::Value> =
+        text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(objects.last().unwrap()["type"], "doctor");
+    let word = |object: &serde_json::Value, key: &str| object[key].as_str().unwrap().to_owned();
+    let checks = objects.iter().filter(|object| object["type"] == "check");
+    let checks = checks.map(|o| (word(o, "check"), word(o, "verdict"), word(o, "text")));
+    (output.status.code(), checks.collect())
+}
+
+#[track_caller]
+fn verdict<'a>(checks: &'a [(String, String, String)], check: &str) -> (&'a str, &'a str) {
+    let found = checks.iter().find(|found| found.0 == check);
+    let (_, verdict, text) = found.unwrap_or_else(|| panic!("no {check}: {checks:?}"));
+    (verdict, text)
+}
+
+#[tokio::test]
+async fn the_doctor_finds_nothing_wrong_beside_a_running_server_and_then_each_damage() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let config = write_config(dir.path(), port);
+    let data = dir.path().join("data");
+    // Before the first start: nothing is made by looking.
+    let (code, checks) = doctor(&config, &[]);
+    assert_eq!((code, verdict(&checks, "data directory").0), (Some(0), "skipped"), "{checks:?}");
+    assert!(!data.exists());
+
+    let server = Running::start(&config);
+    let mut invite = program(&config);
+    invite.args(["invite", "alice"]);
+    let link = JoinLink::parse(text(&run(invite).stdout)).unwrap();
+    let endpoint = Endpoint { address: link.address, trust: Trust::Pinned(link.fingerprint) };
+    let (connection, _pushes) = Connection::open(&endpoint, "test").await.unwrap();
+    let join = Join { secret: link.secret.to_vec(), device_name: "laptop".into() };
+    let admitted = connection.call(&join).await.unwrap().admitted.unwrap();
+    let plain = vec![7; 100_000];
+    let id = ChunkId::of(&plain);
+    let put = PutChunks {
+        drive: admitted.drives[0].id,
+        chunks: vec![picloud::content::pack(id, &plain)],
+    };
+    connection.call(&put).await.unwrap();
+    let (code, checks) = doctor(&config, &["--deep"]);
+    for check in ["data directory", "database", "packs", "contents", "certificate", "server"] {
+        assert_eq!(verdict(&checks, check).0, "ok", "{checks:?}");
+    }
+    assert_eq!(verdict(&checks, "public address").0, "ok");
+    assert_eq!(code, Some(0));
+    assert!(verdict(&checks, "contents").1.starts_with("all 1 records"), "{checks:?}");
+    drop(server);
+
+    // Not running is a warning; another program at the port is a problem.
+    let (code, checks) = doctor(&config, &[]);
+    assert_eq!((code, verdict(&checks, "server").0), (Some(0), "warning"), "{checks:?}");
+    let stranger = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    std::thread::spawn(move || {
+        while let Ok((socket, _)) = stranger.accept() {
+            drop(socket)
+        }
+    });
+    let (code, checks) = doctor(&config, &[]);
+    let (found, told) = verdict(&checks, "server");
+    assert!(
+        code == Some(3) && found == "problem" && told.contains("another program"),
+        "{checks:?}"
+    );
+
+    // One changed bit: found when everything is read.
+    let pack = data.join("packs/0000000001.pack");
+    let whole = std::fs::read(&pack).unwrap();
+    let mut damaged = whole.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    std::fs::write(&pack, &damaged).unwrap();
+    assert_eq!(verdict(&doctor(&config, &[]).1, "packs").0, "ok");
+    assert_eq!(verdict(&doctor(&config, &["--deep"]).1, "contents").0, "problem");
+    // A pack that is cut, and one that is gone: found at once.
+    std::fs::write(&pack, &whole[..whole.len() - 1]).unwrap();
+    let told = doctor(&config, &[]).1;
+    assert!(verdict(&told, "packs").1.contains("names some up to"), "{told:?}");
+    std::fs::remove_file(&pack).unwrap();
+    assert!(verdict(&doctor(&config, &[]).1, "packs").1.contains("is not there"));
+    std::fs::write(&pack, &whole).unwrap();
+
+    // A database that is not one, a directory open to others, a certificate without its key.
+    let database = data.join("picloud.db");
+    let kept = std::fs::read(&database).unwrap();
+    std::fs::write(&database, [b'x'; 8192]).unwrap();
+    assert_eq!(verdict(&doctor(&config, &[]).1, "database").0, "problem");
+    std::fs::write(&database, kept).unwrap();
+    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (code, checks) = doctor(&config, &[]);
+    assert_eq!((code, verdict(&checks, "data directory").0), (Some(3), "problem"));
+    let settings = std::fs::read_to_string(&config).unwrap();
+    let tls = "[tls]\ncertificate = \"missing.pem\"\nkey = \"missing.key\"\n";
+    std::fs::write(&config, format!("{settings}{tls}")).unwrap();
+    assert_eq!(verdict(&doctor(&config, &[]).1, "certificate").0, "problem");
+    // Settings with a slip are told, not failed at.
+    std::fs::write(&config, "[server]\nlistten = 1\n").unwrap();
+    let (code, checks) = doctor(&config, &[]);
+    assert_eq!((code, verdict(&checks, "settings").0), (Some(3), "problem"));
+}
+
+/// Asks with `curl`, and returns the status and the body.
+fn curl(arguments: &[&str]) -> (u16, String) {
+    let mut command = Command::new("curl");
+    command.args([
+        "--silent",
+        "--max-time",
+        "30",
+        "--noproxy",
+        "*",
+        "--write-out",
+        "\n%{http_code}",
+    ]);
+    let output = run({
+        command.args(arguments);
+        command
+    });
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    let all = text(&output.stdout);
+    let (body, code) = all.rsplit_once('\n').unwrap();
+    (code.parse().unwrap(), body.to_owned())
+}
+
+/// Reads Prometheus' text format strictly: each family with help and type before its lines, each once, each
+/// line a legal name, legal labels and a number, buckets cumulative and ending with the count.
+fn families(body: &str) -> std::collections::BTreeMap<String, f64> {
+    let is_name = |name: &str| {
+        !name.is_empty()
+            && !name.starts_with(|c: char| c.is_ascii_digit())
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || "_:".contains(c))
+    };
+    assert!(body.ends_with('\n'));
+    let mut values = std::collections::BTreeMap::new();
+    let mut seen = std::collections::BTreeSet::new();
+    let (mut family, mut kind, mut helped) = (String::new(), String::new(), String::new());
+    let mut bucket = 0.0;
+    for line in body.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            let (name, help) = rest.split_once(' ').unwrap();
+            assert!(is_name(name) && !help.is_empty(), "{line}");
+            assert!(seen.insert(name.to_owned()), "twice: {line}");
+            helped = name.to_owned();
+            continue;
+        }
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, of) = rest.split_once(' ').unwrap();
+            assert!(name == helped && ["counter", "gauge", "histogram"].contains(&of), "{line}");
+            (family, kind, bucket) = (name.to_owned(), of.to_owned(), 0.0);
+            continue;
+        }
+        let (series, value) = line.rsplit_once(' ').unwrap();
+        let value: f64 = value.parse().unwrap_or_else(|_| panic!("{line}"));
+        let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+        assert!(is_name(name), "{line}");
+        if !labels.is_empty() {
+            let (label, of) = labels.strip_suffix("\"}").unwrap().split_once("=\"").unwrap();
+            assert!(is_name(label) && !of.contains(['"', '\\', '\n']), "{line}");
+        }
+        match kind.as_str() {
+            "histogram" if name == format!("{family}_bucket") => {
+                assert!(value >= bucket, "{line}");
+                bucket = value;
+            }
+            "histogram" if name == format!("{family}_count") => assert_eq!(value, bucket, "{line}"),
+            "histogram" => assert_eq!(name, format!("{family}_sum"), "{line}"),
+            of => {
+                assert_eq!(name, family, "{line}");
+                let is_total = name.ends_with("_total");
+                assert_eq!(is_total, of == "counter", "{line}");
+            }
+        }
+        assert!(values.insert(series.to_owned(), value).is_none(), "twice: {line}");
+    }
+    values
+}
+
+#[tokio::test]
+async fn what_the_server_counts_is_told_to_prometheus_and_nobody_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (port, metrics) = (free_port(), free_port());
+    let config = write_config(dir.path(), port);
+    let settings = std::fs::read_to_string(&config).unwrap();
+    let with = format!("{settings}[metrics]\nlisten = \"127.0.0.1:{metrics}\"\n");
+    std::fs::write(&config, with).unwrap();
+    let server = Running::start(&config);
+    let url = |path: &str| format!("http://127.0.0.1:{metrics}{path}");
+    assert_eq!(curl(&[&url("/healthz")]), (200, "ok\n".to_owned()));
+    let before = families(&curl(&[&url("/metrics")]).1);
+
+    let mut invite = program(&config);
+    invite.args(["invite", "secretname"]);
+    let link = JoinLink::parse(text(&run(invite).stdout)).unwrap();
+    let endpoint = Endpoint { address: link.address, trust: Trust::Pinned(link.fingerprint) };
+    let (connection, _pushes) = Connection::open(&endpoint, "picloud-agent/0").await.unwrap();
+    let join = Join { secret: link.secret.to_vec(), device_name: "secretdevice".into() };
+    let admitted = connection.call(&join).await.unwrap().admitted.unwrap();
+    let drive = admitted.drives[0].id;
+    let plain = vec![7; 100_000];
+    let id = ChunkId::of(&plain);
+    let put = PutChunks { drive, chunks: vec![picloud::content::pack(id, &plain)] };
+    connection.call(&put).await.unwrap();
+    connection.call(&GetChunks { drive, chunks: vec![id] }).await.unwrap();
+    let node = |name: &str| Node {
+        place: Place { parent: NodeId::ROOT, name: Name::try_from(name).unwrap() },
+        body: Body::Dir,
+        attrs: Attrs::from_mode(0o755),
+    };
+    let create = |id: u8, name| {
+        Change::new(NodeId::from_bytes([id; 16]), Rev::ZERO, ChangeOp::Create(node(name)))
+    };
+    let changes = vec![create(1, "secretdir"), create(2, "secretdir")];
+    connection.call(&Commit { drive, changes, chunks: vec![], deletions: None }).await.unwrap();
+    // Somebody with a link that is no link.
+    let (stranger, _pushes) = Connection::open(&endpoint, "x").await.unwrap();
+    stranger.call(&join).await.unwrap_err();
+
+    let body = curl(&[&url("/metrics")]).1;
+    assert!(!body.contains("secret"), "{body}");
+    let after = families(&body);
+    let grown = |series: &str| after[series] - before.get(series).copied().unwrap_or(0.0);
+    for (series, expected) in [
+        ("picloud_users", 1.0),
+        ("picloud_devices", 1.0),
+        ("picloud_devices_connected", 1.0),
+        ("picloud_nodes", 1.0),
+        ("picloud_connections", 2.0),
+        ("picloud_connections_accepted_total", 2.0),
+        ("picloud_sessions{kind=\"agent\"}", 1.0),
+        ("picloud_sessions_total{kind=\"agent\"}", 1.0),
+        ("picloud_admissions_total{way=\"join\"}", 1.0),
+        ("picloud_denials_total{reason=\"wrong\"}", 1.0),
+        ("picloud_commits_total", 1.0),
+        ("picloud_changes_accepted_total", 1.0),
+        ("picloud_changes_refused_total{reason=\"name_taken\"}", 1.0),
+        ("picloud_revs_total", 1.0),
+        ("picloud_chunks_received_total", 1.0),
+        ("picloud_chunks_sent_total", 1.0),
+        ("picloud_stored_records_total", 1.0),
+        ("picloud_held_deletions", 0.0),
+    ] {
+        assert_eq!(grown(series), expected, "{series}\n{body}");
+    }
+    assert!(after["picloud_pack_bytes"] > 0.0 && after["picloud_disk_free_bytes"] > 0.0);
+    assert!(grown("picloud_writer_commit_seconds_count") >= 3.0, "{body}");
+    assert!(after.contains_key("picloud_certificate_expiry_timestamp_seconds"));
+    drop(connection);
+    // Only what is said to be answered is answered.
+    assert_eq!(curl(&[&url("/")]).0, 404);
+    assert_eq!(curl(&["--request", "POST", "--data", "x", &url("/metrics")]).0, 405);
+    assert_eq!(curl(&["--head", &url("/healthz")]).0, 200);
+    drop(server);
+
+    // Where others could look, it has to be said twice.
+    let open = format!("{settings}[metrics]\nlisten = \"0.0.0.0:{metrics}\"\n");
+    std::fs::write(&config, open).unwrap();
+    let refused = run(program(&config));
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("allow_others = true"), "{refused:?}");
+}
+
+#[test]
+fn a_server_that_can_take_nothing_more_is_not_healthy_and_strangers_are_bounded() {
+    use std::io::Read;
+    let dir = tempfile::tempdir().unwrap();
+    let (port, metrics) = (free_port(), free_port());
+    let config = write_config(dir.path(), port);
+    let settings = std::fs::read_to_string(&config).unwrap();
+    // More than any disk has.
+    let settings = settings.replace("disk_free_min_mib = 0", "disk_free_min_mib = 1073741824");
+    let with = format!("{settings}[metrics]\nlisten = \"127.0.0.1:{metrics}\"\n");
+    std::fs::write(&config, with).unwrap();
+    let _server = Running::start(&config);
+    let (code, body) = curl(&[&format!("http://127.0.0.1:{metrics}/healthz")]);
+    assert!(code == 503 && body.contains("disk is full"), "{code} {body}");
+    let connect = || std::net::TcpStream::connect(("127.0.0.1", metrics)).unwrap();
+    // What is no request, and one without an end.
+    for bytes in [b"\x16\x03\x01 hello\r\n\r\n".to_vec(), vec![b'x'; 8 * 1024]] {
+        let mut tcp = connect();
+        tcp.write_all(&bytes).unwrap();
+        let mut answer = String::new();
+        tcp.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+    }
+    // Who holds connections open gets no more than sixteen of them; the rest are hung up on at once.
+    let mut held: Vec<_> = (0..24).map(|_| connect()).collect();
+    let hung_up = held.split_off(16).into_iter().all(|mut tcp| {
+        tcp.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+        matches!(tcp.read(&mut [0]), Ok(0)) || tcp.take_error().is_ok_and(|error| error.is_some())
+    });
+    assert!(hung_up);
+}

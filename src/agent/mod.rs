@@ -4,6 +4,7 @@ mod about;
 pub mod args;
 mod authors;
 pub mod cache;
+pub mod checkup;
 mod clock;
 pub mod config;
 mod conflicts;

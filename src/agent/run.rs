@@ -19,7 +19,7 @@ use super::about::About;
 use super::authors::signed;
 use super::config::{Config, ConfigError, FolderConfig};
 use super::control::{Control, ControlError};
-use super::folder::{FolderTask, Input, Rates, Settings, View, resolve, standing};
+use super::folder::{FolderTask, Input, PROGRAM, Rates, Settings, View, resolve, standing};
 use super::log::Happenings;
 use super::rate::Rate;
 use super::{clock, credentials, durable};
@@ -396,7 +396,7 @@ impl Shared {
         if !problems.is_empty() {
             state = state.min(State::Problem);
         }
-        Status { version: 1, state, folders, problems }
+        Status { version: 1, program: PROGRAM.to_owned(), state, folders, problems }
     }
 
     /// Asks the servers what they know of devices and room, unless they were asked so short a time ago.

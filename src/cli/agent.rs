@@ -174,6 +174,7 @@ pub(super) fn told(written: io::Result<()>) -> Result<(), Failure> {
 fn no_agent_status() -> Status {
     Status {
         version: 1,
+        program: String::new(),
         state: State::Stopped,
         folders: Vec::new(),
         problems: vec![Problem { path: String::new(), reason: "The agent is not running".into() }],

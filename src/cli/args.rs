@@ -65,6 +65,8 @@ pub enum Command {
     Conflicts,
     /// Settle a conflict: keep one version, or both
     Resolve(Resolve),
+    /// Check what commonly goes wrong, and say what to do
+    Doctor,
     /// Stop transferring until `resume`
     Pause,
     /// Go on transferring

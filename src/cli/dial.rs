@@ -36,6 +36,15 @@ impl Server {
         Endpoint { address: self.address.clone(), trust }
     }
 
+    /// Connects as far as the server's hello, without logging in.
+    ///
+    /// # Errors
+    /// Exit code 4 when the server cannot be reached.
+    pub async fn open(&self) -> Result<Connection, Failure> {
+        let opened = Box::pin(Connection::open(&self.endpoint(), client::PROGRAM)).await;
+        opened.map(|(connection, _)| connection).map_err(|error| Failure::of_connect(&error))
+    }
+
     /// Connects.
     ///
     /// # Errors

@@ -181,6 +181,19 @@ impl Failure {
         self.exit
     }
 
+    /// Returns the message with its causes, as one line.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let parts = std::iter::once(&self.message).chain(&self.causes);
+        parts.map(String::as_str).collect::<Vec<_>>().join(": ")
+    }
+
+    /// Returns what to do.
+    #[must_use]
+    pub fn advice(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     fn push_sources(&mut self, error: &(dyn std::error::Error + 'static)) {
         let mut source = error.source();
         while let Some(cause) = source {

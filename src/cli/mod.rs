@@ -10,6 +10,7 @@ mod compare;
 mod conflicts;
 mod control;
 mod dial;
+mod doctor;
 mod failure;
 mod files;
 mod join;
@@ -85,6 +86,7 @@ fn execute(cli: &Cli, output: Output) -> Result<Exit, Failure> {
         Command::Sync { timeout, plain } => {
             machine.agent()?.sync(output, *plain, timeout.map(Duration::from_secs))
         }
+        Command::Doctor => doctor::doctor(machine, output),
         Command::Why { path } => why::why(machine, output, path),
         Command::Conflicts => conflicts::conflicts(machine, output),
         Command::Resolve(args) => conflicts::resolve(machine, output, args),

@@ -5,6 +5,8 @@ use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 
+pub use crate::checkup::bytes;
+
 /// Where answers go, and how they may look.
 #[derive(Debug, Clone, Copy)]
 pub struct Output {
@@ -135,27 +137,6 @@ pub fn printable(text: &str) -> String {
         }
     }
     shown
-}
-
-/// Returns a number of bytes for a person: `812 B`, `3.1 GiB`.
-#[must_use]
-pub fn bytes(count: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if count < 1024 {
-        return format!("{count} B");
-    }
-    let mut whole = count;
-    let mut rest = 0;
-    let mut unit = "";
-    for name in UNITS {
-        if whole < 1024 {
-            break;
-        }
-        rest = whole % 1024;
-        whole /= 1024;
-        unit = name;
-    }
-    format!("{whole}.{} {unit}", rest * 10 / 1024)
 }
 
 /// Returns a count with thousands set apart: `1,204`.

@@ -91,6 +91,47 @@ pub fn stop_for(person: &str) -> bool {
         && matches!(systemctl(&["disable", "--now", UNIT]), Ok(Ok(())))
 }
 
+/// Whether a unit starts the agent after the next start of the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Enabled {
+    /// The person's own; at log-in only, unless the person's services linger.
+    User {
+        /// Whether they do.
+        lingers: bool,
+    },
+    /// The system's, of this name.
+    System(String),
+    /// None does.
+    No,
+    /// Units do not come into it: why.
+    Unknown(&'static str),
+}
+
+/// Finds out which unit starts the agent of these settings, without changing anything.
+#[must_use]
+pub fn enabled(machine: &Machine) -> Enabled {
+    if !is_default(&machine.config_path) {
+        return Enabled::Unknown("the units read the settings at their usual place only");
+    }
+    // What `sd_booted` looks for.
+    if !Path::new("/run/systemd/system").is_dir() {
+        return Enabled::Unknown("this system does not run systemd");
+    }
+    let name = std::env::var("USER").unwrap_or_default();
+    let is_enabled = |args: &[&str]| matches!(systemctl(args), Ok(Ok(())));
+    if is_enabled(&["--user", "is-enabled", UNIT]) {
+        let lingers =
+            !name.contains('/') && Path::new("/var/lib/systemd/linger").join(&name).exists();
+        return Enabled::User { lingers: lingers && !name.is_empty() };
+    }
+    let own = format!("picloud-agent@{name}.service");
+    let systems = [own.as_str(), UNIT];
+    match systems.into_iter().find(|unit| is_enabled(&["is-enabled", unit])) {
+        Some(unit) => Enabled::System(unit.to_owned()),
+        None => Enabled::No,
+    }
+}
+
 fn is_default(config: &Path) -> bool {
     Config::default_path().is_ok_and(|path| path == config)
 }

@@ -16,6 +16,7 @@ mod log_filter;
 mod name;
 mod node;
 mod node_id_hash;
+mod portable;
 mod settings;
 mod time;
 
@@ -33,5 +34,6 @@ pub use log_filter::check_log_filter;
 pub use name::{Name, NameError, RelPath};
 pub use node::{Attrs, Body, Kind, Node, Place, Versioned};
 pub use node_id_hash::NodeIdHash;
+pub use portable::{folded, why_not_portable};
 pub use settings::{Wrong, check_device_name, free_device_name, is_host_and_port};
 pub use time::Timestamp;

@@ -82,12 +82,17 @@ impl Wrong {
         Self { line: line + 1, key, reason }
     }
 
-    /// As [`Wrong::at`], where a key is set.
+    /// As [`Wrong::at`], where a key is set; `section.key` where several sections have it.
     #[must_use]
     pub fn at_key(text: &str, key: &str, reason: &str) -> Self {
-        let start = text
+        let (section, key) = key.split_once('.').unwrap_or(("", key));
+        let from = match section {
+            "" => 0,
+            section => text.find(&format!("[{section}]")).unwrap_or(0),
+        };
+        let start = text[from..]
             .match_indices(key)
-            .map(|(at, _)| at)
+            .map(|(at, _)| from + at)
             .find(|at| {
                 let head = text[..*at].rsplit('\n').next().unwrap_or_default().trim();
                 head.is_empty() || head.ends_with('.')

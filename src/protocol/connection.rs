@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, timeout};
 
+use super::certificate::{self, Validity};
 use super::frame::{FrameError, IncomingFrame, Patience, kind_name, read_frame};
 use super::limits;
 use super::line::{CloseReason, Line, SendError, Stream};
@@ -180,6 +181,7 @@ pub struct Connection {
 struct Handle {
     shared: Arc<Shared>,
     hello: HelloReply,
+    certificate: Option<Validity>,
     _owner: LineOwner,
 }
 
@@ -324,7 +326,9 @@ impl Connection {
         if tls.get_ref().1.alpn_protocol() != Some(ALPN) {
             return Err(ConnectError::NotPicloud { address: address() });
         }
-        Self::over(tls, program, &endpoint.address).await
+        let shown = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let validity = shown.and_then(|own| certificate::validity(own));
+        Self::over_showing(tls, program, &endpoint.address, validity).await
     }
 
     /// Says hello over a stream that is connected and encrypted already, or needs no encryption.
@@ -336,6 +340,18 @@ impl Connection {
         stream: S,
         program: &str,
         address: &str,
+    ) -> Result<(Self, mpsc::Receiver<Push>), ConnectError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        Self::over_showing(stream, program, address, None).await
+    }
+
+    async fn over_showing<S>(
+        stream: S,
+        program: &str,
+        address: &str,
+        certificate: Option<Validity>,
     ) -> Result<(Self, mpsc::Receiver<Push>), ConnectError>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -375,7 +391,8 @@ impl Connection {
             calls: Mutex::new(Calls { last: 1, ..Calls::default() }),
             in_flight: Arc::new(Semaphore::new(limits::IN_FLIGHT_MAX)),
         });
-        let handle = Arc::new(Handle { shared: Arc::clone(&shared), hello, _owner: owner });
+        let handle =
+            Arc::new(Handle { shared: Arc::clone(&shared), hello, certificate, _owner: owner });
         let (pushes, receiver) = mpsc::channel(limits::PUSHES_MAX);
         tokio::spawn(serve(read, shared, pushes));
         Ok((Self { handle }, receiver))
@@ -385,6 +402,13 @@ impl Connection {
     #[must_use]
     pub fn hello(&self) -> &HelloReply {
         &self.handle.hello
+    }
+
+    /// Returns when the server's certificate is valid, as far as it says so. Where the certificate is
+    /// pinned its dates do not matter.
+    #[must_use]
+    pub fn certificate(&self) -> Option<Validity> {
+        self.handle.certificate
     }
 
     /// Sends a request and waits for its reply.

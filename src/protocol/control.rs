@@ -121,6 +121,9 @@ pub enum State {
 pub struct Status {
     /// 1.
     pub version: u32,
+    /// The agent's program and version; empty of one that does not say.
+    #[serde(default)]
+    pub program: String,
     /// The worst state of all folders.
     pub state: State,
     /// Each folder.

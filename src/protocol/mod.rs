@@ -15,6 +15,7 @@ pub mod control;
 pub mod limits;
 pub mod message;
 
+pub mod certificate;
 mod connection;
 mod frame;
 mod line;

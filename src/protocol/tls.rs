@@ -20,6 +20,7 @@ use rustls::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use super::certificate::{self, Validity};
 use crate::model::Fingerprint;
 
 /// The ALPN name of this protocol.
@@ -127,6 +128,18 @@ impl ServerIdentity {
     #[must_use]
     pub const fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
+    }
+
+    /// Returns when the certificate is valid, if it says so legibly.
+    #[must_use]
+    pub fn validity(&self) -> Option<Validity> {
+        certificate::validity(self.chain.first()?)
+    }
+
+    /// Returns whether the certificate is for a host name or address.
+    #[must_use]
+    pub fn is_for(&self, host: &str) -> bool {
+        self.chain.first().is_some_and(|own| certificate::is_for(own, host))
     }
 
     /// Returns an acceptor that speaks the protocols with these ALPN names ([`ALPN`] among them).

@@ -86,23 +86,45 @@ pub fn identity(
     config: &Config,
     layout: &Layout,
 ) -> std::result::Result<ServerIdentity, IdentityError> {
+    if let Some(identity) = existing_identity(config, layout)? {
+        return Ok(identity);
+    }
+    let mut names = vec![public_host(config), "localhost".to_owned()];
+    names.dedup();
+    let (certificate, key) = generate_certificate(&names)?;
+    let path = layout.identity();
+    create_once(&path, &format!("{certificate}{key}"))?;
+    // Another process may have been first.
+    let pem = std::fs::read_to_string(&path).map_err(StoreError::file("read", &path))?;
+    Ok(ServerIdentity::from_pem(&pem, &pem)?)
+}
+
+/// Reads the server's certificate; nothing when it is to have its own and there is none yet.
+///
+/// # Errors
+/// When a file cannot be read, or is no certificate.
+pub fn existing_identity(
+    config: &Config,
+    layout: &Layout,
+) -> std::result::Result<Option<ServerIdentity>, IdentityError> {
     let read = |path: &Path| std::fs::read_to_string(path).map_err(StoreError::file("read", path));
     if let (Some(certificate), Some(key)) = (&config.tls.certificate, &config.tls.key) {
-        return Ok(ServerIdentity::from_pem(&read(certificate)?, &read(key)?)?);
+        return Ok(Some(ServerIdentity::from_pem(&read(certificate)?, &read(key)?)?));
     }
     let path = layout.identity();
     if !path.exists() {
-        let public = public_address(config, config.server.listen.port());
-        let host = public.rsplit_once(':').map_or(public.as_str(), |(host, _)| host);
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let mut names = vec![host, "localhost".to_owned()];
-        names.dedup();
-        let (certificate, key) = generate_certificate(&names)?;
-        create_once(&path, &format!("{certificate}{key}"))?;
+        return Ok(None);
     }
-    // Also when it was made just now: another process may have been first.
     let pem = read(&path)?;
-    Ok(ServerIdentity::from_pem(&pem, &pem)?)
+    Ok(Some(ServerIdentity::from_pem(&pem, &pem)?))
+}
+
+/// Returns the host of the address that join links name, without brackets.
+#[must_use]
+pub fn public_host(config: &Config) -> String {
+    let public = public_address(config, config.server.listen.port());
+    let host = public.rsplit_once(':').map_or(public.as_str(), |(host, _)| host);
+    host.trim_start_matches('[').trim_end_matches(']').to_owned()
 }
 
 /// Why the server has no certificate.

@@ -17,10 +17,12 @@ use super::accounts::PASSWORD_LEN_MAX;
 use super::admin::Admin;
 use super::clock::timestamp;
 use super::config::{Config, Registration};
+use super::doctor::{self, Patient};
 use super::gate::Decision;
 use super::store::Layout;
 use super::store::metadata::Device;
 use super::{log, service};
+use crate::checkup::{Summary, without_numbers};
 
 /// The version of the `--json` objects.
 const JSON_VERSION: u32 = 1;
@@ -63,6 +65,12 @@ enum Command {
         /// Instead, print a link with which a new user can register
         #[arg(long, conflicts_with = "user")]
         register: bool,
+    },
+    /// Check what commonly goes wrong, and say what to do; safe while the server runs
+    Doctor {
+        /// Read everything that is stored, and compare it with its hash: takes as long as reading the disk
+        #[arg(long)]
+        deep: bool,
     },
     /// List a user's devices
     Devices {
@@ -192,7 +200,8 @@ pub fn usage_text(text: &str) -> String {
     lines.take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
-/// What the program is to print, and how it ends: 0 done, 1 failed, 2 wrong usage.
+/// What the program is to print, and how it ends: 0 done, 1 failed, 2 wrong usage, 3 the
+/// doctor has found a problem.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// The exit code.
@@ -201,16 +210,6 @@ pub struct Outcome {
     pub stdout: String,
     /// For standard error.
     pub stderr: String,
-}
-
-/// Takes the numbers of the operating system's errors out of a text: they help nobody.
-fn without_numbers(text: &str) -> String {
-    let mut parts = text.split(" (os error ");
-    let mut plain = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        plain.push_str(part.split_once(')').map_or(part, |(_, rest)| rest));
-    }
-    plain
 }
 
 impl Outcome {
@@ -242,7 +241,8 @@ pub fn execute(arguments: &[OsString]) -> Outcome {
     let json = arguments.iter().skip(1).take_while(|word| *word != "--").any(|w| w == "--json");
     match Cli::try_parse_from(arguments) {
         Ok(cli) => match run(cli, arguments) {
-            Ok(Printed { stdout, stderr }) => {
+            Ok(Printed { code, stdout, stderr }) => {
+                outcome.code = code;
                 outcome.stdout = stdout;
                 outcome.stderr = stderr;
             }
@@ -267,6 +267,7 @@ pub fn execute(arguments: &[OsString]) -> Outcome {
 /// What a command that worked prints.
 #[derive(Default)]
 struct Printed {
+    code: u8,
     stdout: String,
     stderr: String,
 }
@@ -287,7 +288,14 @@ fn run(cli: Cli, arguments: &[OsString]) -> anyhow::Result<Printed> {
         Some(path) => Some(path.as_path()),
         None => Some(Path::new(CONFIG_PATH)).filter(|path| path.exists()),
     };
-    let config = path.map_or_else(|| Ok(Config::default()), Config::load)?;
+    let loaded = path.map_or_else(|| Ok(Config::default()), Config::load);
+    if let Some(Command::Doctor { deep }) = cli.command {
+        if let Ok(config) = &loaded {
+            become_owner(&config.server.data_dir, arguments)?;
+        }
+        return Ok(doctor(&Patient { config: loaded, path, deep }, cli.json));
+    }
+    let config = loaded?;
     become_owner(&config.server.data_dir, arguments)?;
     let data_dir = &config.server.data_dir;
     if let Err(error) = Layout::create(data_dir) {
@@ -306,7 +314,25 @@ fn run(cli: Cli, arguments: &[OsString]) -> anyhow::Result<Printed> {
     }
     let stderr = warning(&command, &config);
     let stdout = administer(&Admin::open(config)?, command, cli.json)?;
-    Ok(Printed { stdout, stderr })
+    Ok(Printed { code: 0, stdout, stderr })
+}
+
+fn doctor(patient: &Patient<'_>, json: bool) -> Printed {
+    let mut summary = Summary::default();
+    let mut stdout = String::new();
+    doctor::examine(patient, &mut |finding| {
+        summary.add(&finding);
+        let line = match json {
+            true => finding.to_json().to_string(),
+            false => finding.to_text(|_, word| word.to_owned()),
+        };
+        stdout.push_str(&line);
+        stdout.push('\n');
+    });
+    let last = if json { summary.to_json().to_string() } else { summary.to_text() };
+    stdout.push_str(&last);
+    stdout.push('\n');
+    Printed { code: if summary.problems > 0 { 3 } else { 0 }, stdout, stderr: String::new() }
 }
 
 /// Run by root, continues as the owner of the data directory.
@@ -333,7 +359,7 @@ fn become_owner(data_dir: &Path, arguments: &[OsString]) -> anyhow::Result<()> {
 fn administer(admin: &Admin, command: Command, json: bool) -> anyhow::Result<String> {
     let mut out = Lines { json, text: String::new() };
     match command {
-        Command::Run => {}
+        Command::Run | Command::Doctor { .. } => {}
         Command::User(command) => return user(admin, command, json),
         Command::Invite { user, .. } => {
             let link = admin.invite(user.as_deref())?.to_string();

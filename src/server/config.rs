@@ -58,6 +58,8 @@ pub struct Config {
     pub tls: TlsSection,
     /// Where events are told.
     pub log: LogSection,
+    /// Where numbers are told.
+    pub metrics: MetricsSection,
 }
 
 /// `[server]`
@@ -187,6 +189,16 @@ impl Default for LogSection {
     }
 }
 
+/// `[metrics]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MetricsSection {
+    /// The address and port at which `/metrics` and `/healthz` are answered; not at all when not set.
+    pub listen: Option<SocketAddr>,
+    /// Whether that may be an address that others reach.
+    pub allow_others: bool,
+}
+
 impl Config {
     /// Reads a file. Relative paths in it are relative to the file's directory.
     ///
@@ -244,6 +256,7 @@ impl Config {
             ("limits", self.limits != other.limits),
             ("tls", self.tls != other.tls),
             ("log", self.log != other.log),
+            ("metrics", self.metrics != other.metrics),
         ]
         .into_iter()
         .filter_map(|(name, differs)| differs.then_some(name))
@@ -285,6 +298,16 @@ impl Config {
             let key = if self.tls.key.is_some() { "key" } else { "certificate" };
             return Err((key, "certificate and key must be set both or neither".to_owned()));
         }
+        if let Some(listen) = self.metrics.listen
+            && !listen.ip().to_canonical().is_loopback()
+            && !self.metrics.allow_others
+        {
+            let reason = format!(
+                "{listen} can be reached by others, who need no password there: name a loopback \
+                 address, or set allow_others = true as well"
+            );
+            return Err(("metrics.listen", reason));
+        }
         check_log_filter(&self.log.level).map_err(|reason| ("level", reason))?;
         if self.server.public.as_deref().is_some_and(|public| !is_host_and_port(public)) {
             return Err(("public", "must be HOST:PORT, an IPv6 address in brackets".to_owned()));
@@ -324,7 +347,9 @@ mod tests {
             })
             .collect::<Vec<_>>()
             .join("\n");
+        let shown = shown.replace("\n#listen", "\nlisten");
         let all = parse(&shown).unwrap();
+        assert_eq!(all.metrics.listen.unwrap().port(), 46001);
         assert!(all.server.public.is_some() && all.tls.key.is_some() && all.log.file.is_some());
         for key in [
             "listen",
@@ -340,6 +365,7 @@ mod tests {
             "mass_delete_min",
             "mass_delete_share",
             "level",
+            "allow_others",
         ] {
             let set = format!("\n{key} = ");
             assert!(DOCUMENTED.contains(&set), "{key} is not documented");
@@ -360,6 +386,13 @@ mod tests {
             error("[limits]\nmass_delete_min = 1\nmass_delete_share = 2.0"),
             "\"server.toml\", line 3, key \"mass_delete_share\": must be 0 to 1"
         );
+        let metrics = "[server]\nlisten = \"[::]:1\"\n[metrics]\nlisten = \"192.0.2.1:46001\"\n";
+        assert_eq!(
+            error(metrics),
+            "\"server.toml\", line 4, key \"listen\": 192.0.2.1:46001 can be reached by others, who need \
+             no password there: name a loopback address, or set allow_others = true as well"
+        );
+        assert!(parse(&format!("{metrics}allow_others = true\n")).is_ok());
         assert!(error("[server]\nlisten = 5 5").starts_with("\"server.toml\", line 2"));
         assert!(
             error("[accounts]\nregistration = \"maybe\"").contains("line 2, key \"registration\"")

@@ -9,15 +9,18 @@ pub mod admin;
 pub mod clock;
 pub mod command;
 pub mod config;
+pub mod doctor;
 pub mod gate;
 mod hub;
 pub mod log;
+mod metrics;
 pub mod packs;
 pub mod rules;
 pub mod service;
 mod session;
 pub mod store;
 mod throttle;
+mod web;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -87,6 +90,7 @@ pub struct RunningServer {
     shared: Arc<Shared>,
     stop: watch::Sender<bool>,
     listening: JoinHandle<()>,
+    web: Option<(SocketAddr, JoinHandle<()>)>,
 }
 
 /// Starts a server; when this returns, it listens.
@@ -96,6 +100,13 @@ pub struct RunningServer {
 pub async fn start(config: Config) -> Result<RunningServer, ServerError> {
     // First: a port that is taken leaves nothing behind. Nobody can connect yet.
     let socket = bind(config.server.listen)?;
+    let metrics_listener = match config.metrics.listen {
+        Some(address) => {
+            let failed = |source| ServerError::Listen { address, source };
+            Some(bind(address)?.listen(BACKLOG).map_err(failed)?)
+        }
+        None => None,
+    };
     let opening = tokio::task::spawn_blocking(move || {
         let layout = Layout::create(&config.server.data_dir)?;
         let identity = admin::identity(&config, &layout)?;
@@ -118,9 +129,20 @@ pub async fn start(config: Config) -> Result<RunningServer, ServerError> {
     let fingerprint = identity.fingerprint();
     let shared = Arc::new(Shared::new(config, layout, store, hub, fingerprint, public)?);
     let (stop, stopping) = watch::channel(false);
+    let web = match metrics_listener {
+        Some(listener) => {
+            let at = listener
+                .local_addr()
+                .map_err(|_| ServerError::Failed("finding out where it answers metrics"))?;
+            tracing::info!(address = %at, "answering /metrics and /healthz");
+            let web = web::Web::new(Arc::clone(&shared), identity.validity());
+            Some((at, tokio::spawn(web.serve(listener))))
+        }
+        None => None,
+    };
     let listening = tokio::spawn(listen_until(Arc::clone(&shared), listener, acceptor, stopping));
     tracing::info!(%address, public = shared.public, %fingerprint, "listening");
-    Ok(RunningServer { address, shared, stop, listening })
+    Ok(RunningServer { address, shared, stop, listening, web })
 }
 
 /// Takes an address, which fails while another listens there.
@@ -154,6 +176,12 @@ impl RunningServer {
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Returns where `/metrics` and `/healthz` are answered, if they are.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.web.as_ref().map(|(address, _)| *address)
     }
 
     /// Returns what join links name.
@@ -222,6 +250,9 @@ impl RunningServer {
     /// durable.
     pub async fn stop(self) {
         self.stop.send_replace(true);
+        if let Some((_, web)) = &self.web {
+            web.abort();
+        }
         if self.listening.await.is_err() {
             tracing::error!("the listener did not end as it should");
         }
@@ -248,10 +279,14 @@ async fn listen_until(
         match accepted {
             Ok((tcp, peer)) => match shared.hub.enter(peer.ip()) {
                 Some(seat) => {
+                    shared.metrics.accepted.add(1);
                     let (shared, acceptor) = (Arc::clone(&shared), acceptor.clone());
                     connections.spawn(converse(shared, tcp, peer, acceptor, seat));
                 }
-                None => tracing::warn!(%peer, "connection refused: there are too many"),
+                None => {
+                    shared.metrics.over_limit.add(1);
+                    tracing::warn!(%peer, "connection refused: there are too many");
+                }
             },
             Err(error) => {
                 tracing::warn!(%error, "no connection could be accepted");
@@ -281,6 +316,9 @@ async fn converse(
         accepted = ServerConnection::accept(tcp, &acceptor, PROGRAM) => accepted,
         _ = end.wait_for(Option::is_some) => return,
     };
+    if accepted.is_err() {
+        shared.metrics.failed_handshakes.add(1);
+    }
     match accepted {
         Ok(connection) => Box::pin(session::serve(shared, connection, peer, seat)).await,
         Err(error @ (AcceptError::Hello(_) | AcceptError::Version { .. })) => {

@@ -33,6 +33,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::store::StoreError;
+use crate::checkup;
+use crate::model::{ChunkData, ChunkId, Codec};
 use crate::protocol::limits::LIST_LEN_MAX;
 
 const PACK_MAGIC: &[u8; 8] = b"\x89PCP\r\n\x1a\n";
@@ -165,7 +167,46 @@ impl Packs {
                 sync_dir(parent)?;
             }
         }
-        Ok(Self { dir: dir.to_owned(), open: Mutex::new(Vec::new()) })
+        Ok(Self::at(dir))
+    }
+
+    /// Takes the packs of a directory that need not be there.
+    #[must_use]
+    pub fn at(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), open: Mutex::new(Vec::new()) }
+    }
+
+    /// Returns where a record ends in its pack.
+    #[must_use]
+    pub const fn end_of(at: Location) -> u64 {
+        at.offset.saturating_add(RECORD_HEADER_LEN as u64 + at.stored_len as u64)
+    }
+
+    /// Returns how long a pack is; nothing when it is not there.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    pub fn len(&self, number: u32) -> Result<Option<u64>, StoreError> {
+        let path = self.path(number);
+        match std::fs::metadata(&path) {
+            Ok(metadata) => Ok(Some(metadata.len())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::file("look at", &path)(error)),
+        }
+    }
+
+    /// Returns how many bytes all packs have.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub fn total_len(&self) -> Result<u64, StoreError> {
+        let entries = std::fs::read_dir(&self.dir).map_err(StoreError::file("list", &self.dir))?;
+        let mut total = 0;
+        for entry in entries {
+            let entry = entry.map_err(StoreError::file("list", &self.dir))?;
+            total += entry.metadata().map_or(0, |metadata| metadata.len());
+        }
+        Ok(total)
     }
 
     fn path(&self, number: u32) -> PathBuf {
@@ -336,15 +377,26 @@ struct Current {
     synced: bool,
 }
 
+/// Turns a stored record into what goes to a device.
+///
+/// # Errors
+/// When its codec is unknown.
+pub fn chunk_data(record: Record) -> Result<ChunkData, StoreError> {
+    Ok(ChunkData {
+        id: ChunkId::from_bytes(record.id),
+        plain_len: record.plain_len,
+        codec: Codec::try_from(record.codec).map_err(StoreError::Damaged)?,
+        data: record.data,
+    })
+}
+
 /// Returns how many bytes are free on the file system of a directory, and how many it has.
 ///
 /// # Errors
 /// When it cannot be asked.
 pub fn room(dir: &Path) -> Result<(u64, u64), StoreError> {
-    let stat = rustix::fs::statvfs(dir)
-        .map_err(|error| StoreError::file("look at the file system of", dir)(error.into()))?;
-    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-    Ok((bytes(stat.f_bavail), bytes(stat.f_blocks)))
+    let space = checkup::space(dir).map_err(StoreError::file("look at the file system of", dir))?;
+    Ok((space.free, space.total))
 }
 
 /// Appends records. There is one per data directory, held by the writer thread.

@@ -27,7 +27,7 @@ const INNER_MAX: usize = 1000;
 /// The longest path given to the kernel at once; longer ones are walked in pieces.
 const PATH_PIECE_MAX: usize = 4000;
 
-const DIR_FLAGS: OFlags =
+pub(super) const DIR_FLAGS: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Never across a symbolic link, a magic link or a mount, never upwards.
@@ -175,7 +175,8 @@ impl DiskFolder {
             // It was linked anew since it was opened, and the lock is on the old file.
             return Err(FolderError::Busy { path: path.to_owned() });
         }
-        let Some(folds_case) = probe(staging.as_fd()).map_err(errno)? else {
+        let Some(folds_case) = probe(staging.as_fd(), ["probe-a", "probe-b"]).map_err(errno)?
+        else {
             return Err(FolderError::Unsupported { path: path.to_owned() });
         };
         let folder = Self(Arc::new(Inner {
@@ -510,7 +511,7 @@ impl Folder for DiskFolder {
 }
 
 /// Opens a path beneath a directory.
-fn open_one(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+pub(super) fn open_one(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
     loop {
         match rustix::fs::openat2(dir, path, flags, Mode::empty(), BENEATH) {
             Err(Errno::AGAIN | Errno::INTR) => {}
@@ -619,14 +620,17 @@ pub(super) fn io_fault(error: std::io::Error) -> Fault {
     }
 }
 
-fn make_private_dir(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+pub(super) fn make_private_dir(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
     match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o700)) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(errno) => Err(errno),
     }
 }
 
-fn read_identity(path: &Path, own: BorrowedFd<'_>) -> Result<(OwnedFd, Linked), FolderError> {
+pub(super) fn read_identity(
+    path: &Path,
+    own: BorrowedFd<'_>,
+) -> Result<(OwnedFd, Linked), FolderError> {
     let bad = |reason: String| FolderError::BadIdentity { path: path.to_owned(), reason };
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::openat(own, "identity", flags, Mode::empty()) {
@@ -659,16 +663,19 @@ fn lock(path: &Path, file: OwnedFd) -> Result<OwnedFd, FolderError> {
 
 /// Tries out whether the disk can exchange two files; tells whether it folds case, or nothing when
 /// it cannot exchange.
-fn probe(staging: BorrowedFd<'_>) -> Result<Option<bool>, Errno> {
-    let (one, two) = ("probe-a", "probe-b");
+pub(super) fn probe(staging: BorrowedFd<'_>, [one, two]: [&str; 2]) -> Result<Option<bool>, Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     for name in [one, two] {
         drop(rustix::fs::openat(staging, name, flags, Mode::from_raw_mode(0o600))?);
     }
     let exchanged = rustix::fs::renameat_with(staging, one, staging, two, RenameFlags::EXCHANGE);
-    let folds =
-        rustix::fs::accessat(staging, "PROBE-A", rustix::fs::Access::EXISTS, AtFlags::empty())
-            .is_ok();
+    let folds = rustix::fs::accessat(
+        staging,
+        one.to_ascii_uppercase(),
+        rustix::fs::Access::EXISTS,
+        AtFlags::empty(),
+    )
+    .is_ok();
     for name in [one, two] {
         rustix::fs::unlinkat(staging, name, AtFlags::empty())?;
     }

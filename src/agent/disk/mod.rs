@@ -6,6 +6,7 @@
 //! links in it. The only paths given to the kernel beside are the folder's own, to see that it is
 //! still the same, and `/proc/self/fd/N`, which names an open handle.
 
+mod examine;
 mod folder;
 mod hash;
 mod identity;
@@ -17,6 +18,7 @@ mod stage;
 #[cfg(test)]
 mod tests;
 
+pub use examine::{Contents, Examined, Named};
 pub use folder::DiskFolder;
 pub use hash::{FileContent, OpenFile};
 pub use identity::{FolderError, Identity, Linked};

@@ -53,7 +53,7 @@ const PACE_MAX: Duration = Duration::from_millis(200);
 const DOUBT_EVERY: Duration = Duration::from_millis(500);
 
 /// What this program calls itself.
-const PROGRAM: &str = concat!("picloud-agent/", env!("CARGO_PKG_VERSION"));
+pub(in crate::agent) const PROGRAM: &str = concat!("picloud-agent/", env!("CARGO_PKG_VERSION"));
 
 /// Why there is no session (any more).
 enum End {

@@ -29,6 +29,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+pub(super) use self::link::PROGRAM;
 use self::partial::Partials;
 use self::progress::Progress;
 pub(super) use self::resolve::{Pair, resolve};

@@ -7,7 +7,6 @@
 use std::sync::Arc;
 
 use super::lane::{self, Prepared, malformed};
-use super::pump::chunk_data;
 use super::shared::Shared;
 use crate::content::delta;
 use crate::content::{BlockSums, pack, splice, unpack};
@@ -17,6 +16,7 @@ use crate::protocol::message::{
     Deltas, FailureCode, GetDeltas, GetSplice, GetSums, PutDeltas, PutSplice, Splice, Sums,
 };
 use crate::server::packs::Packs;
+use crate::server::packs::chunk_data;
 use crate::server::store::StoreError;
 use crate::server::store::metadata::{Metadata, Result};
 

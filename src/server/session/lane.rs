@@ -228,6 +228,7 @@ impl Lane {
     ) -> std::result::Result<(), Failed> {
         let Turn { request, drive, own, permit } = turn;
         let contents = Contents { drive, chunks, list: None };
+        self.count_received(&contents);
         let (author, gate) = (self.author, self.shared.config.limits.gate());
         // Set by the work, read when it is done: both on the writer's thread.
         let before = Arc::new(std::sync::OnceLock::new());
@@ -283,15 +284,19 @@ impl Lane {
             Err(error) => return Err((error, permit)),
         };
         let outbox = self.outbox.clone();
+        let shared = Arc::clone(&self.shared);
         self.answers.spawn(async move {
             let _permit = permit;
             let applied = match reply.await.unwrap_or(Err(StoreError::Closed)) {
                 Ok(applied) => applied,
                 Err(error) => {
                     log_fault(&error);
+                    shared.metrics.committed(Err(()));
                     return outbox.fail(request, &error).await;
                 }
             };
+            let revs = applied.head.0.saturating_sub(applied.before.0);
+            shared.metrics.committed(Ok((&applied.results, revs)));
             log_refusals(&applied.results);
             if applied.held_changed {
                 tracing::info!("what is held of this device's deletions has changed");
@@ -305,7 +310,13 @@ impl Lane {
         Ok(())
     }
 
+    fn count_received(&self, contents: &Contents) {
+        let len = contents.chunks.iter().map(|chunk| chunk.data.len()).sum();
+        self.shared.metrics.received(contents.chunks.len(), len);
+    }
+
     async fn put(&mut self, turn: Turn, contents: Contents) -> std::result::Result<(), Failed> {
+        self.count_received(&contents);
         let submitted = self.shared.store.submit(contents, |_| Ok(()), |_| ()).await;
         let reply = match submitted {
             Ok(reply) => reply,

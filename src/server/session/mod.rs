@@ -30,6 +30,7 @@ use tracing::Instrument;
 
 use super::clock::now_ms;
 use super::hub::Seat;
+use super::metrics::{Kind, Way};
 use super::store::StoreError;
 use super::store::metadata::{Author, Metadata, Result};
 use super::throttle::address_key;
@@ -115,6 +116,7 @@ pub async fn serve(
         device = member.device.name,
         %peer
     );
+    let _counted = shared.metrics.session(Kind::of(&hello.program));
     async {
         tracing::info!(program = hello.program, "connected");
         let device = member.device.num;
@@ -190,13 +192,24 @@ async fn admit(
             Ok(Outcome::In(member, reply)) => match take_seat(shared, seat, &member).await {
                 Ok(()) => {
                     reader.authenticated();
+                    // A question is answered on the way of a log-in.
+                    shared.metrics.admitted(match frame.kind {
+                        Join::KIND => Way::Join,
+                        Register::KIND => Way::Register,
+                        Resume::KIND => Way::Resume,
+                        _ => Way::Login,
+                    });
                     outbox.reply(frame.request, &reply).await;
                     return Some(*member);
                 }
-                Err(error) => outbox.fail(frame.request, &error).await,
+                Err(error) => {
+                    shared.metrics.denied(&error);
+                    outbox.fail(frame.request, &error).await;
+                }
             },
             Err(error) => {
                 log_fault(&error);
+                shared.metrics.denied(&error);
                 tracing::warn!(%peer, request = kind_name(frame.kind), %error, "not let in");
                 outbox.fail(frame.request, &error).await;
             }

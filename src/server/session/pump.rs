@@ -9,13 +9,13 @@ use tokio::task::AbortHandle;
 use super::outbox::Outbox;
 use super::own::OwnRevs;
 use super::shared::Shared;
-use crate::model::{ChunkData, Codec, DriveId, Rev};
+use crate::model::{DriveId, Rev};
 use crate::protocol::EncodedFrame;
 use crate::protocol::limits::{
     BATCH_COUNT_MAX, BATCH_LEN_MAX, BODY_LEN_MAX, INLINE_LEN_MAX, PAGES_IN_FLIGHT_MAX,
 };
 use crate::protocol::message::Page;
-use crate::server::packs::{Packs, Record};
+use crate::server::packs::{Packs, chunk_data};
 use crate::server::store::StoreError;
 use crate::server::store::metadata::{Metadata, Result};
 
@@ -142,6 +142,7 @@ impl Pump {
     /// Returns the next page and its end, or nothing when there is nothing new.
     async fn page(&self, from: Rev, even_empty: bool) -> Result<Option<(EncodedFrame, Rev)>> {
         let (wanted, own) = (self.wanted.clone(), Arc::clone(&self.own));
+        let shared = Arc::clone(&self.shared);
         self.shared
             .store
             .read(move |metadata, packs| {
@@ -152,6 +153,8 @@ impl Pump {
                 let upto = page.upto;
                 let frame = EncodedFrame::new(0, &page, BODY_LEN_MAX)
                     .map_err(|error| StoreError::Damaged(error.to_string()))?;
+                shared.metrics.paged(frame.as_bytes().len());
+                shared.metrics.sent(&page.chunks);
                 Ok(Some((frame, upto)))
             })
             .await
@@ -221,16 +224,6 @@ fn make_page(
         page.consistent = metadata.consistent_at(wanted.num, page.upto)?;
     }
     Ok(page)
-}
-
-/// Turns a stored record into what goes to a device.
-pub fn chunk_data(record: Record) -> Result<ChunkData> {
-    Ok(ChunkData {
-        id: crate::model::ChunkId::from_bytes(record.id),
-        plain_len: record.plain_len,
-        codec: Codec::try_from(record.codec).map_err(StoreError::Damaged)?,
-        data: record.data,
-    })
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::guest::Member;
 use super::outbox::Outbox;
-use super::pump::chunk_data;
 use super::shared::Shared;
 use super::{decode, deltas};
 use crate::model::{DriveId, NodeId, Versioned};
@@ -16,6 +15,7 @@ use crate::protocol::message::{
     ListHeld, ListPart, Lookup, Message, Missing, RejectHeld, UndoBatch,
 };
 use crate::server::gate::Decision;
+use crate::server::packs::chunk_data;
 use crate::server::store::StoreError;
 use crate::server::store::metadata::Result;
 
@@ -86,6 +86,7 @@ impl Answering {
             }
             GetChunks::KIND => {
                 let reply = self.get_chunks(drive, decode(&frame)?).await?;
+                self.shared.metrics.sent(&reply.chunks);
                 self.outbox.reply(request, &reply).await;
             }
             GetSums::KIND => {
@@ -94,6 +95,8 @@ impl Answering {
             }
             GetDeltas::KIND => {
                 let reply = deltas::get_deltas(&self.shared, drive, decode(&frame)?).await?;
+                self.shared.metrics.sent(&reply.chunks);
+                self.shared.metrics.deltas_out.add(reply.deltas.len());
                 self.outbox.reply(request, &reply).await;
             }
             GetSplice::KIND => {

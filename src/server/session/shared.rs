@@ -11,6 +11,7 @@ use crate::protocol::message::{Failure, FailureCode};
 use crate::server::accounts;
 use crate::server::config::Config;
 use crate::server::hub::Hub;
+use crate::server::metrics::Metrics;
 use crate::server::packs;
 use crate::server::store::{Layout, Store, StoreError};
 use crate::server::throttle::{Tries, Try};
@@ -32,6 +33,8 @@ pub struct Shared {
     pub store: Arc<Store>,
     /// Who is connected.
     pub hub: Arc<Hub>,
+    /// What is counted.
+    pub metrics: Metrics,
     /// What join links name.
     pub fingerprint: Fingerprint,
     /// The address that join links name.
@@ -84,6 +87,7 @@ impl Shared {
             layout,
             store,
             hub,
+            metrics: Metrics::default(),
             fingerprint,
             public,
             dummy_hash: accounts::hash_password(&format!("{nobodys:?}"))?,

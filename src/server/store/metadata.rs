@@ -178,6 +178,19 @@ pub struct Applied {
     pub held_changed: bool,
 }
 
+/// How much there is, over all users.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Accounts.
+    pub users: u64,
+    /// Devices that are not revoked.
+    pub devices: u64,
+    /// Live nodes of the users' drives.
+    pub nodes: u64,
+    /// Mass deletions that wait for a person.
+    pub held: u64,
+}
+
 /// What an undo asks for.
 #[derive(Debug, Clone, Copy)]
 pub struct UndoAsked<'a> {
@@ -352,6 +365,8 @@ pub trait Metadata: Send {
     fn author_of(&mut self, drive: i64, id: NodeId) -> Result<Option<(Device, i64)>>;
     /// Returns the name of a device by its number, also of one that was revoked.
     fn device_name(&mut self, num: i64) -> Result<Option<String>>;
+    /// Counts what there is, over all users.
+    fn totals(&mut self) -> Result<Totals>;
     /// Returns what the contents of a drive take, as packed. It looks at each of them.
     fn stored(&mut self, drive: i64) -> Result<u64>;
     /// Returns live entries in the order of their names.

@@ -6,6 +6,7 @@
 //! that needs them, and a disk's latency is paid per group, not per file.
 
 mod error;
+pub mod examine;
 pub mod metadata;
 pub mod sqlite;
 
@@ -13,9 +14,11 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use super::metrics::WriterMetrics;
 use super::packs::{PackWriter, Packs, Record, RecordKind};
 use crate::model::{ChunkId, ListId};
 pub use error::StoreError;
@@ -54,6 +57,12 @@ impl Layout {
                 .map_err(StoreError::file("create", dir))?;
         }
         Ok(Self { dir: dir.to_owned() })
+    }
+
+    /// The files of a directory that need not be there.
+    #[must_use]
+    pub fn at(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
     }
 
     /// The directory itself.
@@ -179,6 +188,7 @@ where
 pub struct Store {
     database: Arc<dyn Database>,
     packs: Arc<Packs>,
+    metrics: Arc<WriterMetrics>,
     idle_readers: Mutex<Vec<Box<dyn Metadata>>>,
     reading: Semaphore,
     jobs: Mutex<Option<mpsc::Sender<Box<dyn Job>>>>,
@@ -221,8 +231,12 @@ impl Store {
             0 => {}
             newest => packs.check(newest)?,
         }
-        let mut writer =
-            Writer { metadata, packs: PackWriter::open(Arc::clone(&packs), free_min)? };
+        let metrics = Arc::new(WriterMetrics::default());
+        let mut writer = Writer {
+            metadata,
+            packs: PackWriter::open(Arc::clone(&packs), free_min)?,
+            metrics: Arc::clone(&metrics),
+        };
         let (jobs, queue) = mpsc::channel(QUEUE_MAX);
         let thread = std::thread::Builder::new()
             .name("writer".to_owned())
@@ -231,6 +245,7 @@ impl Store {
         Ok(Arc::new(Self {
             database,
             packs,
+            metrics,
             idle_readers: Mutex::new(Vec::new()),
             reading: Semaphore::new(READERS_MAX),
             jobs: Mutex::new(Some(jobs)),
@@ -243,6 +258,19 @@ impl Store {
     #[must_use]
     pub fn packs(&self) -> Arc<Packs> {
         Arc::clone(&self.packs)
+    }
+
+    /// Returns what the writer counts.
+    #[must_use]
+    pub fn metrics(&self) -> &WriterMetrics {
+        &self.metrics
+    }
+
+    /// Returns how many jobs wait for the writer.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.as_ref().map_or(0, |jobs| jobs.max_capacity() - jobs.capacity())
     }
 
     /// Asks the database, at one moment of it, on a blocking thread.
@@ -317,6 +345,7 @@ impl Store {
 struct Writer {
     metadata: Box<dyn Metadata>,
     packs: PackWriter,
+    metrics: Arc<WriterMetrics>,
 }
 
 impl Writer {
@@ -337,7 +366,12 @@ impl Writer {
 
     fn process(&mut self, mut group: Vec<Box<dyn Job>>) {
         let mut outcomes: Vec<Result<()>> = group.iter().map(|_| Ok(())).collect();
-        if let Err(error) = self.transact(&mut group, &mut outcomes) {
+        let begun = Instant::now();
+        self.metrics.jobs.observe(group.len() as f64);
+        let transacted = self.transact(&mut group, &mut outcomes);
+        self.metrics.seconds.observe(begun.elapsed().as_secs_f64());
+        if let Err(error) = transacted {
+            self.metrics.failed.add(1);
             self.metadata.rollback();
             for outcome in outcomes.iter_mut().filter(|outcome| outcome.is_ok()) {
                 *outcome = Err(error.clone());
@@ -396,7 +430,11 @@ impl Writer {
         }
         let records: Vec<&Record> = wanted.iter().map(|(_, record, _)| *record).collect();
         let locations = match self.packs.append(&records) {
-            Ok(locations) => locations,
+            Ok(locations) => {
+                self.metrics.records.add(records.len());
+                self.metrics.record_bytes.add(records.iter().map(|record| record.data.len()).sum());
+                locations
+            }
             Err(error) => {
                 tracing::error!(%error, cause = ?std::error::Error::source(&error).map(ToString::to_string), "contents could not be stored");
                 // A job may also rest on contents that another of its group brings.

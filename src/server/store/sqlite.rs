@@ -10,8 +10,8 @@ use rusqlite::{Connection, OpenFlags, Row, params};
 use super::StoreError;
 use super::metadata::{
     Access, Applied, Asked, Author, ChunkRow, Database, Device, Drive, EXAMPLE_LEN_MAX,
-    EXAMPLES_MAX, HELD_MAX, HeldRow, ListRow, Metadata, PageNode, PageRows, Result, UndoAsked,
-    Undone, User,
+    EXAMPLES_MAX, HELD_MAX, HeldRow, ListRow, Metadata, PageNode, PageRows, Result, Totals,
+    UndoAsked, Undone, User,
 };
 use crate::model::{
     Attrs, BatchId, Body, ChunkId, Content, DeviceId, Digest, DriveId, Lineage, ListId, Name, Node,
@@ -26,6 +26,10 @@ use crate::server::rules::{self, Manifest, Presence, Version};
 /// The steps from each format to the next; the number of steps is the newest format.
 const MIGRATIONS: &[&str] =
     &[include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
+
+/// The newest format.
+#[allow(clippy::cast_possible_wrap, reason = "there are a handful of steps")]
+pub(super) const FORMAT: i64 = MIGRATIONS.len() as i64;
 
 /// How long a writer waits for the writer of another process.
 const BUSY: Duration = Duration::from_secs(10);
@@ -59,17 +63,16 @@ impl Sqlite {
         let transaction =
             connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         let found: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-        let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
-        if found > known {
-            return Err(StoreError::TooNew { path: self.path.clone(), found, known });
+        if found > FORMAT {
+            return Err(StoreError::TooNew { path: self.path.clone(), found, known: FORMAT });
         }
         let done = usize::try_from(found)
             .map_err(|_| StoreError::Damaged(format!("its format is {found}")))?;
         for step in &MIGRATIONS[done..] {
             transaction.execute_batch(step)?;
         }
-        if found < known {
-            transaction.pragma_update(None, "user_version", known)?;
+        if found < FORMAT {
+            transaction.pragma_update(None, "user_version", FORMAT)?;
         }
         transaction.commit()?;
         Ok(())
@@ -852,6 +855,27 @@ impl Metadata for SqliteConnection {
 
     fn device_name(&mut self, num: i64) -> Result<Option<String>> {
         self.one("SELECT name FROM device WHERE num = ?1", [num], |row| Ok(row.get(0)?))
+    }
+
+    fn totals(&mut self) -> Result<Totals> {
+        let totals = self.one(
+            "SELECT (SELECT count(*) FROM user WHERE removed_ms IS NULL),
+                    (SELECT count(*) FROM device WHERE revoked_ms IS NULL),
+                    (SELECT coalesce(sum(live), 0) FROM drive JOIN user ON user.num = drive.owner
+                     WHERE user.removed_ms IS NULL),
+                    (SELECT count(*) FROM gate JOIN device ON device.num = gate.device
+                     WHERE gate.held_since_ms IS NOT NULL AND device.revoked_ms IS NULL)",
+            [],
+            |row| {
+                Ok(Totals {
+                    users: unsigned(row, 0)?,
+                    devices: unsigned(row, 1)?,
+                    nodes: unsigned(row, 2)?,
+                    held: unsigned(row, 3)?,
+                })
+            },
+        )?;
+        Ok(totals.unwrap_or_default())
     }
 
     fn stored(&mut self, drive: i64) -> Result<u64> {
