@@ -360,6 +360,7 @@ pub(super) mod tests {
             last_seen,
         };
         Status {
+            program: String::new(),
             version: 1,
             state: State::Syncing,
             folders: vec![FolderStatus {
@@ -413,8 +414,13 @@ pub(super) mod tests {
 
     #[test]
     fn a_quiet_folder_is_two_lines() {
-        let status =
-            Status { version: 1, state: State::InSync, folders: vec![folder()], problems: vec![] };
+        let status = Status {
+            version: 1,
+            program: String::new(),
+            state: State::InSync,
+            folders: vec![folder()],
+            problems: vec![],
+        };
         let expected = "In sync\n\
                         /home/ann/PiCloud  ann at box:46000 as laptop\n  \
                           1,204 files in 1 directory, 3.1 GiB";

@@ -118,7 +118,8 @@ mod tests {
             assert_eq!(validity(&whole[..end]), None, "cut after {end} bytes");
             let mut changed = whole.to_vec();
             changed[end] ^= 0x85;
-            validity(&changed);
+            // Whatever it answers, it does not panic.
+            _ = validity(&changed);
         }
     }
 

@@ -192,7 +192,7 @@ fn contents(layout: &Layout, deep: bool, tell: &mut dyn FnMut(Finding)) {
     }
     if deep {
         match records(&examination, &packs) {
-            Ok(Checked { damaged, records, bytes: read, .. }) if damaged == 0 => {
+            Ok(Checked { damaged: 0, records, bytes: read, .. }) => {
                 let text =
                     format!("all {records} records are what they should be ({})", bytes(read));
                 tell(Finding::good("contents", text));
