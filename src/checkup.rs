@@ -116,9 +116,9 @@ impl Finding {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Things that do not work.
-    pub problems: usize,
+    pub problems: u64,
     /// Things a person should look at.
-    pub warnings: usize,
+    pub warnings: u64,
 }
 
 impl Summary {
@@ -134,10 +134,6 @@ impl Summary {
     /// Returns the last line for a person.
     #[must_use]
     pub fn to_text(self) -> String {
-        let counted = |count: usize, one: &str, many: &str| match count {
-            1 => format!("1 {one}"),
-            count => format!("{count} {many}"),
-        };
         match (self.problems, self.warnings) {
             (0, 0) => "Nothing is wrong".to_owned(),
             (problems, warnings) => format!(
@@ -186,6 +182,26 @@ pub fn without_numbers(text: &str) -> String {
         plain.push_str(part.split_once(')').map_or(part, |(_, rest)| rest));
     }
     plain
+}
+
+/// Returns a count with thousands set apart: `1,204`.
+#[must_use]
+pub fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Returns `1 file`, `2 files`.
+#[must_use]
+pub fn counted(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", count(number), if number == 1 { one } else { many })
 }
 
 /// Room on a file system, in bytes.

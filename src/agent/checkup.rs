@@ -9,7 +9,7 @@ use rustix::fs::{Access, access};
 use super::config::{Config, FolderConfig};
 use super::credentials;
 use super::disk::{Contents, Examined, FolderError, Identity, Named};
-use crate::checkup::{Finding, bytes, in_words, process, space};
+use crate::checkup::{Finding, bytes, count, counted, in_words, process, space};
 
 /// Less room than this is told of, and less than that does not suffice for the agent's own files.
 const SPACE_LOW: u64 = 1 << 30;
@@ -200,9 +200,10 @@ fn readable(path: &Path, contents: &Contents) -> Finding {
                 .to_owned(),
         );
     }
-    let (dirs, entries) = (contents.dirs, contents.entries);
+    let dirs = counted(contents.dirs, "directory", "directories");
+    let entries = counted(contents.entries, "entry", "entries");
     let cut = if contents.is_whole { "" } else { " or more: the look was cut short" };
-    Finding::good(CHECK, format!("{path:?} has {entries} entries in {dirs} directories{cut}"))
+    Finding::good(CHECK, format!("{path:?} has {entries} in {dirs}{cut}"))
 }
 
 fn names(path: &Path, contents: &Contents) -> Finding {
@@ -246,7 +247,8 @@ pub fn watches(dirs: u64) -> Finding {
 
 fn watches_of(dirs: u64, limit: u64) -> Finding {
     const CHECK: &str = "watches";
-    let text = format!("{dirs} directories are watched, and the system allows {limit} watches");
+    let watched = counted(dirs, "directory is", "directories are");
+    let text = format!("{watched} watched, and the system allows {}", count(limit));
     // Editors, file managers and the like want some of them.
     if dirs <= limit - limit / 4 {
         return Finding::good(CHECK, text);

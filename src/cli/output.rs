@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 
-pub use crate::checkup::bytes;
+pub use crate::checkup::{bytes, count, counted};
 
 /// Where answers go, and how they may look.
 #[derive(Debug, Clone, Copy)]
@@ -137,26 +137,6 @@ pub fn printable(text: &str) -> String {
         }
     }
     shown
-}
-
-/// Returns a count with thousands set apart: `1,204`.
-#[must_use]
-pub fn count(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// Returns `1 file`, `2 files`.
-#[must_use]
-pub fn counted(number: u64, one: &str, many: &str) -> String {
-    format!("{} {}", count(number), if number == 1 { one } else { many })
 }
 
 /// Returns a moment in the time zone of this machine.

@@ -15,7 +15,7 @@ use super::config::{Config, ConfigError};
 use super::packs::{Location, Packs, RecordKind};
 use super::store::examine::{Examination, Placed};
 use super::store::{Layout, StoreError};
-use crate::checkup::{Finding, bytes, in_words, lock_holder, process, space};
+use crate::checkup::{Finding, bytes, counted, in_words, lock_holder, process, space};
 use crate::model::{ChunkId, ContentList};
 use crate::protocol::certificate::Validity;
 use crate::protocol::{ALPN, ConnectError, Connection, Endpoint, ServerIdentity, Trust};
@@ -193,8 +193,8 @@ fn contents(layout: &Layout, deep: bool, tell: &mut dyn FnMut(Finding)) {
     if deep {
         match records(&examination, &packs) {
             Ok(Checked { damaged: 0, records, bytes: read, .. }) => {
-                let text =
-                    format!("all {records} records are what they should be ({})", bytes(read));
+                let records = counted(records, "record is", "records are");
+                let text = format!("{records} as they should be ({})", bytes(read));
                 tell(Finding::good("contents", text));
             }
             Ok(checked) => {
@@ -228,8 +228,8 @@ fn packs_hold(packs: &Packs, ends: &[Location], restore: &str) -> Finding {
         }
     }
     if wrong.is_empty() {
-        let count = ends.len();
-        return Finding::good(CHECK, format!("all {count} are there, {} in all", bytes(total)));
+        let packs = counted(ends.len() as u64, "pack is", "packs are");
+        return Finding::good(CHECK, format!("{packs} there, {} in all", bytes(total)));
     }
     let count = wrong.len();
     wrong.truncate(NAMED_MAX);
