@@ -7,7 +7,7 @@ use picloud::engine::trees::{Entry, Local, LocalBody, Trees as _};
 use picloud::engine::{Engine, Now, Settings};
 use picloud::model::{Attrs, IdSource, Kind, Lineage, Name, NodeId, Place, Rev, Timestamp};
 
-use crate::disk::Form;
+use crate::disk::{Form, Trouble};
 use crate::world::World;
 
 #[track_caller]
@@ -135,5 +135,31 @@ fn modes_of_an_inode_with_two_names_are_not_told_back_and_forth() {
         assert_in_sync(&mut world);
         let revs = world.server.head().0 - before;
         assert!(revs <= 8, "{revs} changes for two modes\n{}", world.trace());
+    }
+}
+
+/// What was done on disk and could not be made durable is no person's doing, and nothing of it stays out
+/// of sight.
+#[test]
+fn what_could_not_be_made_durable_is_found_where_it_is() {
+    for (before, received) in [
+        ("b->t d/ d/a=1", "mv b x; mv d b; mv x d"),
+        ("a=1 b=2", "mv a x; mv b a; mv x b"),
+        ("d/ d/e/ d/e/a=1", "mv d/e x; mv d x/d; mv x d"),
+        ("a=1 b=2", "rm a"),
+        ("a=1 b=2", "write a 3"),
+        ("a=1 b=2", "mv a c"),
+    ] {
+        let mut world = World::new(1, 2);
+        world.build(0, before);
+        settle(&mut world);
+        world.script(0, received);
+        world.settle_one(0).unwrap();
+        let expected = world.tree(0);
+        world.devices[1].disk.borrow_mut().trouble = Some(Trouble::Unsyncable);
+        world.go_on(40);
+        settle(&mut world);
+        assert_in_sync(&mut world);
+        assert_eq!(world.tree(1), expected, "{received}: {}", world.trace());
     }
 }
