@@ -1101,6 +1101,10 @@ impl<T: Trees> Engine<T> {
                 | Need::PullCreate => false,
                 Need::Rest | Need::PullAttrs | Need::PullBody { .. } => {
                     entry.remote.as_ref().is_none_or(|r| r.node.place != local.place)
+            if entry.is_dirty() && self.puttings.contains(other) {
+                // It may be here because we put it here: what it needs is not known yet.
+                return Ok(Ready::After(other));
+            }
                 }
                 Need::PushCreate | Need::PushUpdate(_) => true,
             };

@@ -195,7 +195,7 @@ fn a_name_that_stands_for_something_with_another_one_here_is_a_conflict() {
     );
 }
 
-/// What was put in place shortly before a kill is a version of the server's, nobody's edit.
+/// What was put in place or moved shortly before a kill is a version of the server's, nobody's edit.
 #[test]
 fn what_was_put_in_place_before_a_kill_is_no_edit() {
     for (before, received, after, expected) in [
@@ -225,3 +225,12 @@ fn what_was_put_in_place_before_a_kill_is_no_edit() {
         assert_eq!(trees, [expected, expected], "{received:?} {after:?}: {}", world.trace());
     }
 }
+        ("a=1", "mv a b", "mv b a", "a=1"),
+        ("a=1", "mv a b", "mv b a; mkdir b", "a=1 b/"),
+        ("a=1", "mv a b", "mv b a; write b 2", "a=1 b=2"),
+        ("a=1", "mv a b", "rm b", ""),
+        ("a=1 d/", "mv a d/b", "mv d/b a", "a=1 d/"),
+        ("d/ d/a=1", "mv d e", "mv e d; write d/a 2", "d/ d/a=2"),
+        ("d/ d/a=1", "mv d e", "rm e", ""),
+        ("l->t", "mv l m", "rm m", ""),
+        ("l->t", "mv l m", "mv m l; mkdir m", "l->t m/"),

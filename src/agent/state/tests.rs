@@ -215,7 +215,14 @@ fn the_database_answers_as_the_trees_in_memory_do() {
                 12 => {
                     let (here, base) = (dice.node(), dice.node());
                     let alias = (dice.roll(4) == 0).then(|| base.place.name.clone());
-                    let putting = Putting { node: dice.id(), rev: Rev(step), here, alias, base };
+                    let putting = Putting {
+                        node: dice.id(),
+                        rev: Rev(step),
+                        here,
+                        alias,
+                        base,
+                        is_move: dice.roll(2) == 0,
+                    };
                     trees.note_putting(&putting).unwrap();
                     model.note_putting(&putting).unwrap();
                 }
