@@ -7,7 +7,6 @@ pub mod cache;
 pub mod checkup;
 mod clock;
 pub mod config;
-mod conflicts;
 pub mod control;
 pub mod credentials;
 pub mod disk;

@@ -19,12 +19,12 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use serde::{Deserialize, Serialize};
 
-use super::conflicts;
 use crate::engine::trees::{
     Entry, Local, LocalBody, Meta, Putting, Remote, Sent, StandsFor, Totals, Trees,
 };
 use crate::model::{
     Body, Content, DriveId, FolderId, ListId, Name, Node, NodeId, NodeIdHash, Place, RelPath,
+    original_of,
 };
 
 /// The format written here, in `PRAGMA user_version`.
@@ -303,9 +303,10 @@ impl Keys {
             }),
             dirty: entry.is_dirty(),
             listed: lists_of(entry).next().is_some(),
-            conflict: entry.local.as_ref().is_some_and(|local| {
-                !local.parked && conflicts::original_of(local.disk_name()).is_some()
-            }),
+            conflict: entry
+                .local
+                .as_ref()
+                .is_some_and(|local| !local.parked && original_of(local.disk_name()).is_some()),
             local_list: entry.local.as_ref().and_then(local_list),
         }
     }

@@ -173,6 +173,13 @@ impl Agenda {
         }
     }
 
+    /// The journal may be another one: nobody waits for a rev any more, and a sweep finds who did.
+    pub(crate) fn forget_revs(&mut self) {
+        self.after_rev.clear();
+        self.after_rev_count = 0;
+        self.after_rev_left_out = None;
+    }
+
     /// Puts a node aside for a while, longer each time until [`Agenda::clear_retry`].
     pub(crate) fn retry(&mut self, id: NodeId, now_ms: u64) {
         let attempts = self.retries.get(&id).map_or(0, |retry| retry.attempts);

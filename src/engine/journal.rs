@@ -37,6 +37,7 @@ impl<T: Trees> Engine<T> {
         self.trees.set_meta(meta)?;
         self.link.online = true;
         self.link.head = head;
+        self.link.head_at_first = head;
         // Told from the beginning, the journal contradicts nothing.
         self.link.is_proved = from == Rev::ZERO;
         self.link.is_contradicted = false;
@@ -44,6 +45,7 @@ impl<T: Trees> Engine<T> {
             self.contradicted()?;
         }
         self.forget_word();
+        self.agenda.forget_revs();
         self.agenda.sweep();
         Ok(())
     }
@@ -141,6 +143,7 @@ impl<T: Trees> Engine<T> {
             }
             if let Some(node) = &node {
                 meta.digest.add(id, rev, node);
+                self.copies.heard(id, node);
             }
             self.trees.set_meta(meta)?;
             entry.remote = node.map(|node| Remote { rev, node });

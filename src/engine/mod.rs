@@ -13,6 +13,7 @@
 mod agenda;
 mod aliases;
 pub mod apply;
+mod copies;
 mod decide;
 pub mod defect;
 mod deletions;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 
 use self::agenda::{Agenda, Room};
 use self::aliases::Aliases;
+use self::copies::Copies;
 use self::deletions::Deletions;
 use self::observe::Looks;
 use self::putting::Puttings;
@@ -183,6 +185,8 @@ struct Link {
     online: bool,
     paused: bool,
     head: Rev,
+    /// The newest rev when the connection began.
+    head_at_first: Rev,
     /// The newest rev that a commit of ours got; pages may be behind it.
     newest_own: Rev,
     agrees: Option<bool>,
@@ -235,6 +239,8 @@ pub struct Engine<T> {
     puttings: Puttings,
     /// Places that nodes have in the drive and the disk cannot hold, with the names they get instead.
     aliases: Aliases,
+    /// Conflict copies that the server has.
+    copies: Copies,
     /// Directories that were not empty although nothing of ours was in them.
     stubborn: HashMap<NodeId, u32>,
     problems: BTreeMap<Subject, String>,
@@ -317,6 +323,7 @@ impl<T: Trees> Engine<T> {
             rings_here: Rings::default(),
             puttings,
             aliases: Aliases::default(),
+            copies: Copies::default(),
             stubborn: HashMap::new(),
             problems: BTreeMap::new(),
             paths: HashMap::new(),

@@ -284,6 +284,8 @@ impl<T: Trees> Engine<T> {
                 let (Some(local), Some(kept)) = (&mut entry.local, kept) else {
                     return Ok(());
                 };
+                // What a person has done there since was told of a name that nobody knew.
+                self.looks.hint_name(local.place.parent, kept.clone());
                 local.place.name = kept;
                 local.alias = None;
                 local.set_stat(stat);

@@ -125,6 +125,10 @@ impl<T: Trees> Engine<T> {
                 }
             },
             Need::PushCreate | Need::PushUpdate(_) | Need::PushDelete => {
+                // The server may have told of part of what it has: the rest may be the same as this.
+                if self.waits_for_journal(id) {
+                    return Ok(());
+                }
                 if need == Need::PushDelete && !self.may_delete(id)? {
                     return Ok(());
                 }
@@ -166,6 +170,16 @@ impl<T: Trees> Engine<T> {
                 }
             }
         }
+    }
+
+    /// Puts a node aside while it is not known yet what was on the server when the connection began;
+    /// returns whether it does.
+    fn waits_for_journal(&mut self, id: NodeId) -> bool {
+        let waits = self.trees.meta().cursor < self.link.head_at_first;
+        if waits {
+            self.agenda.wait_for_rev(id, self.link.head_at_first);
+        }
+        waits
     }
 
     /// Returns what a node needs as an engine with one of these faults would have it.
@@ -748,6 +762,9 @@ impl<T: Trees> Engine<T> {
         let Some(Remote { node, .. }) = &entry.remote else {
             return Ok(());
         };
+        if let Some(original) = self.original_to_replace(node)? {
+            ready!(self, id, Ready::<()>::After(original));
+        }
         let parent = node.place.parent;
         let name = self.disk_name(id, &node.place);
         if is_reserved(&node.place) {
@@ -874,6 +891,10 @@ impl<T: Trees> Engine<T> {
         let (Some(local), Some(Remote { node, .. })) = (&entry.local, &entry.remote) else {
             return Ok(());
         };
+        // Of what is said next it may follow that what is here is kept already.
+        if keep && self.waits_for_journal(id) {
+            return Ok(());
+        }
         let Some(at) = self.spot(local)? else {
             self.agenda.retry(id, self.now.ms);
             return Ok(());
@@ -884,6 +905,11 @@ impl<T: Trees> Engine<T> {
             _ => node.attrs,
         };
         let over = Some(expected(local));
+        let keep = keep
+            && match local.node() {
+                Some(here) => !self.is_kept_there(&node.place, &here.body)?,
+                None => true,
+            };
         let op = match &node.body {
             Body::Dir => return Ok(()),
             Body::File { content, mtime } => {
@@ -1075,6 +1101,10 @@ impl<T: Trees> Engine<T> {
             }
             let entry = self.trees.get(other)?;
             let Some(local) = &entry.local else { continue };
+            if entry.is_dirty() && self.puttings.contains(other) {
+                // It may be here because we put it here: what it needs is not known yet.
+                return Ok(Ready::After(other));
+            }
             let need = decide(&entry);
             if need == Need::Rest && self.make_way(other, &entry, actions)? {
                 return Ok(Ready::After(other));

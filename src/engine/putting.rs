@@ -1,10 +1,11 @@
-//! What is being put on this disk: remembered, so that an agent that dies before it has recorded that
-//! as done does not take the server's version for a person's edit.
+//! What is being put or moved on this disk: remembered, so that an agent that dies before it has recorded
+//! that as done does not take the server's version or order for what a person did.
 //!
 //! A note is kept with the trees from before the operation is asked for until what became of it is
 //! in the trees. After a restart a file or directory of which the trees do not know is first taken
 //! for the node that was to be put there; once it is known what it holds, and the journal has been
-//! heard up to the version that was put, the note says what both sides agreed on. A note is a help:
+//! heard up to the version that was put, the note says what both sides agreed on. Of a node that was to
+//! be moved, and is found at that place, it says so of the place alone. A note is a help:
 //! without it, or where it does not fit, nothing is lost, but a conflict copy may be made.
 
 use std::collections::{HashMap, HashSet};
@@ -25,13 +26,17 @@ pub(super) struct Puttings {
     places: HashMap<(NodeId, Name), NodeId>,
     /// Nodes that were read and found to hold what was put: what they hold later is an edit of that.
     found: HashSet<NodeId>,
+    /// Nodes whose notes an earlier life of this agent made: what became of them only the looks can tell.
+    earlier: HashSet<NodeId>,
 }
 
 impl Puttings {
     pub(super) fn new(notes: Vec<Putting>) -> Self {
         let mut all = Self::default();
         for note in notes {
+            let id = note.node;
             all.insert(note);
+            all.earlier.insert(id);
         }
         all
     }
@@ -49,6 +54,7 @@ impl Puttings {
             self.places.remove(&spot);
         }
         self.found.remove(&id);
+        self.earlier.remove(&id);
         Some(note)
     }
 
@@ -81,7 +87,16 @@ impl<T: Trees> Engine<T> {
         op: &DiskOp,
         what: &ApplyKind,
     ) -> Result<(), T::Error> {
-        let ApplyKind::Put { node, alias, base } = what else { return Ok(()) };
+        let (node, alias, base, is_move) = match what {
+            ApplyKind::Put { node, alias, base } => (node, alias, base, false),
+            ApplyKind::Move { node, alias } => (node, alias, node, true),
+            ApplyKind::Park
+            | ApplyKind::Unpark { .. }
+            | ApplyKind::SetAside
+            | ApplyKind::Remove => {
+                return Ok(());
+            }
+        };
         if matches!(op, DiskOp::SetAttrs { .. }) {
             // It brings no bytes by which it could be told.
             return Ok(());
@@ -95,8 +110,8 @@ impl<T: Trees> Engine<T> {
             }
         }
         let rev = self.trees.get(id)?.remote.map_or(Rev::ZERO, |remote| remote.rev);
-        let note =
-            Putting { node: id, rev, here: node.clone(), alias: alias.clone(), base: base.clone() };
+        let (here, alias, base) = (node.clone(), alias.clone(), base.clone());
+        let note = Putting { node: id, rev, here, alias, base, is_move };
         self.trees.note_putting(&note)?;
         self.puttings.insert(note);
         Ok(())
@@ -154,7 +169,7 @@ impl<T: Trees> Engine<T> {
     /// Decides, now that it is known what is on disk and in the journal, whether it is what was being
     /// put there: then that is what both sides agreed on.
     pub(super) fn settle_putting(&mut self, id: NodeId, entry: &Entry) -> Result<(), T::Error> {
-        if !self.looks.is_known {
+        if !self.looks.is_known && self.puttings.earlier.contains(&id) {
             return Ok(());
         }
         if let Some(local) = &entry.local
@@ -166,7 +181,11 @@ impl<T: Trees> Engine<T> {
         let was_found = self.puttings.found.contains(&id);
         let Some(note) = self.forget_putting(id)? else { return Ok(()) };
         self.agenda.schedule(id);
+        self.agenda.wake(id);
         let Some(local) = &entry.local else { return Ok(()) };
+        if note.is_move {
+            return self.settle_move_noted(id, entry, local, note);
+        }
         if (was_found || holds(local, &note.here.body)) && self.trees.meta().cursor >= note.rev {
             let mut entry = entry.clone();
             entry.synced = Some(note.base);
@@ -180,6 +199,28 @@ impl<T: Trees> Engine<T> {
             self.agenda.schedule(fresh);
         }
         Ok(())
+    }
+
+    /// A node that is where it was to be moved was moved there by us: both sides agree on that place.
+    fn settle_move_noted(
+        &mut self,
+        id: NodeId,
+        entry: &Entry,
+        local: &Local,
+        note: Putting,
+    ) -> Result<(), T::Error> {
+        let is_there = note.spot() == (local.place.parent, local.disk_name().clone());
+        if !is_there || local.parked || self.trees.meta().cursor < note.rev {
+            return Ok(());
+        }
+        let mut entry = entry.clone();
+        if let Some(local) = &mut entry.local {
+            (local.place, local.alias) = (note.here.place, note.alias);
+        }
+        if let Some(base) = &mut entry.synced {
+            base.place = note.base.place;
+        }
+        self.put(id, &entry)
     }
 }
 

@@ -256,7 +256,7 @@ pub struct Sent {
     pub base: Option<Rev>,
 }
 
-/// A version of the server's that is being put on this disk.
+/// A version of the server's that is being put on this disk, or only the place of one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Putting {
     /// The node.
@@ -270,6 +270,9 @@ pub struct Putting {
     pub alias: Option<Name>,
     /// What both sides agree on then.
     pub base: Node,
+    /// Whether it is here already, and is only moved there: nothing is said of what it holds.
+    #[serde(default)]
+    pub is_move: bool,
 }
 
 /// Where the three trees are kept.

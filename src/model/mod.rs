@@ -23,7 +23,9 @@ mod time;
 pub use batch::{BatchId, BatchIdError};
 pub use change::{Change, ChangeOp, Refusal};
 pub use chunk::{ChunkData, Codec};
-pub use conflict::{conflict_name, kept_name, restored_name};
+pub use conflict::{
+    CopyName, conflict_name, kept_name, original_of, read_copy_name, restored_name,
+};
 pub use content::{Content, ContentList, ContentListError, Extent};
 pub use digest::Digest;
 pub use id::{

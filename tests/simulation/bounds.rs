@@ -7,7 +7,7 @@ use picloud::engine::trees::{Entry, Local, LocalBody, Trees as _};
 use picloud::engine::{Engine, Now, Settings};
 use picloud::model::{Attrs, IdSource, Kind, Lineage, Name, NodeId, Place, Rev, Timestamp};
 
-use crate::disk::Form;
+use crate::disk::{Form, Trouble};
 use crate::world::World;
 
 #[track_caller]
@@ -119,11 +119,12 @@ fn a_made_name_gives_way_to_who_has_it_by_right() {
     }
 }
 
-/// A file has two names on both devices, and gets a mode by one name here and by the other one there.
+/// A file has two names on both devices, and gets a mode by one name here and by the other one there. Each
+/// device tells of that one name only, before it has looked at the other one, or of both.
 #[test]
 fn modes_of_an_inode_with_two_names_are_not_told_back_and_forth() {
-    for wait in 0..6 {
-        let mut world = World::new(wait, 2);
+    for (seed, is_one_told) in [(0, false), (1, false), (0, true), (1, true)] {
+        let mut world = World::new(seed, 2);
         world.script(0, "write a 1; ln a b");
         settle(&mut world);
         world.script(1, "rm b; ln a b");
@@ -131,9 +132,46 @@ fn modes_of_an_inode_with_two_names_are_not_told_back_and_forth() {
         let before = world.server.head().0;
         world.script(0, "chmod 755 a");
         world.script(1, "chmod 600 b");
+        if is_one_told {
+            for (device, name) in [(0, "a"), (1, "b")] {
+                let mut disk = world.devices[device].disk.borrow_mut();
+                let all = disk.hints.len();
+                disk.hints.retain(|(_, hint)| {
+                    hint.as_ref().is_some_and(|at| at.as_bytes() == name.as_bytes())
+                });
+                assert!(disk.hints.len() < all);
+            }
+            world.go_on(200);
+        }
         settle(&mut world);
         assert_in_sync(&mut world);
         let revs = world.server.head().0 - before;
         assert!(revs <= 8, "{revs} changes for two modes\n{}", world.trace());
+    }
+}
+
+/// What was done on disk and could not be made durable is no person's doing, and nothing of it stays out
+/// of sight.
+#[test]
+fn what_could_not_be_made_durable_is_found_where_it_is() {
+    for (before, received) in [
+        ("b->t d/ d/a=1", "mv b x; mv d b; mv x d"),
+        ("a=1 b=2", "mv a x; mv b a; mv x b"),
+        ("d/ d/e/ d/e/a=1", "mv d/e x; mv d x/d; mv x d"),
+        ("a=1 b=2", "rm a"),
+        ("a=1 b=2", "write a 3"),
+        ("a=1 b=2", "mv a c"),
+    ] {
+        let mut world = World::new(1, 2);
+        world.build(0, before);
+        settle(&mut world);
+        world.script(0, received);
+        world.settle_one(0).unwrap();
+        let expected = world.tree(0);
+        world.devices[1].disk.borrow_mut().trouble = Some(Trouble::Unsyncable);
+        world.go_on(40);
+        settle(&mut world);
+        assert_in_sync(&mut world);
+        assert_eq!(world.tree(1), expected, "{received}: {}", world.trace());
     }
 }

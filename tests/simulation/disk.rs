@@ -74,6 +74,8 @@ pub enum Trouble {
     Errors(usize),
     /// Nothing new fits.
     Full,
+    /// Nothing can be made durable.
+    Unsyncable,
     /// This directory may neither be read nor changed.
     Denied(u64),
 }

@@ -72,6 +72,15 @@ impl ModelFolder {
         }
     }
 
+    /// As [`ModelFolder::step`], for what makes something durable.
+    fn step_of_sync(&self) -> Result<(), Fault> {
+        self.step()?;
+        match self.0.borrow().trouble {
+            Some(Trouble::Unsyncable) => Err(Fault::Other("Input/output error".into())),
+            _ => Ok(()),
+        }
+    }
+
     fn may_change(disk: &Disk, dir: u64) -> Result<(), Fault> {
         if disk.denies(dir) { Err(Fault::Other("Permission denied".into())) } else { Ok(()) }
     }
@@ -355,13 +364,13 @@ impl Folder for ModelFolder {
     }
 
     fn sync_all(&self) -> Result<(), Fault> {
-        self.step()?;
+        self.step_of_sync()?;
         self.0.borrow_mut().sync_all();
         Ok(())
     }
 
     fn sync_entry(&self, dir: &u64, name: &Name) -> Result<(), Fault> {
-        self.step()?;
+        self.step_of_sync()?;
         let mut disk = self.0.borrow_mut();
         let ino = Self::entry(&disk, *dir, name)?;
         disk.sync_inode(ino);
@@ -369,7 +378,7 @@ impl Folder for ModelFolder {
     }
 
     fn sync_dir(&self, dir: &u64) -> Result<(), Fault> {
-        self.step()?;
+        self.step_of_sync()?;
         self.0.borrow_mut().sync_dir(*dir);
         Ok(())
     }

@@ -155,6 +155,33 @@ fn a_server_that_goes_back_to_an_older_backup_takes_nothing_from_the_devices() {
     }
 }
 
+/// The newer version that all devices hold is kept once, not once for each of them.
+#[test]
+fn what_a_restored_server_does_not_know_becomes_one_conflict_copy() {
+    for (first, copies_max) in [(Some(0), 1), (Some(2), 1), (None, 3)] {
+        let mut world = World::new(1, 3);
+        world.build(0, "a.txt=1 d/ d/b=2");
+        world.settle().unwrap();
+        let backup = world.server.clone();
+        world.script(0, "write a.txt 5; write d/b 6");
+        world.settle().unwrap();
+        world.restore(backup);
+        if let Some(first) = first {
+            world.settle_one(first).unwrap();
+        }
+        world.settle().unwrap();
+        let result = world.check();
+        let tree = world.tree(0);
+        assert_eq!(result, Ok(()), "{}", world.trace());
+        assert_eq!(world.stays_quiet(), Ok(()), "{}", world.trace());
+        for (original, token) in [("a.txt=1", "=5"), ("d/b=2", "=6")] {
+            let copies = tree.matches(token).count();
+            let is_right = tree.contains(original) && (1..=copies_max).contains(&copies);
+            assert!(is_right, "{first:?} {tree}\n{}", world.trace());
+        }
+    }
+}
+
 /// Ann's disk knows every name, Bob's holds those for the same that differ in case only.
 #[track_caller]
 fn check_case_blind(before: &str, then: &[(usize, &str)], ann: &str, bob: &str) {
@@ -195,7 +222,7 @@ fn a_name_that_stands_for_something_with_another_one_here_is_a_conflict() {
     );
 }
 
-/// What was put in place shortly before a kill is a version of the server's, nobody's edit.
+/// What was put in place or moved shortly before a kill is a version of the server's, nobody's edit.
 #[test]
 fn what_was_put_in_place_before_a_kill_is_no_edit() {
     for (before, received, after, expected) in [
@@ -210,6 +237,15 @@ fn what_was_put_in_place_before_a_kill_is_no_edit() {
         ("a=1", "mkdir d; write d/b 2", "rm d", "a=1"),
         ("a=1", "link l t", "mv l m", "a=1 m->t"),
         ("a=1", "link l t", "rm l", "a=1"),
+        ("a=1", "mv a b", "mv b a", "a=1"),
+        ("a=1", "mv a b", "mv b a; mkdir b", "a=1 b/"),
+        ("a=1", "mv a b", "mv b a; write b 2", "a=1 b=2"),
+        ("a=1", "mv a b", "rm b", ""),
+        ("a=1 d/", "mv a d/b", "mv d/b a", "a=1 d/"),
+        ("d/ d/a=1", "mv d e", "mv e d; write d/a 2", "d/ d/a=2"),
+        ("d/ d/a=1", "mv d e", "rm e", ""),
+        ("l->t", "mv l m", "rm m", ""),
+        ("l->t", "mv l m", "mv m l; mkdir m", "l->t m/"),
     ] {
         let mut world = World::new(1, 2);
         world.build(0, before);

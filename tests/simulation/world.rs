@@ -277,6 +277,18 @@ impl World {
         self.settle_some(&[device])
     }
 
+    /// All devices do all they can so many times, in turn. Other than when they come to rest, they look
+    /// at what the watch has told and no further.
+    pub fn go_on(&mut self, turns: usize) {
+        for _ in 0..turns {
+            for n in 0..self.devices.len() {
+                self.turn(n);
+            }
+            self.sync_server();
+            self.ledger.borrow_mut().pass_ms(10);
+        }
+    }
+
     fn settle_some(&mut self, some: &[usize]) -> Result<(), Failure> {
         for &n in some {
             let mut disk = self.devices[n].disk.borrow_mut();

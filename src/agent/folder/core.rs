@@ -19,7 +19,6 @@ use super::view::EngineView;
 use super::{
     Context, Fetched, FoundConflict, Input, Live, Pair, View, WhyFound, commit, fetch, upload,
 };
-use crate::agent::conflicts;
 use crate::agent::disk::ApplyPool;
 use crate::agent::ignore::{self, Ignore};
 use crate::agent::log::Happenings;
@@ -33,7 +32,7 @@ use crate::engine::seam::{
     Action, Committed, DiskOp, Event, Outcome, Outgoing, Spot, Stat, Uploaded, Word,
 };
 use crate::engine::trees::{Totals, Trees as _};
-use crate::model::{Change, ChangeOp, Content, Kind, Name, NodeId, RelPath};
+use crate::model::{Change, ChangeOp, Content, Kind, Name, NodeId, RelPath, read_copy_name};
 use crate::protocol::control::{
     Conflict, Direction, HeldDeletion, PathText, Problem, Transfer, Version,
 };
@@ -821,7 +820,7 @@ impl Core {
             };
             let path = trees.path_of(id);
             let Some((dir, read)) =
-                path.split_last().and_then(|(dir, name)| Some((dir, conflicts::read(name)?)))
+                path.split_last().and_then(|(dir, name)| Some((dir, read_copy_name(name)?)))
             else {
                 continue;
             };
@@ -855,7 +854,7 @@ impl Core {
 
     /// Returns both versions of a conflict, when both are in sync.
     fn pair(&mut self, path: &RelPath) -> Result<Result<Pair, String>, Ended> {
-        let read = path.split_last().and_then(|(dir, name)| Some((dir, conflicts::read(name)?)));
+        let read = path.split_last().and_then(|(dir, name)| Some((dir, read_copy_name(name)?)));
         let Some((dir, read)) = read else {
             return Ok(Err(format!("{path:?} is no conflict copy")));
         };

@@ -10,11 +10,10 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Context, Input};
-use crate::agent::conflicts;
 use crate::engine::folder::{Fault, Folder as _, Rename};
 use crate::engine::rest::AtRest;
 use crate::engine::seam::{Expected, Outcome, Spot, Stat};
-use crate::model::{Kind, Name, RelPath, kept_name};
+use crate::model::{Kind, Name, RelPath, kept_name, read_copy_name};
 use crate::protocol::control::{Keep, Resolved};
 
 /// So many names are tried for a copy that is kept.
@@ -126,7 +125,7 @@ fn place(pair: &Pair, keep: Keep) -> Result<Vec<String>, String> {
     if !is_still(&copy.name, &pair.copy.expected.stat) {
         return Err(CHANGED.to_owned());
     }
-    let read = conflicts::read(&copy.name).ok_or_else(|| CHANGED.to_owned())?;
+    let read = read_copy_name(&copy.name).ok_or_else(|| CHANGED.to_owned())?;
     let path_of = |name: &Name| copy.dir.path.join(name).to_string();
     let renamed = |to: &Name| folder.rename((&dir, &copy.name), (&dir, to), Rename::NoReplace);
     let placed = match (&pair.original, keep) {

@@ -6,13 +6,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::view::LinkView;
 use super::{Context, Input, View};
-use crate::agent::conflicts;
 use crate::agent::ignore::{FILE_LEN_MAX, FILE_NAME, Ignore, Loaded, Rule};
 use crate::engine::apply::OWN_DIR;
 use crate::engine::folder::{Fault, Folder as _};
 use crate::engine::seam::{INNER_FOLDER, Stat};
 use crate::engine::why::{Known, Obstacle, Step, Why};
-use crate::model::{Kind, Name, Refusal, RelPath};
+use crate::model::{Kind, Name, Refusal, RelPath, original_of};
 use crate::protocol::control::{Direction, Standing, State};
 
 /// What the core answers.
@@ -196,7 +195,7 @@ fn of_rest(path: &RelPath, known: Known, disk: &OnDisk) -> Standing {
         let (drive_name, here) = (name.to_string(), path.to_string());
         return Standing::NameClash { drive_name, here };
     }
-    match path.split_last().and_then(|(dir, name)| Some((dir, conflicts::original_of(name)?))) {
+    match path.split_last().and_then(|(dir, name)| Some((dir, original_of(name)?))) {
         Some((dir, name)) => Standing::ConflictCopy { original: dir.join(&name).to_string() },
         None => Standing::InSync,
     }

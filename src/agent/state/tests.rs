@@ -215,7 +215,14 @@ fn the_database_answers_as_the_trees_in_memory_do() {
                 12 => {
                     let (here, base) = (dice.node(), dice.node());
                     let alias = (dice.roll(4) == 0).then(|| base.place.name.clone());
-                    let putting = Putting { node: dice.id(), rev: Rev(step), here, alias, base };
+                    let putting = Putting {
+                        node: dice.id(),
+                        rev: Rev(step),
+                        here,
+                        alias,
+                        base,
+                        is_move: dice.roll(2) == 0,
+                    };
                     trees.note_putting(&putting).unwrap();
                     model.note_putting(&putting).unwrap();
                 }
@@ -236,10 +243,7 @@ fn the_database_answers_as_the_trees_in_memory_do() {
             model.entries().flat_map(|(_, entry)| lists_of(entry).collect::<Vec<_>>()).collect();
         assert_eq!(trees.lists_in_use().unwrap(), lists);
         let is_copy = |entry: &Entry| {
-            entry
-                .local
-                .as_ref()
-                .is_some_and(|l| !l.parked && conflicts::original_of(l.disk_name()).is_some())
+            entry.local.as_ref().is_some_and(|l| !l.parked && original_of(l.disk_name()).is_some())
         };
         let copies = model.entries().filter(|(_, entry)| is_copy(entry)).count();
         assert_eq!(trees.conflict_count().unwrap(), copies as u64);

@@ -73,6 +73,8 @@ struct Discarded {
     place: RelPath,
     /// When it may go.
     due: Duration,
+    /// Whether it is not certain that what took its place is durable: then that comes first.
+    waits_for_sync: bool,
 }
 
 /// Why a procedure ends early.
@@ -138,6 +140,8 @@ struct Batch<F: Folder> {
     /// Entries whose attributes were set.
     entries: Vec<(F::Dir, Name)>,
     discarded: Vec<Discarded>,
+    /// Nodes that are out of the way now.
+    parked: HashSet<NodeId>,
 }
 
 /// A batch that is carried out, and not durable yet.
@@ -269,27 +273,31 @@ impl<F: Folder> Applier<F> {
         placed: Placed<F>,
         all: Option<Result<(), Fault>>,
     ) -> Result<Outcomes, FolderGone> {
-        let Placed { batch, mut outcomes, has_note } = placed;
+        let Placed { mut batch, mut outcomes, has_note } = placed;
         let synced = match all {
             _ if self.folder.has_defect(Defect::DoneBeforeDurable) => Ok(()),
             Some(synced) => synced,
             None => self.sync_placed(&batch),
         };
         match synced {
-            Ok(()) => self.keep_in_trash(batch, has_note),
+            Ok(()) => {}
             Err(Fault::Gone(gone)) => return Err(gone),
-            // What was taken away stays in the trash until the next recovery: what took its place
-            // may not be there after a power cut.
+            // What was taken away stays in the trash until a sync succeeds: what took its place may not
+            // be there after a power cut.
             Err(fault) => {
+                batch.discarded.iter_mut().for_each(|discarded| discarded.waits_for_sync = true);
                 let reason =
                     format!("What was written could not be made durable ({fault}); check the disk");
-                for (_, outcome) in &mut outcomes {
-                    if matches!(outcome, Outcome::Done { .. }) {
+                for (node, outcome) in &mut outcomes {
+                    // What is parked no look at the folder can find: unless that is told, it would pass
+                    // for deleted. Where it is after a power cut tells the recovery.
+                    if matches!(outcome, Outcome::Done { .. }) && !batch.parked.contains(node) {
                         *outcome = Outcome::Failed { reason: reason.clone() };
                     }
                 }
             }
         }
+        self.keep_in_trash(batch, has_note);
         Ok(outcomes)
     }
 
@@ -457,6 +465,7 @@ impl<F: Folder> Batch<F> {
             touched_own: BTreeSet::new(),
             entries: Vec::new(),
             discarded: Vec::new(),
+            parked: HashSet::new(),
         }
     }
 
@@ -472,7 +481,8 @@ impl<F: Folder> Batch<F> {
     }
 
     fn discard(&mut self, leftover: Leftover, stat: Option<Stat>, at: &Spot) {
-        self.discarded.push(Discarded { leftover, stat, place: at.path(), due: self.now + GRACE });
+        let (place, due) = (at.path(), self.now + GRACE);
+        self.discarded.push(Discarded { leftover, stat, place, due, waits_for_sync: false });
     }
 }
 

@@ -417,6 +417,9 @@ impl<F: Folder> Applier<F> {
                         return Err(gone.into());
                     }
                 }
+                if to.is_none() {
+                    batch.parked.insert(node);
+                }
                 Ok(Outcome::Done { stat, kept: None })
             }
             Err(Fault::Gone(gone)) => Err(gone.into()),
@@ -431,11 +434,15 @@ impl<F: Folder> Applier<F> {
                 match (back, to) {
                     (Err(Fault::Gone(gone)), _) => return Err(gone.into()),
                     (Err(_), None) => {
-                        // Else it stays parked under its id until the next recovery.
-                        let beside =
-                            self.keep_beside(&to_dir, to_name, &from_dir, from_name, &batch.today);
-                        if let Err(Fault::Gone(gone)) = beside {
-                            return Err(gone.into());
+                        match self.keep_beside(&to_dir, to_name, &from_dir, from_name, &batch.today)
+                        {
+                            Ok(_) => {}
+                            Err(Fault::Gone(gone)) => return Err(gone.into()),
+                            // Then it is parked, whatever it is: it comes back to the folder from there.
+                            Err(_) => {
+                                batch.parked.insert(node);
+                                return Ok(Outcome::Done { stat, kept: None });
+                            }
                         }
                     }
                     _ => {}

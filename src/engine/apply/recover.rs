@@ -56,7 +56,8 @@ impl<F: Folder> Applier<F> {
             let Some(mut discarded) = self.trash.pop_front_if(|_| is_due) else {
                 break;
             };
-            match self.reap_one(&discarded, today) {
+            match self.settle_trash(&mut discarded).and_then(|()| self.reap_one(&discarded, today))
+            {
                 Ok(back) => {
                     brought_back.extend(back);
                     self.release_note(discarded.leftover.batch);
@@ -207,6 +208,16 @@ impl<F: Folder> Applier<F> {
             self.folder.unlink(trash, name)?;
         }
         Ok(is_emptied)
+    }
+
+    /// Sees to it that what took the place of something in the trash is durable.
+    fn settle_trash(&mut self, discarded: &mut Discarded) -> Result<(), Fault> {
+        if discarded.waits_for_sync {
+            self.folder.sync_all()?;
+            discarded.waits_for_sync = false;
+            self.trash.iter_mut().for_each(|other| other.waits_for_sync = false);
+        }
+        Ok(())
     }
 
     /// Drops what is in the trash if it did not change there, else sees to it by its content.
