@@ -39,8 +39,12 @@ const UNCLAIMED_MAX: u32 = 4;
 /// For how long.
 const REST: Duration = Duration::from_secs(600);
 
-/// Nothing is fetched ahead that would leave less than one part in so many of the disk free.
+/// Nothing is fetched ahead that would leave less of the disk free than one part in so many, or than
+/// [`FREE_MIN`] of a large one.
 const FREE_SHARE: u64 = 20;
+
+/// In bytes.
+const FREE_MIN: u64 = 1024 * 1024 * 1024;
 
 /// What is told of a content on its way.
 #[derive(Debug)]
@@ -390,7 +394,7 @@ impl File {
             });
             let space = cx.folder.space()?;
             let left = space.free.saturating_sub(taken).saturating_sub(disk_len);
-            if left < space.total / FREE_SHARE {
+            if left < (space.total / FREE_SHARE).min(FREE_MIN) {
                 return Err(fetch::failed("The disk has too little room to fetch ahead"));
             }
             cx.lists.put(id, &list);
