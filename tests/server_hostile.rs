@@ -296,7 +296,14 @@ async fn a_drive_of_another_user_is_not_there_whatever_is_asked() {
         };
     }
     refused!(
-        Subscribe { drive, cursor: Rev(0), lineage: None, inline_len_max: 0, takes_over: false },
+        Subscribe {
+            drive,
+            cursor: Rev(0),
+            lineage: None,
+            inline_len_max: 0,
+            takes_over: false,
+            coming: false,
+        },
         Commit { drive, changes: vec![node], chunks: vec![], deletions: None },
         FindMissing { drive, chunks: vec![known] },
         PutChunks { drive, chunks: vec![] },

@@ -205,7 +205,7 @@ decoders! {
     ChangePassword TotpBegin TotpConfirm TotpDisable ListHeld ApproveHeld RejectHeld
     ListBatches UndoBatch GetAuthors GetSpace Authors Space HelloReply AuthReply
     Done Subscribed Committed Missing Has ListPart Chunks Found Entries Devices Invited TotpSecret
-    HeldList Batches Undone HeldNow Page Bye Failure GetSums Sums PutDeltas GetDeltas Deltas PutSplice GetSplice
+    HeldList Batches Undone HeldNow Coming Page Bye Failure GetSums Sums PutDeltas GetDeltas Deltas PutSplice GetSplice
     Splice
 }
 
@@ -305,6 +305,7 @@ async fn call(bytes: &[u8]) {
                 lineage: None,
                 inline_len_max: 0,
                 takes_over: false,
+                coming: false,
             };
             let resume = Resume { device: DeviceId::from_bytes([1; 16]), token: vec![0; 32] };
             // Requests 2 to 5.

@@ -25,6 +25,7 @@ impl Session {
             lineage: None,
             inline_len_max: 0,
             takes_over: false,
+            coming: false,
         };
         let head = self.connection.call(&subscribe).await?.head;
         let mut nodes: HashMap<NodeId, Node> = HashMap::new();
@@ -33,7 +34,7 @@ impl Session {
         while cursor < head || !is_whole {
             let page = match pushes.recv().await {
                 Some(Push::Page(page)) if page.drive == drive => page,
-                Some(Push::Page(_) | Push::Held(_)) => continue,
+                Some(Push::Page(_) | Push::Held(_) | Push::Coming(_)) => continue,
                 Some(Push::Bye(_)) | None => {
                     let reason = self.connection.closed().await;
                     return Err(ClientError::Call(crate::protocol::CallError::Closed(reason)));

@@ -40,10 +40,10 @@ use self::deletions::Deletions;
 use self::observe::Looks;
 use self::putting::Puttings;
 use self::rings::Rings;
-use self::seam::{Action, DirRef, Event, Expected, Outgoing, Spot, Stat};
+use self::seam::{Action, Awaited, DirRef, Event, Expected, Outgoing, Spot, Stat};
 use self::trees::{Entry, Local, LocalBody, Sent, Trees};
 use crate::model::{
-    ChangeOp, Content, IdSource, Name, Node, NodeId, Place, RelPath, Rev, Timestamp,
+    Body, ChangeOp, Content, IdSource, Name, Node, NodeId, Place, RelPath, Rev, Timestamp,
 };
 
 /// The time, as the driver passes it in.
@@ -504,6 +504,30 @@ impl<T: Trees> Engine<T> {
             }
         }
         Ok(None)
+    }
+
+    /// Returns whether a content that another device may commit for a node would have to be fetched, and
+    /// what it may be made of: a guess, nothing is planned by it.
+    pub fn awaits(&mut self, id: NodeId, content: &Content) -> Result<Option<Awaited>, T::Error> {
+        if id == NodeId::ROOT || self.source_of(content)?.is_some() {
+            return Ok(None);
+        }
+        let entry = self.trees.get(id)?;
+        let is_told = entry.remote.is_some_and(|remote| match remote.node.body {
+            Body::File { content: told, .. } => told == *content,
+            Body::Dir | Body::Link { .. } => true,
+        });
+        if is_told {
+            return Ok(None);
+        }
+        let old = match entry.local {
+            Some(local) => {
+                let expected = plan::expected(&local);
+                self.spot(&local)?.map(|at| (at, expected))
+            }
+            None => None,
+        };
+        Ok(Some(Awaited { old }))
     }
 
     /// Returns what a person should know, with its path.

@@ -95,6 +95,13 @@ pub struct Expected {
     pub content: Option<Content>,
 }
 
+/// A content that would have to be fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Awaited {
+    /// The version on this disk, which may share chunks with it.
+    pub old: Option<(Spot, Expected)>,
+}
+
 /// One entry, as a look found it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {

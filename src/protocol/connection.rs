@@ -28,8 +28,8 @@ use super::frame::{FrameError, IncomingFrame, Patience, kind_name, read_frame};
 use super::limits;
 use super::line::{CloseReason, Line, SendError, Stream};
 use super::message::{
-    AuthReply, Bye, Failure, GetSplice, HeldNow, Hello, HelloReply, ListBatches, Message, PROTOCOL,
-    Page, Ping, PutList, PutSplice, Request, UndoBatch,
+    AuthReply, Bye, Coming, Failure, GetSplice, HeldNow, Hello, HelloReply, ListBatches, Message,
+    PROTOCOL, Page, Ping, PutList, PutSplice, Request, UndoBatch,
 };
 use super::tls::{ALPN, TlsError, Trust, WrongFingerprint, connector};
 use crate::model::Fingerprint;
@@ -168,6 +168,8 @@ pub enum Push {
     Page(Page),
     /// The mass deletions of a drive that wait for a person.
     Held(HeldNow),
+    /// Another device is sending a content.
+    Coming(Coming),
     /// The server ends the connection; nothing follows.
     Bye(Bye),
 }
@@ -617,6 +619,16 @@ async fn dispatch(
         }
         HeldNow::KIND => {
             pushes.send(Push::Held(frame.decode()?)).await.ok();
+            Ok(None)
+        }
+        Coming::KIND => {
+            let note: Coming = frame.decode()?;
+            note.check().map_err(|reason| FrameError::Malformed {
+                kind: kind_name(Coming::KIND),
+                reason,
+            })?;
+            // A hint: not worth that replies behind it wait.
+            pushes.try_send(Push::Coming(note)).ok();
             Ok(None)
         }
         Bye::KIND => {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::content::{BlockSums, ChunkDelta};
 pub use crate::model::{ChunkData, Codec};
 
-use super::limits::BATCH_COUNT_MAX;
+use super::limits::{BATCH_COUNT_MAX, LIST_PART_LEN_MAX};
 use crate::model::{
     BatchId, Change, ChunkId, DeviceId, Digest, DriveId, Lineage, ListId, Name, NodeId, Refusal,
     RelPath, Rev, Timestamp, UserId, Versioned,
@@ -123,6 +123,8 @@ messages! {
     128 Page;
     129 Bye;
     130 HeldNow;
+    // From a device to the server, and on to the others.
+    131 Coming;
     // Failure of a request; with request id 0, of the connection.
     255 Failure;
 }
@@ -145,6 +147,9 @@ secret! {
 
 /// The protocol version spoken here; the ALPN name is `picloud/1`.
 pub const PROTOCOL: u16 = 1;
+
+/// The feature of a server that passes [`Coming`] on.
+pub const COMING: &str = "coming";
 
 /// The first message of a connection, from the device. Its shape never changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -304,6 +309,9 @@ pub struct Subscribe {
     /// does not tell by now never arrives.
     #[serde(default)]
     pub takes_over: bool,
+    /// Whether the device wants to hear of contents that others are sending, see [`Coming`].
+    #[serde(default)]
+    pub coming: bool,
 }
 
 /// The subscription holds.
@@ -426,6 +434,50 @@ pub enum ChangeResult {
     },
     /// It is not; see there.
     Refused(Refusal),
+}
+
+/// A device is sending a content that it will commit: others may begin to fetch it. Has no reply.
+///
+/// Sent to a server with the feature [`COMING`], and passed on as a push to those other devices that
+/// asked for it with their subscription, if there is room on their connections: a hint that may be
+/// lost, be late, and lead to no commit. The server keeps nothing of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Coming {
+    /// The drive.
+    pub drive: DriveId,
+    /// The node that the content is to be of; it may be one that nobody knows yet.
+    pub node: NodeId,
+    /// The content's list.
+    pub list: ListId,
+    /// The content's length.
+    pub len: u64,
+    /// The list, encoded, at most [`LIST_PART_LEN_MAX`] bytes: with the first note.
+    #[serde(default, with = "serde_bytes")]
+    pub extents: Option<Vec<u8>>,
+    /// So many of its extents, from the first on, have their chunks in the drive.
+    pub upto: u32,
+}
+
+impl Coming {
+    /// Checks the bounds of a note.
+    ///
+    /// # Errors
+    /// When it breaks one.
+    pub fn check(&self) -> Result<(), String> {
+        let extents_len = self.extents.as_ref().map_or(0, Vec::len);
+        if extents_len > LIST_PART_LEN_MAX {
+            return Err(format!(
+                "a content list of {extents_len} bytes, at most {LIST_PART_LEN_MAX} are passed on"
+            ));
+        }
+        if self.node == NodeId::ROOT {
+            return Err("the root has no content".to_owned());
+        }
+        if self.len == 0 || i64::try_from(self.len).is_err() {
+            return Err(format!("a content list cannot be of {} bytes", self.len));
+        }
+        Ok(())
+    }
 }
 
 /// Asks which of these chunks this drive lacks.

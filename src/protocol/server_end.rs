@@ -16,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use super::frame::{EncodedFrame, FrameError, IncomingFrame, read_frame};
 use super::limits;
 use super::line::{CloseReason, Line, SendError, Stream};
-use super::message::{Bye, Failure, FailureCode, Hello, HelloReply, Message, PROTOCOL};
+use super::message::{Bye, COMING, Failure, FailureCode, Hello, HelloReply, Message, PROTOCOL};
 use super::tls::ALPN;
 use crate::model::Timestamp;
 
@@ -142,7 +142,7 @@ impl ServerConnection {
         let reply = HelloReply {
             protocol: hello.protocol.min(PROTOCOL),
             program: program.to_owned(),
-            features: vec![],
+            features: vec![COMING.to_owned()],
             time: now(),
         };
         match sender.reply(request, &reply).await {
@@ -261,6 +261,13 @@ impl FrameSender {
     /// When the connection has ended.
     pub async fn push_encoded(&self, frame: EncodedFrame) -> Result<(), SendError> {
         self.line.send(frame).await
+    }
+
+    /// Sends a frame as [`FrameSender::push_encoded`] does if there is room for it now; returns whether
+    /// there was.
+    #[must_use]
+    pub fn try_push_encoded(&self, frame: EncodedFrame) -> bool {
+        self.line.try_send(frame)
     }
 
     /// Ends the connection at once, from whichever task: what is queued is not sent, the peer is

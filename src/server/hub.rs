@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::throttle::address_key;
 use crate::model::{DeviceId, Rev};
 use crate::protocol::message::{Failure, FailureCode};
+use crate::protocol::{EncodedFrame, FrameSender};
 
 /// How many connections there may be.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +39,8 @@ struct Inner {
     held: HashMap<i64, watch::Sender<()>>,
     /// Which subscription of a device (by its number) to a drive took over last.
     turns: HashMap<(i64, i64), u64>,
+    /// Who wants to hear of contents on their way to a drive, by drive and number.
+    ears: HashMap<i64, HashMap<u64, Ear>>,
     closing: bool,
 }
 
@@ -46,6 +49,33 @@ struct Connected {
     address: IpAddr,
     owner: Option<(i64, DeviceId)>,
     end: watch::Sender<Option<Failure>>,
+}
+
+/// A connection that wants to hear of contents on their way.
+#[derive(Debug)]
+struct Ear {
+    device: i64,
+    sender: FrameSender,
+}
+
+/// A wish to hear of contents on their way, given up when it is dropped.
+#[derive(Debug)]
+pub struct Hearing {
+    hub: Arc<Hub>,
+    drive: i64,
+    number: u64,
+}
+
+impl Drop for Hearing {
+    fn drop(&mut self) {
+        let mut inner = self.hub.lock();
+        if let Some(ears) = inner.ears.get_mut(&self.drive) {
+            ears.remove(&self.number);
+            if ears.is_empty() {
+                inner.ears.remove(&self.drive);
+            }
+        }
+    }
 }
 
 /// A connection's place in the hub, given back when it is dropped.
@@ -182,6 +212,27 @@ impl Hub {
     #[must_use]
     pub fn listen_held(&self, drive: i64) -> watch::Receiver<()> {
         self.lock().held.entry(drive).or_insert_with(|| watch::channel(()).0).subscribe()
+    }
+
+    /// From now on `sender` gets what others pass on to a drive, until what is returned is dropped.
+    #[must_use]
+    pub fn hear(self: &Arc<Self>, drive: i64, device: i64, sender: FrameSender) -> Hearing {
+        let mut inner = self.lock();
+        let number = inner.next;
+        inner.next += 1;
+        inner.ears.entry(drive).or_default().insert(number, Ear { device, sender });
+        Hearing { hub: Arc::clone(self), drive, number }
+    }
+
+    /// Sends a frame to those who want to hear of contents on their way to a drive, but not to the
+    /// device it is from, nor where there is no room for it now.
+    pub fn pass_on(&self, drive: i64, from: i64, frame: &EncodedFrame) {
+        let inner = self.lock();
+        for ear in inner.ears.get(&drive).into_iter().flat_map(HashMap::values) {
+            if ear.device != from && !ear.sender.try_push_encoded(frame.clone()) {
+                tracing::debug!("a note of a content on its way is dropped");
+            }
+        }
     }
 
     /// Listens to a drive. The value is only a wake-up: the head is in the database.

@@ -21,6 +21,7 @@ mod full_disk;
 mod incidents;
 mod join;
 mod lost_state;
+mod prefetch;
 mod put_get;
 mod setup;
 mod status;

@@ -208,6 +208,7 @@ impl Device {
             lineage,
             inline_len_max: 64 * 1024,
             takes_over: true,
+            coming: false,
         };
         self.connection.call(&subscribe).await.unwrap()
     }
@@ -260,7 +261,7 @@ impl Device {
     pub async fn ended(&mut self) -> FailureCode {
         loop {
             match timeout(PATIENCE, self.pushes.recv()).await.expect("an end in time") {
-                Some(Push::Page(_) | Push::Held(_)) => {}
+                Some(Push::Page(_) | Push::Held(_) | Push::Coming(_)) => {}
                 Some(Push::Bye(bye)) => return bye.code,
                 None => panic!("the connection ended without a reason"),
             }

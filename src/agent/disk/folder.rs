@@ -63,6 +63,15 @@ struct Inner {
     inner: RwLock<BTreeSet<RelPath>>,
 }
 
+/// The room of a file system, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Space {
+    /// What may still be written.
+    pub free: u64,
+    /// All there is.
+    pub total: u64,
+}
+
 impl DiskFolder {
     /// Gives a folder its identity, and creates it if it is not there. A folder that has the very
     /// same identity already keeps it, and says from then on that it is of these settings.
@@ -229,6 +238,16 @@ impl DiskFolder {
     pub(super) fn fresh_staged_name(&self) -> Result<Name, Fault> {
         let number = self.0.next_staged.fetch_add(1, Ordering::Relaxed);
         Name::new(format!("w{number:x}.part")).map_err(|error| Fault::Other(error.to_string()))
+    }
+
+    /// Returns how much room there is where staging is.
+    ///
+    /// # Errors
+    /// When the file system does not say.
+    pub fn space(&self) -> Result<Space, Fault> {
+        let stat = rustix::fs::fstatvfs(&self.0.staging).map_err(fault)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        Ok(Space { free: bytes(stat.f_bavail), total: bytes(stat.f_blocks) })
     }
 
     /// Opens the directory that `dir` tells of.

@@ -17,7 +17,8 @@ use super::resolve::seen;
 use super::running::RunningNote;
 use super::view::EngineView;
 use super::{
-    Context, Fetched, FoundConflict, Input, Live, Pair, View, WhyFound, commit, fetch, upload,
+    Context, Fetched, FoundConflict, Input, Live, Pair, View, WhyFound, commit, fetch, prefetch,
+    upload,
 };
 use crate::agent::disk::ApplyPool;
 use crate::agent::ignore::{self, Ignore};
@@ -36,7 +37,7 @@ use crate::model::{Change, ChangeOp, Content, Kind, Name, NodeId, RelPath, read_
 use crate::protocol::control::{
     Conflict, Direction, HeldDeletion, PathText, Problem, Transfer, Version,
 };
-use crate::protocol::message::Held;
+use crate::protocol::message::{Coming, Held};
 
 /// How many inputs are taken before the engine plans.
 const INPUTS_PER_TURN: usize = 512;
@@ -158,6 +159,7 @@ pub(super) struct Core {
     /// This device's name.
     device_name: Arc<str>,
     live: Option<Live>,
+    paused: bool,
     fetching: HashMap<NodeId, Fetching>,
     applying: HashMap<NodeId, Told>,
     committing: HashMap<u64, Vec<Option<Told>>>,
@@ -211,6 +213,7 @@ impl Core {
             turned_at_ms: parts.turned_at_ms,
             note: parts.note,
             live: None,
+            paused: false,
             fetching: HashMap::new(),
             applying: HashMap::new(),
             committing: HashMap::new(),
@@ -259,6 +262,7 @@ impl Core {
     }
 
     fn turns(&mut self, runtime: &Handle, paused: bool) -> Result<Ended, Ended> {
+        self.paused = paused;
         self.event(Event::Paused(paused))?;
         self.event(Event::Rescan)?;
         let mut actions = Vec::new();
@@ -277,9 +281,7 @@ impl Core {
             }
             self.cx.applying.store(self.applying.len(), Ordering::Relaxed);
             self.is_settled = self.engine.is_settled();
-            if self.is_settled && self.live.is_some() {
-                self.cx.partials.clear();
-            }
+            self.cx.partials.clear(self.is_settled && self.live.is_some());
             self.show(clock::now().ms)?;
             self.save(clock::now().ms)?;
             let first = self.wait(runtime, did_something);
@@ -435,6 +437,11 @@ impl Core {
                     self.held(held)?;
                 }
             }
+            Input::Coming { session, note } => {
+                if self.is_live(session) {
+                    self.coming(note)?;
+                }
+            }
             Input::Uploaded { session, node, uploaded } => {
                 if self.is_live(session) {
                     self.event(Event::Uploaded { node, uploaded })?;
@@ -476,7 +483,13 @@ impl Core {
                 };
                 reply.send(found).ok();
             }
-            Input::Paused(paused) => self.event(Event::Paused(paused))?,
+            Input::Paused(paused) => {
+                self.paused = paused;
+                if paused {
+                    self.note(prefetch::Note::Stop);
+                }
+                self.event(Event::Paused(paused))?;
+            }
             Input::Ignore(patterns) => match self.ignore.set_patterns(&patterns) {
                 Ok(()) => self.cx.no_trouble(&RelPath::ROOT),
                 Err(error) => self.cx.trouble(&RelPath::ROOT, error.to_string()),
@@ -523,6 +536,35 @@ impl Core {
             })
             .collect();
         self.event(Event::Deletions(word))
+    }
+
+    /// Hands a note of a content on its way on, when the engine would have that fetched.
+    fn coming(&mut self, note: Coming) -> Result<(), Ended> {
+        let Coming { node, list, len, extents, upto, .. } = note;
+        let upto = usize::try_from(upto).unwrap_or(usize::MAX);
+        if self.paused {
+            return Ok(());
+        }
+        let note = match extents {
+            None => prefetch::Note::Goes { node, list, upto },
+            Some(extents) => {
+                let content = Content::List { id: list, len };
+                let Some(awaited) = self.engine.awaits(node, &content)? else {
+                    return Ok(());
+                };
+                prefetch::Note::Begins { node, list, len, extents, upto, old: awaited.old }
+            }
+        };
+        self.note(note);
+        Ok(())
+    }
+
+    fn note(&self, note: prefetch::Note) {
+        if let Some(live) = &self.live
+            && live.notes.try_send(note).is_err()
+        {
+            tracing::debug!("a note of a content on its way is dropped");
+        }
     }
 
     fn applied(&mut self, node: NodeId, outcome: Outcome) -> Result<(), Ended> {

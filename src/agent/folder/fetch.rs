@@ -9,10 +9,11 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::{Context, DELTA_FROM, FRUITLESS_MAX, Fetched, Input, Session};
+use super::prefetch::{Claimed, Note, Prefetches};
+use super::{Context, DELTA_FROM, FRUITLESS_MAX, Fetched, Input, Session, prefetch};
 use crate::agent::disk::{OpenFile, StagedFile};
 use crate::content::{ChunkDelta, delta, splice, unpack};
 use crate::engine::apply::Payload;
@@ -46,6 +47,12 @@ const FILE_BATCHES_MAX: usize = 4;
 /// files are fetched one at a time.
 const LONG_LIST: usize = LIST_PART_LEN_MAX / 37;
 
+/// The goal of a fetch of all the extents of a file.
+pub(super) const ALL: usize = usize::MAX;
+
+/// A file on this disk of a content, or of one that may share chunks with it.
+pub(super) type Source = (Spot, Expected);
+
 /// A content to fetch for a write.
 #[derive(Debug)]
 pub(in crate::agent) struct Job {
@@ -54,11 +61,12 @@ pub(in crate::agent) struct Job {
     pub attrs: Attrs,
     pub mtime: Timestamp,
     /// Another file of this content on this disk, or the version it replaces, which may share chunks.
-    pub old: Option<(Spot, Expected)>,
+    pub old: Option<Source>,
 }
 
 /// Why a fetch ended early.
-enum Stop {
+#[derive(Debug)]
+pub(super) enum Stop {
     Outcome(Outcome),
     Call(CallError),
 }
@@ -75,7 +83,7 @@ impl From<Fault> for Stop {
     }
 }
 
-fn failed(reason: impl Into<String>) -> Stop {
+pub(super) fn failed(reason: impl Into<String>) -> Stop {
     Stop::Outcome(Outcome::Failed { reason: reason.into() })
 }
 
@@ -83,13 +91,20 @@ fn absent() -> Stop {
     failed("The server does not have this content any more; another device may have to send it")
 }
 
-fn fault_of_program(error: &tokio::task::JoinError) -> Stop {
+pub(super) fn fault_of_program(error: &tokio::task::JoinError) -> Stop {
     failed(format!("A fetch ended by a fault in the program: {error}"))
 }
 
 /// Serves the fetches of a session until it ends.
-pub(super) async fn run(cx: Arc<Context>, session: Session, mut jobs: mpsc::Receiver<Job>) {
-    let fetch = Fetch { cx, session, long_lists: Arc::new(Semaphore::new(1)) };
+pub(super) async fn run(
+    cx: Arc<Context>,
+    session: Session,
+    mut jobs: mpsc::Receiver<Job>,
+    notes: mpsc::Receiver<Note>,
+) {
+    let long_lists = Arc::new(Semaphore::new(1));
+    let prefetches = Arc::new(Prefetches::new());
+    let fetch = Fetch { cx, session, long_lists, prefetches };
     let (small_sender, small) = mpsc::channel(JOBS_MAX);
     let small_files = fetch.small_files(small);
     let large_files = async {
@@ -98,9 +113,9 @@ pub(super) async fn run(cx: Arc<Context>, session: Session, mut jobs: mpsc::Rece
         let mut waiting = VecDeque::new();
         loop {
             while files.len() < FILES_MAX
-                && let Some(job) = waiting.pop_front()
+                && let Some((job, claimed)) = waiting.pop_front()
             {
-                files.spawn(fetch.clone().large_file(job));
+                files.spawn(fetch.clone().large_file(job, claimed));
             }
             tokio::select! {
                 job = jobs.recv() => {
@@ -111,7 +126,11 @@ pub(super) async fn run(cx: Arc<Context>, session: Session, mut jobs: mpsc::Rece
                                 return;
                             }
                         }
-                        _ => waiting.push_back(job),
+                        _ => {
+                            // At once: it is wanted, however long this job has to wait.
+                            let claimed = fetch.prefetches.claim(job.node, &job.content);
+                            waiting.push_back((job, claimed));
+                        }
                     }
                 }
                 Some(_) = files.join_next() => {}
@@ -121,15 +140,18 @@ pub(super) async fn run(cx: Arc<Context>, session: Session, mut jobs: mpsc::Rece
     tokio::select! {
         () = small_files => {}
         () = large_files => {}
+        () = prefetch::run(fetch.clone(), notes) => {}
     }
 }
 
 #[derive(Clone)]
-struct Fetch {
-    cx: Arc<Context>,
+pub(super) struct Fetch {
+    pub(super) cx: Arc<Context>,
     session: Session,
     /// Held by the file whose content list is long.
     long_lists: Arc<Semaphore>,
+    /// What is being fetched before it is committed.
+    pub(super) prefetches: Arc<Prefetches>,
 }
 
 impl Fetch {
@@ -233,10 +255,10 @@ impl Fetch {
         }
     }
 
-    async fn large_file(self, job: Job) {
+    async fn large_file(self, job: Job, claimed: Option<Claimed>) {
         let (node, len, attrs, mtime) = (job.node, job.content.len(), job.attrs, job.mtime);
         self.cx.down.begin(node);
-        match self.stage(job).await {
+        match self.stage(job, claimed).await {
             Ok(staged) => {
                 let (cx, session) = (Arc::clone(&self.cx), self.session.number);
                 // To the end, also when the session ends meanwhile: the core, which then has no use
@@ -267,7 +289,15 @@ impl Fetch {
     }
 
     /// Returns the file with all its bytes.
-    async fn stage(&self, job: Job) -> Result<StagedFile, Stop> {
+    async fn stage(&self, job: Job, claimed: Option<Claimed>) -> Result<StagedFile, Stop> {
+        let early = match claimed {
+            Some(claimed) => claimed.staged(&self.cx.down).await,
+            None => None,
+        };
+        let early = match early {
+            Some(staged) if staged.is_complete() => return Ok(staged),
+            early => early,
+        };
         let (list, turn) = match job.content {
             Content::List { id, .. } => {
                 let old = match job.old.as_ref().and_then(|(_, expected)| expected.content) {
@@ -283,24 +313,16 @@ impl Fetch {
         // The turn is held to the end.
         let is_long = turn.is_some();
         let cx = Arc::clone(&self.cx);
-        let (staged, old) = tokio::task::spawn_blocking(move || begin(&cx, &job, list.as_ref()))
-            .await
-            .map_err(|error| fault_of_program(&error))??;
-        let mut places: HashMap<ChunkId, Vec<usize>> = HashMap::new();
-        let mut missing = VecDeque::new();
-        for (index, (_, extent)) in staged.extents().enumerate() {
-            match extent {
-                Extent::Chunk { id, len } if !staged.is_written(index) => {
-                    let indexes = places.entry(id).or_default();
-                    if indexes.is_empty() {
-                        let base = old.as_ref().and_then(|old| old.bases.get(&id)).cloned();
-                        missing.push_back(Wanted { id, len, base: base.unwrap_or_default() });
-                    }
-                    indexes.push(index);
-                }
-                here => self.cx.down.add(node, here.len()),
-            }
-        }
+        let begun = move || {
+            let early = early.or_else(|| cx.partials.take(node, &content));
+            begin(&cx, &content, job.old.as_ref(), list.as_ref(), early)
+        };
+        let begun = tokio::task::spawn_blocking(begun).await;
+        let (staged, old) = begun.map_err(|error| fault_of_program(&error))??;
+        let Plan { places, missing, here_len } = Plan::of(&staged, old.as_ref());
+        // What was fetched ahead of it is counted here.
+        self.cx.down.begin(node);
+        self.cx.down.add(node, here_len);
         let (chunks, arrived) = mpsc::channel(2);
         let cx = Arc::clone(&self.cx);
         // Whatever becomes of this task: the writer keeps what has arrived.
@@ -313,7 +335,8 @@ impl Fetch {
             cx.partials.put(node, content, is_long, staged);
             Ok::<_, Stop>(None)
         });
-        let got = self.get_all(missing, &chunks).await;
+        let (_goal, mut goal) = watch::channel(ALL);
+        let got = self.get_all(missing, &mut goal, &chunks).await;
         drop(chunks);
         let staged = writing.await.map_err(|error| fault_of_program(&error))?;
         // A chunk that cannot be written ends the getting too, but the reason is with the writer.
@@ -322,24 +345,34 @@ impl Fetch {
         staged.ok_or_else(absent)
     }
 
-    /// Asks for chunks in order, with several batches under way, and hands them on.
-    async fn get_all(
+    /// Asks for chunks in order, with several batches under way, and hands them on: those of the
+    /// extents before the goal, until the goal is [`ALL`] or gone.
+    pub(super) async fn get_all(
         &self,
         mut missing: VecDeque<Wanted>,
+        goal: &mut watch::Receiver<usize>,
         chunks: &mpsc::Sender<Vec<Arrived>>,
     ) -> Result<(), Stop> {
         let mut under_way: VecDeque<(Vec<Wanted>, Asked)> = VecDeque::new();
         let mut fruitless = 0;
         loop {
+            if goal.has_changed().is_err() {
+                return Ok(());
+            }
+            let upto = *goal.borrow_and_update();
             while under_way.len() < FILE_BATCHES_MAX
+                && missing.front().is_some_and(|next| next.index < upto)
                 && let Some(first) = missing.pop_front()
             {
-                let batch = batch_of(first, &mut missing);
+                let batch = batch_of(first, &mut missing, upto);
                 let asked = self.ask(&batch).await?;
                 under_way.push_back((batch, asked));
             }
             let Some((batch, asked)) = under_way.pop_front() else {
-                return Ok(());
+                if upto == ALL || goal.changed().await.is_err() {
+                    return Ok(());
+                }
+                continue;
             };
             let might_be_deltas = matches!(asked, Asked::Deltas(_));
             let arrived = asked.reply().await?;
@@ -471,7 +504,9 @@ fn open_all(chunks: Vec<ChunkData>) -> Vec<(ChunkId, Result<Vec<u8>, String>)> {
 }
 
 /// A chunk of a larger file to ask for.
-struct Wanted {
+pub(super) struct Wanted {
+    /// The first extent it is of.
+    index: usize,
     id: ChunkId,
     len: u32,
     /// Chunks of the old version on this disk that it may be made of.
@@ -479,14 +514,15 @@ struct Wanted {
 }
 
 /// Takes chunks off the front that are asked for together with the first one: all with a base, or
-/// all without.
-fn batch_of(first: Wanted, missing: &mut VecDeque<Wanted>) -> Vec<Wanted> {
+/// all without; of extents before `upto` only.
+fn batch_of(first: Wanted, missing: &mut VecDeque<Wanted>, upto: usize) -> Vec<Wanted> {
     let has_base = !first.base.is_empty();
     let (mut len, mut base_chunks) = (first.len as usize, first.base.len());
     let mut batch = vec![first];
     while len < BATCH_LEN_MAX
         && batch.len() < if has_base { BASES_MAX } else { IDS_MAX }
         && let Some(next) = missing.front()
+        && next.index < upto
         && next.base.is_empty() != has_base
         && base_chunks + next.base.len() <= BASE_CHUNKS_MAX
         && let Some(next) = missing.pop_front()
@@ -496,6 +532,37 @@ fn batch_of(first: Wanted, missing: &mut VecDeque<Wanted>) -> Vec<Wanted> {
         batch.push(next);
     }
     batch
+}
+
+/// What of a file in staging is still to come.
+pub(super) struct Plan {
+    /// The extents that each missing chunk is of.
+    pub(super) places: HashMap<ChunkId, Vec<usize>>,
+    /// The missing chunks in the order of the file.
+    pub(super) missing: VecDeque<Wanted>,
+    /// How many bytes are there.
+    pub(super) here_len: u64,
+}
+
+impl Plan {
+    pub(super) fn of(staged: &StagedFile, old: Option<&Old>) -> Self {
+        let mut plan = Self { places: HashMap::new(), missing: VecDeque::new(), here_len: 0 };
+        for (index, (_, extent)) in staged.extents().enumerate() {
+            match extent {
+                Extent::Chunk { id, len } if !staged.is_written(index) => {
+                    let indexes = plan.places.entry(id).or_default();
+                    if indexes.is_empty() {
+                        let base = old.and_then(|old| old.bases.get(&id)).cloned();
+                        let base = base.unwrap_or_default();
+                        plan.missing.push_back(Wanted { index, id, len, base });
+                    }
+                    indexes.push(index);
+                }
+                here => plan.here_len += here.len(),
+            }
+        }
+        plan
+    }
 }
 
 /// A request for chunks under way.
@@ -523,7 +590,7 @@ impl Asked {
 }
 
 /// A chunk that came.
-enum Arrived {
+pub(super) enum Arrived {
     Whole(ChunkData),
     Delta(ChunkDelta),
 }
@@ -545,7 +612,7 @@ impl Arrived {
 }
 
 /// The old version on this disk.
-struct Old {
+pub(super) struct Old {
     file: OpenFile,
     /// Where each of its chunks is, and how long.
     places: HashMap<ChunkId, (u64, u32)>,
@@ -574,17 +641,20 @@ impl Old {
     }
 }
 
-/// Begins a file in staging with what an old version on this disk shares. Blocks on the disk.
-fn begin(
+/// Goes on with a file that is in staging in part, or begins one with what an old version on this disk
+/// shares. Blocks on the disk.
+pub(super) fn begin(
     cx: &Context,
-    job: &Job,
+    content: &Content,
+    old: Option<&Source>,
     list: Option<&ContentList>,
+    early: Option<StagedFile>,
 ) -> Result<(StagedFile, Option<Old>), Stop> {
-    if let Some(staged) = cx.partials.take(job.node, &job.content) {
+    if let Some(staged) = early {
         return Ok((staged, None));
     }
-    let mut staged = StagedFile::begin(&cx.folder, &job.content, list)?;
-    let Some((at, expected)) = &job.old else {
+    let mut staged = StagedFile::begin(&cx.folder, content, list)?;
+    let Some((at, expected)) = old else {
         return Ok((staged, None));
     };
     let old_extents = match expected.content {
@@ -642,7 +712,7 @@ fn begin(
 }
 
 /// Unpacks, checks and writes chunks as they arrive. Blocks on the disk.
-fn write(
+pub(super) fn write(
     mut staged: StagedFile,
     places: &HashMap<ChunkId, Vec<usize>>,
     old: Option<&Old>,

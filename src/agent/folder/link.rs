@@ -8,20 +8,23 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::commit::Answers;
 use super::view::LinkView;
-use super::{Context, INCOMING_LEN_MAX, Input, Live, Session, View, commit, fetch, upload};
+use super::{
+    Context, INCOMING_LEN_MAX, Input, Live, Session, View, commit, fetch, prefetch, upload,
+};
 use crate::agent::config::{Authority, FolderConfig};
 use crate::agent::credentials::Token;
 use crate::engine::seam::JournalPage;
 use crate::model::{NodeId, Rev};
 use crate::protocol::Trust;
 use crate::protocol::limits::{INLINE_LEN_MAX, PAGES_IN_FLIGHT_MAX};
-use crate::protocol::message::{FailureCode, Page, PageSeen, Resume, Subscribe};
+use crate::protocol::message::{Coming, FailureCode, Page, PageSeen, Resume, Subscribe};
 use crate::protocol::{CallError, CloseReason, ConnectError, Connection, Endpoint, Push};
 
 /// The first pause after a failed try.
@@ -259,6 +262,7 @@ impl Link {
             lineage,
             inline_len_max: INLINE_LEN_MAX,
             takes_over: true,
+            coming: true,
         };
         let opening = async {
             let ((journal, pushes), (bulk, _)) = tokio::try_join!(self.connect(), self.connect())?;
@@ -284,10 +288,18 @@ impl Link {
         let (uploads, jobs) = mpsc::channel(upload::JOBS_MAX);
         tasks.spawn(upload::run(Arc::clone(&self.cx), session.clone(), jobs));
         let (fetches, jobs) = mpsc::channel(fetch::JOBS_MAX);
-        tasks.spawn(fetch::run(Arc::clone(&self.cx), session.clone(), jobs));
+        let (notes, heard) = mpsc::channel(prefetch::NOTES_MAX);
+        tasks.spawn(fetch::run(Arc::clone(&self.cx), session.clone(), jobs, heard));
         let (seen, mut pages_seen) = mpsc::channel(2 * PAGES_IN_FLIGHT_MAX);
         let online = Input::Online {
-            live: Box::new(Live { session: session.clone(), commits, uploads, fetches, seen }),
+            live: Box::new(Live {
+                session: session.clone(),
+                commits,
+                uploads,
+                fetches,
+                notes,
+                seen,
+            }),
             lineage: subscribed.lineage,
             from: subscribed.from,
             head: subscribed.head,
@@ -359,7 +371,12 @@ impl Link {
                             return End::Closed;
                         }
                     }
-                    Some(Push::Held(_)) => {}
+                    Some(Push::Coming(note)) if note.drive == self.config.drive => {
+                        if self.coming(session, note).is_err() {
+                            return End::Closed;
+                        }
+                    }
+                    Some(Push::Held(_) | Push::Coming(_)) => {}
                     Some(Push::Bye(bye)) => return End::of_code(Some(bye.code), bye.message),
                     None => {
                         return End::of_close(&session.journal.closed().await);
@@ -388,6 +405,15 @@ impl Link {
                 reason = session.bulk.closed() => return End::of_close(&reason),
                 () = self.cx.inputs.closed() => return End::Closed,
             }
+        }
+    }
+
+    /// Hands a note on, unless the core has much to do: it is a hint.
+    fn coming(&self, session: &Session, note: Coming) -> Result<(), End> {
+        let input = Input::Coming { session: session.number, note };
+        match self.cx.inputs.try_send(input) {
+            Ok(()) | Err(TrySendError::Full(_)) => Ok(()),
+            Err(TrySendError::Closed(_)) => Err(End::Closed),
         }
     }
 

@@ -4,9 +4,10 @@
 //! it never waits for anyone else. What it hands out is bounded by the engine's window, so the ways
 //! to the others never fill up: looks and hashes go to [`hands`], disk operations through
 //! [`prepare`] to the pool of `disk`, and what needs the server to the tasks of the session, which
-//! [`link`] keeps up ([`commit`], [`upload`], [`fetch`]). [`supervise`] opens all that, and opens
+//! [`link`] keeps up ([`commit`], [`upload`] with [`announce`], [`fetch`] with [`prefetch`]). [`supervise`] opens all that, and opens
 //! it again when the folder went away or the state is damaged.
 
+mod announce;
 mod commit;
 mod core;
 mod fetch;
@@ -14,6 +15,7 @@ mod hands;
 mod link;
 mod pace;
 mod partial;
+mod prefetch;
 mod prepare;
 mod progress;
 mod resolve;
@@ -46,7 +48,7 @@ use crate::engine::seam::{Committed, Event, JournalPage, Outcome, Uploaded};
 use crate::model::{ChunkData, DeviceId, DriveId, Lineage, NodeId, RelPath, Rev};
 use crate::protocol::Connection;
 use crate::protocol::control::Conflict;
-use crate::protocol::message::Held;
+use crate::protocol::message::{Coming, Held};
 
 /// Small contents that came inside pages and are not applied yet, in bytes as packed.
 const INCOMING_LEN_MAX: usize = 16 * 1024 * 1024;
@@ -139,6 +141,7 @@ pub(super) struct Live {
     pub commits: mpsc::Sender<commit::Job>,
     pub uploads: mpsc::Sender<upload::Job>,
     pub fetches: mpsc::Sender<fetch::Job>,
+    pub notes: mpsc::Sender<prefetch::Note>,
     pub seen: mpsc::Sender<Rev>,
 }
 
@@ -172,6 +175,8 @@ pub(super) enum Input {
     Page { session: u64, page: JournalPage, made_by: Vec<(NodeId, Arc<str>)> },
     /// The mass deletions of the drive that are held now.
     Held { session: u64, held: Vec<Held> },
+    /// Another device is sending a content.
+    Coming { session: u64, note: Coming },
     /// What became of a commit.
     Committed { session: u64, batch: u64, results: Vec<Committed>, head: Rev },
     /// What became of an upload.

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
+use super::announce::Announcer;
 use super::{Context, DELTA_FROM, FRUITLESS_MAX, Input, Session};
 use crate::agent::disk::OpenFile;
 use crate::content::splice::NewChunk;
@@ -98,6 +99,7 @@ pub(super) async fn run(cx: Arc<Context>, session: Session, mut jobs: mpsc::Rece
                     session: session.clone(),
                     batches: Arc::clone(&batches),
                     list_turn: Arc::clone(&list_turn),
+                    announcer: None,
                     fruitless: Arc::default(),
                 };
                 files.spawn(upload.run(job));
@@ -116,10 +118,12 @@ struct Upload {
     list_turn: Arc<Mutex<()>>,
     /// How many requests for sums in a row led to no delta, for this file.
     fruitless: Arc<AtomicU32>,
+    /// Tells the other devices how far it is, when they are to know.
+    announcer: Option<Arc<Announcer>>,
 }
 
 impl Upload {
-    async fn run(self, job: Job) {
+    async fn run(mut self, job: Job) {
         self.cx.up.begin(job.node);
         let uploaded = match self.upload(&job).await {
             Ok(()) => {
@@ -147,7 +151,7 @@ impl Upload {
         self.cx.inputs.send(input).await.ok();
     }
 
-    async fn upload(&self, job: &Job) -> Result<(), Stop> {
+    async fn upload(&mut self, job: &Job) -> Result<(), Stop> {
         let changed = || Stop::Uploaded(Uploaded::Changed);
         let open = {
             let (cx, at, stat) = (Arc::clone(&self.cx), job.at.clone(), job.expected.stat);
@@ -169,6 +173,9 @@ impl Upload {
                     return Ok(());
                 }
                 let list = self.list(id, job).await?.ok_or_else(changed)?;
+                let node = job.node;
+                self.announcer =
+                    Announcer::new(&self.session, drive, node, id, &list).map(Arc::new);
                 let old = self.old(job.base).await?;
                 if let Old::List(old_id, old_list) = &old
                     && let Some(splice) = splice::splice(old_list, &list)
@@ -224,6 +231,9 @@ impl Upload {
     ) -> Result<(), Stop> {
         // What is not among them, the drive has.
         let len: u64 = chunks.iter().map(|chunk| u64::from(chunk.len)).sum();
+        if let Some(announcer) = &self.announcer {
+            announcer.begin(&chunks);
+        }
         self.cx.up.begin(job.node);
         self.cx.up.add(job.node, job.expected.stat.size.saturating_sub(len));
         let mut chunks = chunks.into_iter().peekable();
@@ -250,6 +260,9 @@ impl Upload {
         };
         let missing: HashSet<ChunkId> =
             self.session.bulk.call(&find).await?.chunks.into_iter().collect();
+        if let Some(announcer) = &self.announcer {
+            announcer.asked(&chunks, &missing);
+        }
         let mut puts = JoinSet::new();
         let mut batch = Vec::new();
         let mut len = 0;
@@ -292,10 +305,14 @@ impl Upload {
         puts.spawn(async move {
             let _permit = permit;
             let plain: u64 = batch.iter().map(|chunk| u64::from(chunk.len)).sum();
+            let ids: Vec<ChunkId> = batch.iter().map(|chunk| chunk.id).collect();
             let (with_base, whole) = batch.into_iter().partition(|chunk| this.may_be_delta(chunk));
             let whole = this.put_deltas(&file, with_base, whole).await?;
             this.put_whole(&file, whole).await?;
             this.cx.up.add(node, plain);
+            if let Some(announcer) = &this.announcer {
+                announcer.stored(ids);
+            }
             Ok(())
         });
         Ok(())

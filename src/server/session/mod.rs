@@ -6,6 +6,7 @@
 //! not read on, and TCP slows the device down.
 
 mod account;
+mod coming;
 mod deltas;
 mod drive;
 mod guest;
@@ -29,7 +30,7 @@ use tokio::time::timeout;
 use tracing::Instrument;
 
 use super::clock::now_ms;
-use super::hub::Seat;
+use super::hub::{Hearing, Seat};
 use super::metrics::{Kind, Way};
 use super::store::StoreError;
 use super::store::metadata::{Author, Metadata, Result};
@@ -37,14 +38,15 @@ use super::throttle::address_key;
 use crate::model::{DriveId, Rev};
 use crate::protocol::limits::{GUEST_SECS, IN_FLIGHT_MAX};
 use crate::protocol::message::{
-    Answer, Commit, Done, Failure, FailureCode, GetChunks, GetDeltas, GetList, GetSplice, GetSums,
-    Join, ListBatches, Login, Message, PageSeen, Ping, PutChunks, PutDeltas, PutList, PutSplice,
-    Register, Resume, Subscribe, Subscribed, UndoBatch,
+    Answer, Coming, Commit, Done, Failure, FailureCode, GetChunks, GetDeltas, GetList, GetSplice,
+    GetSums, Join, ListBatches, Login, Message, PageSeen, Ping, PutChunks, PutDeltas, PutList,
+    PutSplice, Register, Resume, Subscribe, Subscribed, UndoBatch,
 };
 use crate::protocol::{FrameError, FrameReader, IncomingFrame, ServerConnection, kind_name};
+use coming::Allowance;
 use guest::{Guest, Member, Outcome};
 use held::HeldPush;
-use lane::Write;
+use lane::{Write, malformed};
 use outbox::Outbox;
 use pump::{Subscription, Wanted};
 use shared::Memory;
@@ -265,6 +267,8 @@ struct Session {
     drives: HashMap<DriveId, i64>,
     subscriptions: HashMap<i64, Subscription>,
     held_pushes: HashMap<i64, HeldPush>,
+    hearings: HashMap<i64, Hearing>,
+    notes: Allowance,
     in_flight: Arc<Semaphore>,
     memory: Arc<Semaphore>,
     lane: Option<mpsc::Sender<Write>>,
@@ -285,6 +289,8 @@ impl Session {
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
             subscriptions: HashMap::new(),
             held_pushes: HashMap::new(),
+            hearings: HashMap::new(),
+            notes: Allowance::new(),
             lane: Some(lane),
             member: Arc::new(member),
             malformed: 0,
@@ -353,6 +359,7 @@ impl Session {
                     subscription.seen(seen.upto);
                 }
             }
+            Coming::KIND => self.coming(&decode(&frame)?)?,
             Subscribe::KIND => self.subscribe(frame.request, decode(&frame)?).await?,
             Commit::KIND | PutChunks::KIND | PutList::KIND | PutDeltas::KIND | PutSplice::KIND => {
                 let bytes = match frame.kind {
@@ -428,6 +435,7 @@ impl Session {
         let from = if known { asked.cursor } else { Rev::ZERO };
         // The old one ends before the reply, so that none of its pages follows it.
         drop((self.subscriptions.remove(&num), self.held_pushes.remove(&num)));
+        self.hearings.remove(&num);
         let subscribed = Subscribed { lineage: drive.lineage, from, head: drive.head };
         self.outbox.reply(request, &subscribed).await;
         let wanted =
@@ -442,6 +450,10 @@ impl Session {
         self.subscriptions.insert(num, subscription);
         let (shared, outbox) = (Arc::clone(&self.shared), self.outbox.clone());
         self.held_pushes.insert(num, HeldPush::start(shared, outbox, asked.drive, num));
+        if asked.coming {
+            let hearing = self.shared.hub.hear(num, device, self.outbox.sender());
+            self.hearings.insert(num, hearing);
+        }
         Ok(())
     }
 
@@ -449,6 +461,7 @@ impl Session {
     async fn finish(mut self) {
         self.subscriptions.clear();
         self.held_pushes.clear();
+        self.hearings.clear();
         drop(self.lane.take());
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if timeout(DRAIN_PATIENCE, all).await.is_err() {

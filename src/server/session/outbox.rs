@@ -45,6 +45,11 @@ impl Outbox {
         self.sender.push_encoded(frame).await.map_err(|_| StoreError::Closed)
     }
 
+    /// Returns the connection's own end of it.
+    pub fn sender(&self) -> FrameSender {
+        self.sender.clone()
+    }
+
     /// Ends the connection now, and says why.
     pub fn end(&self, failure: &Failure) {
         self.sender.close(failure.code, &failure.message);
