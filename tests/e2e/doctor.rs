@@ -39,7 +39,6 @@ fn a_machine_in_order_has_nothing_wrong_and_the_doctor_leaves_no_trace() {
         "settings",
         "permissions",
         "agent",
-        "state",
         "other agents",
         "file system",
         "contents",
