@@ -23,8 +23,7 @@ use crate::engine::trees::{
     Entry, Local, LocalBody, Meta, Putting, Remote, Sent, StandsFor, Totals, Trees,
 };
 use crate::model::{
-    Body, Content, DriveId, FolderId, ListId, Name, Node, NodeId, NodeIdHash, Place, RelPath,
-    original_of,
+    Body, DriveId, FolderId, ListId, Name, Node, NodeId, NodeIdHash, Place, original_of,
 };
 
 /// The format written here, in `PRAGMA user_version`.
@@ -307,32 +306,18 @@ impl Keys {
                 .local
                 .as_ref()
                 .is_some_and(|local| !local.parked && original_of(local.disk_name()).is_some()),
-            local_list: entry.local.as_ref().and_then(local_list),
+            local_list: entry.local.as_ref().and_then(Local::list),
         }
-    }
-}
-
-fn list_of(content: &Content) -> Option<ListId> {
-    match content {
-        Content::List { id, .. } => Some(*id),
-        Content::Empty | Content::Chunk { .. } => None,
-    }
-}
-
-fn local_list(local: &Local) -> Option<ListId> {
-    match &local.body {
-        LocalBody::File(Some(content)) => list_of(content),
-        LocalBody::File(None) | LocalBody::Dir | LocalBody::Link(_) => None,
     }
 }
 
 /// Returns the content lists an entry refers to.
 fn lists_of(entry: &Entry) -> impl Iterator<Item = ListId> + '_ {
     let of_node = move |node: &Node| match &node.body {
-        Body::File { content, .. } => list_of(content),
+        Body::File { content, .. } => content.list(),
         Body::Dir | Body::Link { .. } => None,
     };
-    let local = entry.local.as_ref().and_then(local_list);
+    let local = entry.local.as_ref().and_then(Local::list);
     let remote = entry.remote.as_ref().and_then(|remote| of_node(&remote.node));
     let synced = entry.synced.as_ref().and_then(of_node);
     local.into_iter().chain(remote).chain(synced)
@@ -586,7 +571,7 @@ impl SqliteTrees {
     fn list_all(&self) -> Result<(), StateError> {
         for id in self.ids("SELECT id FROM entry WHERE listed ORDER BY seq", [])? {
             if let Some(list) =
-                self.with(id, |_, entry| entry.local.as_ref().and_then(local_list))?
+                self.with(id, |_, entry| entry.local.as_ref().and_then(Local::list))?
             {
                 self.set_list(id, None, Some(list))?;
             }
@@ -793,28 +778,6 @@ impl SqliteTrees {
             .map(i64::cast_unsigned)
             .map_err(|error| self.fail(error))
     }
-
-    /// Returns a node's path for people, by whichever tree has it.
-    #[must_use]
-    pub fn path_of(&self, id: NodeId) -> RelPath {
-        let mut names = Vec::new();
-        let mut at = id;
-        // Longer only when a damaged state has a ring.
-        while at != NodeId::ROOT && names.len() < 1000 {
-            let step = self.look(at, |entry| match (&entry.local, &entry.remote, &entry.synced) {
-                (Some(local), _, _) => Some((local.disk_name().clone(), local.place.parent)),
-                (None, Some(Remote { node, .. }), _) | (None, None, Some(node)) => {
-                    Some((node.place.name.clone(), node.place.parent))
-                }
-                (None, None, None) => None,
-            });
-            let Ok(Some((name, parent))) = step else { break };
-            names.push(name);
-            at = parent;
-        }
-        names.reverse();
-        RelPath::from_names(names)
-    }
 }
 
 /// The files of a database, by what is after its name.
@@ -887,7 +850,7 @@ impl Trees for SqliteTrees {
             return Ok(());
         };
         self.begin()?;
-        self.set_list(id, before.local_list, entry.local.as_ref().and_then(local_list))?;
+        self.set_list(id, before.local_list, entry.local.as_ref().and_then(Local::list))?;
         let seq = match seq {
             Some(seq) if entry.is_empty() => {
                 self.connection
@@ -983,7 +946,7 @@ impl Trees for SqliteTrees {
         )?;
         for id in listed {
             // An earlier version may have changed the entry and left the table as it was.
-            let has = |entry: &Entry| entry.local.as_ref().and_then(local_list) == Some(list);
+            let has = |entry: &Entry| entry.local.as_ref().and_then(Local::list) == Some(list);
             if self.look(id, has)? {
                 found.push(id);
             }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 
 use super::defect::Defect;
-use super::trees::{Entry, LocalBody, Meta, Putting, Sent, Totals, Trees};
-use crate::model::{Content, ListId, Name, NodeId};
+use super::trees::{Entry, Local, Meta, Putting, Sent, Totals, Trees};
+use crate::model::{ListId, Name, NodeId};
 
 /// Trees in maps; what was kept and what is durable is remembered, so that a crash can go back to it.
 #[derive(Debug, Clone, Default)]
@@ -172,11 +172,7 @@ impl Trees for MemoryTrees {
     }
 
     fn local_with_list(&self, list: ListId, limit: usize) -> Result<Vec<NodeId>, Infallible> {
-        let has = |entry: &Entry| {
-            entry.local.as_ref().is_some_and(|local| {
-                matches!(local.body, LocalBody::File(Some(Content::List { id, .. })) if id == list)
-            })
-        };
+        let has = |entry: &Entry| entry.local.as_ref().and_then(Local::list) == Some(list);
         let all = self.now.entries.iter();
         Ok(all.filter(|(_, (_, entry))| has(entry)).take(limit).map(|(id, _)| *id).collect())
     }

@@ -538,9 +538,9 @@ impl<T: Trees> Engine<T> {
             .map(|(subject, reason)| {
                 let path = match subject {
                     Subject::Node(id) | Subject::Listing(id) | Subject::Alias(id) => {
-                        self.any_path(*id)
+                        self.trees.path_of(*id)
                     }
-                    Subject::Spot(dir, name) => self.any_path(*dir).join(name),
+                    Subject::Spot(dir, name) => self.trees.path_of(*dir).join(name),
                 };
                 (path, reason.clone())
             })
@@ -551,7 +551,7 @@ impl<T: Trees> Engine<T> {
 
     /// Returns a path for people, from whichever tree has the node.
     pub fn path_for_people(&self, id: NodeId) -> RelPath {
-        self.any_path(id)
+        self.trees.path_of(id)
     }
 
     /// Returns where a node is in the drive, as last heard.
@@ -786,29 +786,6 @@ impl<T: Trees> Engine<T> {
         }
         let name = local.disk_name().clone();
         Ok(self.dir_ref(local.place.parent)?.map(|dir| Spot { dir, name }))
-    }
-
-    /// Returns a path for people, from whichever tree has the node.
-    fn any_path(&self, id: NodeId) -> RelPath {
-        let mut names = Vec::new();
-        let mut at = id;
-        while at != NodeId::ROOT && names.len() < 1000 {
-            let Ok(entry) = self.trees.get(at) else { break };
-            let place = match (&entry.local, &entry.remote, &entry.synced) {
-                (Some(local), _, _) => {
-                    names.push(local.disk_name().clone());
-                    at = local.place.parent;
-                    continue;
-                }
-                (None, Some(remote), _) => &remote.node.place,
-                (None, None, Some(synced)) => &synced.place,
-                (None, None, None) => break,
-            };
-            names.push(place.name.clone());
-            at = place.parent;
-        }
-        names.reverse();
-        RelPath::from_names(names)
     }
 
     /// Begins an action for a node.

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::defect::Defect;
 use super::seam::Stat;
 use crate::model::{
-    Attrs, Body, Content, Digest, Lineage, ListId, Name, Node, NodeId, Place, Rev, Timestamp,
+    Attrs, Body, Content, Digest, Lineage, ListId, Name, Node, NodeId, Place, RelPath, Rev,
+    Timestamp,
 };
 
 /// A node on this disk, as last observed.
@@ -100,6 +101,15 @@ impl Local {
             LocalBody::Link(target) => Body::Link { target: target.clone() },
         };
         Some(Node { place: self.place.clone(), body, attrs: self.attrs() })
+    }
+
+    /// Returns the content list of a larger file, when its content is known.
+    #[must_use]
+    pub fn list(&self) -> Option<ListId> {
+        match &self.body {
+            LocalBody::File(Some(content)) => content.list(),
+            LocalBody::File(None) | LocalBody::Dir | LocalBody::Link(_) => None,
+        }
     }
 }
 
@@ -295,6 +305,27 @@ pub trait Trees {
     /// When the store cannot be read.
     fn look<R>(&self, id: NodeId, look: impl FnOnce(&Entry) -> R) -> Result<R, Self::Error> {
         Ok(look(&self.get(id)?))
+    }
+
+    /// Returns a node's path for people, by whichever tree has it.
+    fn path_of(&self, id: NodeId) -> RelPath {
+        let mut names = Vec::new();
+        let mut at = id;
+        // Longer only when a damaged state has a ring.
+        while at != NodeId::ROOT && names.len() < 1000 {
+            let step = self.look(at, |entry| match (&entry.local, &entry.remote, &entry.synced) {
+                (Some(local), _, _) => Some((local.disk_name().clone(), local.place.parent)),
+                (None, Some(Remote { node, .. }), _) | (None, None, Some(node)) => {
+                    Some((node.place.name.clone(), node.place.parent))
+                }
+                (None, None, None) => None,
+            });
+            let Ok(Some((name, parent))) = step else { break };
+            names.push(name);
+            at = parent;
+        }
+        names.reverse();
+        RelPath::from_names(names)
     }
 
     /// Replaces the entry of a node; an empty one removes it. Keeps the indexes and totals.

@@ -139,7 +139,7 @@ impl<T: Trees> Engine<T> {
         step: Step,
     ) -> Known {
         let local = entry.local.as_ref();
-        let here = local.map(|_| self.any_path(id)).filter(|here| here != path);
+        let here = local.map(|_| self.trees.path_of(id)).filter(|here| here != path);
         let drive_name = local.filter(|local| local.alias.is_some());
         Known {
             is_here: local.is_some(),
@@ -208,7 +208,7 @@ impl<T: Trees> Engine<T> {
 
     fn turn_of(&self, id: NodeId) -> Step {
         if let Some(blocker) = self.agenda.blocker_of(id) {
-            return Step::After(self.any_path(blocker));
+            return Step::After(self.trees.path_of(blocker));
         }
         match self.agenda.waits_ms(id, self.now.ms) {
             Some(ms) => Step::Retry(ms),

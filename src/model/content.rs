@@ -46,6 +46,15 @@ impl Content {
         }
     }
 
+    /// Returns the content list that a larger file has.
+    #[must_use]
+    pub const fn list(&self) -> Option<ListId> {
+        match self {
+            Self::List { id, .. } => Some(*id),
+            Self::Empty | Self::Chunk { .. } => None,
+        }
+    }
+
     /// Returns whether the file has no bytes.
     #[must_use]
     pub const fn is_empty(&self) -> bool {

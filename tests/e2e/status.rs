@@ -39,14 +39,7 @@ fn every_state_has_its_word_and_exit_code() {
     world.start_server();
     device.wait_status("return", |status| status["state"] == "in-sync");
 
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        device.path("fifo"),
-        rustix::fs::FileType::Fifo,
-        rustix::fs::Mode::from_raw_mode(0o600),
-        0,
-    )
-    .unwrap();
+    device.fifo("fifo");
     device.wait_problem("fifo");
     assert_eq!(device.picloud(&["status"]).code, 3);
     device.picloud(&["sync", "--timeout", "90"]).fails(3);

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, mknodat, utimensat};
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 
 use crate::support::{Device, World, name, settle};
 
@@ -139,7 +139,7 @@ fn links_are_carried_and_never_followed() {
 #[test]
 fn what_cannot_be_synced_is_a_problem_and_everything_else_goes_on() {
     let (_world, a, b) = two();
-    mknodat(CWD, a.path("fifo"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    a.fifo("fifo");
     let _socket = std::os::unix::net::UnixListener::bind(a.path("socket")).unwrap();
     a.write("dir/plain", "goes on");
     let reasons = [a.wait_problem("fifo"), a.wait_problem("socket")];

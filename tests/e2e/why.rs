@@ -62,14 +62,7 @@ fn each_reason_has_its_sentence() {
     assert_eq!(why(&device, ".picloud/identity")["standing"], "own");
     assert_eq!(why(&device, device.folder.to_str().unwrap())["standing"], "in-sync");
 
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        device.path("fifo"),
-        rustix::fs::FileType::Fifo,
-        rustix::fs::Mode::from_raw_mode(0o600),
-        0,
-    )
-    .unwrap();
+    device.fifo("fifo");
     device.wait_problem("fifo");
     check(&device, "fifo", 3, "fifo is not synced: it is a socket, FIFO or device");
     device.remove("fifo");

@@ -482,6 +482,12 @@ impl Device {
     }
 
     #[track_caller]
+    pub fn fifo(&self, path: impl AsRef<OsStr>) {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        mknodat(CWD, self.path(path), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    }
+
+    #[track_caller]
     pub fn chmod(&self, path: impl AsRef<OsStr>, mode: u32) {
         fs::set_permissions(self.path(path), fs::Permissions::from_mode(mode)).unwrap();
     }

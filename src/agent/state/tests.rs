@@ -3,7 +3,7 @@
 use super::*;
 use crate::engine::memory::MemoryTrees;
 use crate::engine::seam::Stat;
-use crate::model::{Attrs, ChunkId, Digest, Kind, Lineage, Rev, Timestamp};
+use crate::model::{Attrs, ChunkId, Content, Digest, Kind, Lineage, Rev, Timestamp};
 
 const FOLDER: FolderId = FolderId::from_bytes([1; 16]);
 const DRIVE: DriveId = DriveId::from_bytes([2; 16]);
