@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use super::plan::{expected, is_out_of_sight};
 use super::seam::{Action, DiskOp, Spot};
 use super::trees::{Entry, Local, Trees};
 use super::{ApplyKind, Engine};
@@ -119,9 +120,11 @@ impl<T: Trees> Engine<T> {
     ) -> Result<(), T::Error> {
         let parent = local.place.parent;
         let targets = vec![(parent, name.clone()), (parent, from.name.clone())];
+        let was_out_of_sight = is_out_of_sight(&from.dir);
         let to = Some(Spot { dir: from.dir.clone(), name: name.clone() });
-        let op = DiskOp::Move { from: Some(from), to, expected: super::plan::expected(local) };
-        self.apply(id, op, ApplyKind::Move { node, alias: Some(name) }, targets, actions)
+        let op = DiskOp::Move { from: Some(from), to, expected: expected(local) };
+        let what = ApplyKind::Move { node, alias: Some(name), was_out_of_sight };
+        self.apply(id, op, what, targets, actions)
     }
 
     /// Returns whether a name in a directory is in use on this disk, or is about to be.

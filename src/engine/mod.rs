@@ -169,6 +169,8 @@ enum ApplyKind {
     Move {
         node: Node,
         alias: Option<Name>,
+        /// It was parked, or in a directory that is: no look went there.
+        was_out_of_sight: bool,
     },
     Park,
     /// It comes back from where it was parked, to this place, which nobody agreed on.

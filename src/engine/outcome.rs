@@ -234,17 +234,17 @@ impl<T: Trees> Engine<T> {
                     self.schedule_children_there(id)?;
                 }
             }
-            ApplyKind::Move { node, alias } => {
+            ApplyKind::Move { node, alias, was_out_of_sight } => {
                 let Some(local) = &mut entry.local else {
                     return Ok(());
                 };
                 local.place = node.place.clone();
                 local.alias = alias;
-                if local.parked && local.body == LocalBody::Dir {
+                if was_out_of_sight && local.body == LocalBody::Dir {
                     // What came into it meanwhile was where no look goes.
                     self.looks.hint_deep(id);
                 }
-                take_moved(local, stat);
+                take_moved(local, stat, was_out_of_sight);
                 if let Some(base) = &mut entry.synced {
                     base.place = node.place;
                 }
@@ -270,7 +270,7 @@ impl<T: Trees> Engine<T> {
                 if local.body == LocalBody::Dir {
                     self.looks.hint_deep(id);
                 }
-                take_moved(local, stat);
+                take_moved(local, stat, true);
                 if entry.remote.is_none()
                     && let (Some(base), Some(local)) = (&mut entry.synced, &entry.local)
                 {
@@ -372,11 +372,11 @@ impl<T: Trees> Engine<T> {
     }
 }
 
-/// Takes in where a node was moved to. What was parked may have been written to meanwhile, through a
-/// descriptor that was open; nobody looked.
-fn take_moved(local: &mut Local, stat: Stat) {
+/// Takes in where a node was moved to. What was out of sight may have been written to meanwhile, through
+/// a descriptor that was open; nobody looked.
+fn take_moved(local: &mut Local, stat: Stat, was_out_of_sight: bool) {
     let is_same = local.stat.size == stat.size && local.stat.mtime == stat.mtime;
-    if local.parked
+    if was_out_of_sight
         && !is_same
         && let LocalBody::File(content) = &mut local.body
     {

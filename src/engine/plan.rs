@@ -860,10 +860,12 @@ impl<T: Trees> Engine<T> {
         if !local.parked {
             targets.push((local.place.parent, local.disk_name().clone()));
         }
+        let was_out_of_sight = from.as_ref().is_none_or(|at| is_out_of_sight(&at.dir));
         let to = Some(Spot { dir, name: name.clone() });
         let op = DiskOp::Move { from, to, expected: expected(local) };
         let alias = (name != place.name).then_some(name);
-        self.apply(id, op, ApplyKind::Move { node: node.clone(), alias }, targets, actions)
+        let what = ApplyKind::Move { node: node.clone(), alias, was_out_of_sight };
+        self.apply(id, op, what, targets, actions)
     }
 
     pub(super) fn park(
@@ -1001,7 +1003,7 @@ impl<T: Trees> Engine<T> {
     pub(super) fn unpark(&mut self, id: NodeId, local: &Local) -> Result<(), T::Error> {
         let mut parent = local.place.parent;
         let is_reachable = match self.dir_ref(parent)? {
-            Some(dir) => dir.path.names().first().is_none_or(|name| name.as_bytes() != OWN_DIR),
+            Some(dir) => !is_out_of_sight(&dir),
             None => false,
         };
         if !is_reachable || self.is_below_here(parent, id)? {
@@ -1225,6 +1227,12 @@ impl<T: Trees> Engine<T> {
         }
         Ok(None)
     }
+}
+
+/// Returns whether a directory on this disk is one that no look goes to: the agent's own, or in one
+/// that is parked there.
+pub(super) fn is_out_of_sight(dir: &DirRef) -> bool {
+    dir.path.names().first().is_some_and(|name| name.as_bytes() == OWN_DIR)
 }
 
 pub(super) fn expected(local: &Local) -> Expected {

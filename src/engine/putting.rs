@@ -89,7 +89,7 @@ impl<T: Trees> Engine<T> {
     ) -> Result<(), T::Error> {
         let (node, alias, base, is_move) = match what {
             ApplyKind::Put { node, alias, base } => (node, alias, base, false),
-            ApplyKind::Move { node, alias } => (node, alias, node, true),
+            ApplyKind::Move { node, alias, .. } => (node, alias, node, true),
             ApplyKind::Park
             | ApplyKind::Unpark { .. }
             | ApplyKind::SetAside

@@ -254,7 +254,8 @@ pub enum Outcome {
         /// The name in the same directory under which a displaced or set-aside version lives now.
         kept: Option<Name>,
     },
-    /// What is on disk is not what was expected; nothing was done. Look again.
+    /// What is on disk is not what was expected; nothing was done, but that an edit of the very moment
+    /// may have got the attributes that were to be set. Look again.
     Changed,
     /// Something is where nothing was expected; nothing was done. Look again.
     Taken,

@@ -526,12 +526,12 @@ impl<F: Folder> Applier<F> {
             match (&expected.content, self.folder.content(&dir, &at.name)) {
                 (_, Err(Fault::Gone(gone))) => return Err(gone.into()),
                 (Some(content), Ok((now, found))) if found == *content => stat = now,
-                // The stat that was expected is told, so that the next look sees a difference.
-                _ => stat = expected.stat,
+                _ => return Ok(Outcome::Changed),
             }
         }
+        // A person's version, which may have come with other attributes than those just set.
         if !stat.same_inode(&expected.stat) || stat.size != expected.stat.size {
-            stat = expected.stat;
+            return Ok(Outcome::Changed);
         }
         Ok(Outcome::Done { stat, kept: None })
     }
