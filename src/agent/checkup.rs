@@ -173,7 +173,7 @@ fn file_system(path: &Path, examined: &Examined, agent: Option<u32>) -> Finding 
     match examined.try_file_system() {
         Ok(()) => Finding::good(CHECK, format!("files in {path:?} can be exchanged in one step")),
         // What to do is part of what it says.
-        Err(error @ FolderError::Unsupported { .. }) => {
+        Err(error @ (FolderError::Unsupported { .. } | FolderError::RewritesNames { .. })) => {
             Finding::problem(CHECK, in_words(&error), None)
         }
         Err(error) => Finding::problem(

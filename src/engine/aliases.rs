@@ -157,5 +157,9 @@ fn made_name(name: &Name, id: NodeId, why: &str, number: usize) -> Name {
     };
     alias.extend_from_slice(why.as_bytes());
     alias.extend(extension.iter().copied().filter(|byte| is_plain(byte) || *byte == b'.'));
+    // Some disks drop these at the end.
+    while let Some(b'.' | b' ') = alias.last() {
+        alias.pop();
+    }
     Name::new(alias).unwrap_or_else(|_| name.clone())
 }

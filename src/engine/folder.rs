@@ -87,6 +87,10 @@ pub trait Folder {
     /// Returns one of the directories below `.picloud`.
     fn own_dir(&self, own: Own) -> Self::Dir;
 
+    /// Returns whether this file system stores this name as it is. One that it stores otherwise would
+    /// be found as another name, as if a person had given it.
+    fn keeps_name(&self, name: &Name) -> bool;
+
     /// Tells what is at a name, as `lstat` does.
     ///
     /// # Errors

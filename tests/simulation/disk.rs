@@ -49,9 +49,19 @@ pub enum Form {
     CaseBlind,
     /// Those that differ in case or Unicode form only; kept as they were first written.
     UnicodeBlind,
+    /// Those that differ in dots at the end only, which are dropped.
+    DropsFinalDots,
 }
 
 impl Form {
+    /// Returns how a new name is stored.
+    pub fn stored(self, name: &Name) -> Name {
+        match self {
+            Self::Exact | Self::CaseBlind | Self::UnicodeBlind => name.clone(),
+            Self::DropsFinalDots => Name::new(self.key(name)).unwrap_or_else(|_| name.clone()),
+        }
+    }
+
     /// Returns what two names have in common that are the same here.
     pub fn key(self, name: &Name) -> Vec<u8> {
         let bytes = name.as_bytes();
@@ -62,6 +72,10 @@ impl Form {
             Self::UnicodeBlind => {
                 let text = String::from_utf8_lossy(bytes).replace('\u{e9}', "e\u{301}");
                 text.to_ascii_lowercase().into_bytes()
+            }
+            Self::DropsFinalDots => {
+                let kept = bytes.iter().rposition(|byte| *byte != b'.');
+                bytes[..kept.map_or(0, |last| last + 1)].to_vec()
             }
         }
     }
@@ -135,7 +149,7 @@ impl Habits {
     };
     /// Names that some disks hold for the same.
     pub const CASES: Self = Self {
-        names: &["a", "A", "b", "\u{e9}", "e\u{301}", "E\u{301}"],
+        names: &["a", "A", "b", "b.", "\u{e9}", "e\u{301}", "E\u{301}"],
         hard_link: 0,
         late_write: 0,
         ..Self::ORDINARY
@@ -362,9 +376,10 @@ impl Disk {
     /// Changes names of directories, all in one step; what has no name left is gone.
     pub fn set_names(&mut self, mut changes: Vec<(u64, Name, Option<u64>)>) {
         for (dir, name, ino) in &mut changes {
-            if let Some((there, _)) = self.find(*dir, name) {
-                *name = there;
-            }
+            *name = match self.find(*dir, name) {
+                Some((there, _)) => there,
+                None => self.form.stored(name),
+            };
             let (dir, name, ino) = (&*dir, &*name, &*ino);
             self.moved.extend(self.at(*dir, name));
             let Data::Dir(entries) = &mut self.inodes.get_mut(dir).unwrap().data else {

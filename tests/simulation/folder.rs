@@ -202,6 +202,10 @@ impl Folder for ModelFolder {
         }
     }
 
+    fn keeps_name(&self, name: &Name) -> bool {
+        self.0.borrow().form.stored(name) == *name
+    }
+
     fn stat(&self, dir: &u64, name: &Name) -> Result<Stat, Fault> {
         if ![STAGING, TRASH, PARKED].contains(dir) {
             self.0.borrow_mut().focus = Some((*dir, name.clone()));

@@ -151,9 +151,9 @@ kinds! {
     };
 
     fn disks_that_hold_names_for_the_same_take_part() CASES: Kind {
-        cast: Cast { devices: 3, rounds: 40, faults: &[Cut], ..CAST },
+        cast: Cast { devices: 4, rounds: 50, faults: &[Cut], ..CAST },
         habits: Habits::CASES,
-        forms: &[Form::Exact, Form::CaseBlind, Form::UnicodeBlind],
+        forms: &[Form::Exact, Form::CaseBlind, Form::UnicodeBlind, Form::DropsFinalDots],
         ..KIND
     };
 

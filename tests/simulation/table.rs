@@ -185,7 +185,13 @@ fn what_a_restored_server_does_not_know_becomes_one_conflict_copy() {
 /// Ann's disk knows every name, Bob's holds those for the same that differ in case only.
 #[track_caller]
 fn check_case_blind(before: &str, then: &[(usize, &str)], ann: &str, bob: &str) {
-    let mut world = World::with_forms(1, 2, &[Form::Exact, Form::CaseBlind]);
+    check_form(Form::CaseBlind, before, then, ann, bob);
+}
+
+/// Ann's disk knows every name, Bob's is of this form.
+#[track_caller]
+fn check_form(form: Form, before: &str, then: &[(usize, &str)], ann: &str, bob: &str) {
+    let mut world = World::with_forms(1, 2, &[Form::Exact, form]);
     world.build(0, before);
     world.settle().unwrap();
     for (device, commands) in then {
@@ -195,9 +201,10 @@ fn check_case_blind(before: &str, then: &[(usize, &str)], ann: &str, bob: &str) 
         }
     }
     assert_eq!(world.check(), Ok(()), "{}", world.trace());
-    let alias = |tree: String| match tree.split_once(" (name clash ") {
-        Some((before, after)) => format!("{before} (name clash){}", &after[9..]),
-        None => tree,
+    let alias = |tree: String| {
+        let mut parts = tree.split(" (name clash ");
+        let first = parts.next().unwrap_or_default().to_owned();
+        parts.fold(first, |tree, part| tree + " (name clash)" + &part[9..])
     };
     assert_eq!([alias(world.tree(0)), alias(world.tree(1))], [ann, bob], "{}", world.trace());
 }
@@ -210,6 +217,21 @@ fn r18_a_name_that_one_disk_cannot_hold_is_kept_and_gets_its_own_once_it_can() {
     // Another spelling of its own name is in nobody's way.
     check_case_blind("d/ d/a=1", &[(0, "mv d/a d/A")], "d/ d/A=1", "d/ d/A=1");
     check_case_blind("d/ d/a=1", &[(0, "mv d D")], "D/ D/a=1", "D/ D/a=1");
+}
+
+#[test]
+fn r18_a_name_that_a_disk_would_store_otherwise_is_no_rename() {
+    let check = |before, then, ann, bob| check_form(Form::DropsFinalDots, before, then, ann, bob);
+    check("a.=1", &[], "a.=1", "a (name clash)=1");
+    check("a.=1 a=2", &[], "a=2 a.=1", "a=2 a (name clash)=1");
+    check(
+        "d./ d./a=1",
+        &[(1, "write b 2")],
+        "b=2 d./ d./a=1",
+        "b=2 d (name clash)/ d (name clash)/a=1",
+    );
+    check("a.=1", &[(0, "mv a. a")], "a=1", "a=1");
+    check("a=1", &[(0, "mv a a..")], "a..=1", "a (name clash)=1");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Dir, FileType, Mode};
 use rustix::io::Errno;
 
-use super::folder::{DIR_FLAGS, make_private_dir, open_one, probe, read_identity};
+use super::folder::{DIR_FLAGS, Probed, make_private_dir, open_one, probe, read_identity};
 use super::identity::{FolderError, Identity, Linked};
 use super::reason;
 use crate::checkup;
@@ -109,10 +109,12 @@ impl Examined {
         let staging = open_dir(self.own.as_fd(), b"staging").map_err(failed)?;
         // An agent that opens the folder at this moment tries the same, under other names.
         let pid = std::process::id();
-        let names = [format!("doctor-a-{pid}"), format!("doctor-b-{pid}")];
-        match probe(staging.as_fd(), [&names[0], &names[1]]) {
-            Ok(Some(_)) => Ok(()),
-            Ok(None) => Err(FolderError::Unsupported { path: self.path.clone() }),
+        match probe(staging.as_fd(), &format!("doctor-{pid}")) {
+            Ok(Probed::Fit(_)) => Ok(()),
+            Ok(Probed::CannotExchange) => Err(FolderError::Unsupported { path: self.path.clone() }),
+            Ok(Probed::RewritesNames) => {
+                Err(FolderError::RewritesNames { path: self.path.clone() })
+            }
             Err(errno) => Err(failed(errno)),
         }
     }

@@ -55,7 +55,7 @@ struct Inner {
     trash: Arc<OwnedFd>,
     parked: Arc<OwnedFd>,
     /// Whether this disk holds names for the same that differ in case.
-    folds_case: bool,
+    naming: Naming,
     next_staged: AtomicU64,
     /// Held for writing while a directory is lent.
     lending: RwLock<()>,
@@ -184,9 +184,14 @@ impl DiskFolder {
             // It was linked anew since it was opened, and the lock is on the old file.
             return Err(FolderError::Busy { path: path.to_owned() });
         }
-        let Some(folds_case) = probe(staging.as_fd(), ["probe-a", "probe-b"]).map_err(errno)?
-        else {
-            return Err(FolderError::Unsupported { path: path.to_owned() });
+        let naming = match probe(staging.as_fd(), "probe").map_err(errno)? {
+            Probed::Fit(naming) => naming,
+            Probed::CannotExchange => {
+                return Err(FolderError::Unsupported { path: path.to_owned() });
+            }
+            Probed::RewritesNames => {
+                return Err(FolderError::RewritesNames { path: path.to_owned() });
+            }
         };
         let folder = Self(Arc::new(Inner {
             path: path.to_owned(),
@@ -199,7 +204,7 @@ impl DiskFolder {
             parked: own_dir("parked").map_err(errno)?,
             staging,
             root: Arc::new(root),
-            folds_case,
+            naming,
             next_staged: AtomicU64::new(1),
             lending: RwLock::new(()),
             inner: RwLock::default(),
@@ -223,7 +228,7 @@ impl DiskFolder {
     /// Returns whether this disk holds names for the same that differ in case.
     #[must_use]
     pub fn folds_case(&self) -> bool {
-        self.0.folds_case
+        self.0.naming.folds_case
     }
 
     pub(super) fn lending(&self) -> &RwLock<()> {
@@ -381,6 +386,10 @@ impl Folder for DiskFolder {
             Own::Trash => self.0.trash.clone(),
             Own::Parked => self.0.parked.clone(),
         }
+    }
+
+    fn keeps_name(&self, name: &Name) -> bool {
+        self.0.naming.keeps(name)
     }
 
     fn stat(&self, dir: &Self::Dir, name: &Name) -> Result<Stat, Fault> {
@@ -680,29 +689,83 @@ fn lock(path: &Path, file: OwnedFd) -> Result<OwnedFd, FolderError> {
     }
 }
 
-/// Tries out whether the disk can exchange two files; tells whether it folds case, or nothing when
-/// it cannot exchange.
-pub(super) fn probe(staging: BorrowedFd<'_>, [one, two]: [&str; 2]) -> Result<Option<bool>, Errno> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    for name in [one, two] {
-        drop(rustix::fs::openat(staging, name, flags, Mode::from_raw_mode(0o600))?);
+/// What a disk makes of the names that files are given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Naming {
+    /// It holds names for the same that differ in case.
+    folds_case: bool,
+    /// It drops dots at the end, as FAT does.
+    drops_final_dots: bool,
+}
+
+impl Naming {
+    /// Returns whether a file that gets this name has it then.
+    fn keeps(self, name: &Name) -> bool {
+        !(self.drops_final_dots && name.as_bytes().ends_with(b"."))
     }
-    let exchanged = rustix::fs::renameat_with(staging, one, staging, two, RenameFlags::EXCHANGE);
-    let folds = rustix::fs::accessat(
+}
+
+/// What trying out a disk came to.
+pub(super) enum Probed {
+    /// It can be used.
+    Fit(Naming),
+    /// It cannot exchange two files.
+    CannotExchange,
+    /// It stores names in another Unicode form or case than they are given in. Each would look as if a
+    /// person had renamed it, and be renamed so everywhere.
+    RewritesNames,
+}
+
+/// Tries out what a disk can do, with files whose names begin with `tag`.
+pub(super) fn probe(staging: BorrowedFd<'_>, tag: &str) -> Result<Probed, Errno> {
+    let [one, two] = [format!("{tag}-a"), format!("{tag}-b")];
+    for name in [&one, &two] {
+        make_empty(staging, name)?;
+    }
+    let exchanged = rustix::fs::renameat_with(staging, &one, staging, &two, RenameFlags::EXCHANGE);
+    let folds_case = rustix::fs::accessat(
         staging,
         one.to_ascii_uppercase(),
         rustix::fs::Access::EXISTS,
         AtFlags::empty(),
     )
     .is_ok();
-    for name in [one, two] {
+    for name in [&one, &two] {
         rustix::fs::unlinkat(staging, name, AtFlags::empty())?;
     }
     match exchanged {
-        Ok(()) => Ok(Some(folds)),
-        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(None),
-        Err(errno) => Err(errno),
+        Ok(()) => {}
+        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(Probed::CannotExchange),
+        Err(errno) => return Err(errno),
     }
+    for end in ["\u{e9}", "e\u{301}", "A"] {
+        if !keeps_name(staging, &format!("{tag}-{end}"))? {
+            return Ok(Probed::RewritesNames);
+        }
+    }
+    let drops_final_dots = !keeps_name(staging, &format!("{tag}-c."))?;
+    Ok(Probed::Fit(Naming { folds_case, drops_final_dots }))
+}
+
+fn make_empty(dir: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600)).map(drop)
+}
+
+/// Returns whether a file that is given this name is listed under it.
+fn keeps_name(dir: BorrowedFd<'_>, name: &str) -> Result<bool, Errno> {
+    match make_empty(dir, name) {
+        Ok(()) => {}
+        // Nothing can have it, which is told when something is to.
+        Err(Errno::INVAL | Errno::ILSEQ) => return Ok(true),
+        Err(errno) => return Err(errno),
+    }
+    let mut is_listed = false;
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        is_listed |= entry?.file_name().to_bytes() == name.as_bytes();
+    }
+    rustix::fs::unlinkat(dir, name, AtFlags::empty())?;
+    Ok(is_listed)
 }
 
 #[cfg(test)]

@@ -99,6 +99,15 @@ pub enum FolderError {
         /// The folder.
         path: PathBuf,
     },
+    /// The file system gives files other names than they are given.
+    #[error(
+        "The file system of {path} changes the names of files (their case or Unicode form), so they would \
+         be renamed on all devices; choose a folder on ext4, XFS, Btrfs or the like"
+    )]
+    RewritesNames {
+        /// The folder.
+        path: PathBuf,
+    },
     /// Anything else.
     #[error("The folder {path} cannot be used: {reason}")]
     Io {

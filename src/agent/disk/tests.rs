@@ -215,6 +215,10 @@ impl Folder for Watched<'_> {
         self.folder.own_dir(own)
     }
 
+    fn keeps_name(&self, name: &Name) -> bool {
+        self.folder.keeps_name(name)
+    }
+
     fn stat(&self, dir: &Self::Dir, name: &Name) -> Result<Stat, Fault> {
         self.call()?;
         self.folder.stat(dir, name)

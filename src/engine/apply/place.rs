@@ -89,6 +89,12 @@ impl<F: Folder> Applier<F> {
             }
             .into());
         }
+        if !self.folder.keeps_name(&at.name) {
+            return Err(Outcome::NameImpossible {
+                reason: format!("This disk would store the name otherwise: {}", at.path()),
+            }
+            .into());
+        }
         self.dir(batch, &at.dir)
     }
 
