@@ -15,12 +15,13 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rmp_serde::Deserializer;
+use rmp_serde::{Deserializer, decode};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
 
-use super::limits::{DEPTH_MAX, HEADER_LEN};
+use super::limits::{BATCH_LEN_MAX, DEPTH_MAX, HEADER_LEN};
 use super::message::{KINDS, Message};
 
 /// Why a frame could not be read, written or understood.
@@ -101,12 +102,8 @@ impl IncomingFrame {
                 found: kind_name(self.kind),
             });
         }
-        let (message, left) = self.decode_value()?;
-        if left == 0 {
-            Ok(message)
-        } else {
-            Err(self.malformed(&format!("{left} bytes follow it")))
-        }
+        let (message, is_all) = self.decode_value()?;
+        if is_all { Ok(message) } else { Err(self.malformed("bytes follow it")) }
     }
 
     /// Decodes only those fields of the body that `V` has, whatever the kind, and keeps nothing of
@@ -118,14 +115,17 @@ impl IncomingFrame {
         self.decode_value().map(|(value, _)| value)
     }
 
-    /// Returns the value that the body begins with, and how many bytes follow it.
-    fn decode_value<V: DeserializeOwned>(&self) -> Result<(V, u64), FrameError> {
-        // A cursor rather than a slice, to know where the value ended.
-        let mut decoder = Deserializer::new(io::Cursor::new(self.body.as_slice()));
+    /// Returns the value that the body begins with, and whether nothing follows it.
+    fn decode_value<V: DeserializeOwned>(&self) -> Result<(V, bool), FrameError> {
+        // From the slice, not through a reader, which would copy each byte string once more, also one
+        // that is skipped.
+        let mut decoder = Deserializer::from_read_ref(self.body.as_slice());
         decoder.set_max_depth(DEPTH_MAX);
         let value =
             V::deserialize(&mut decoder).map_err(|error| self.malformed(&error.to_string()))?;
-        Ok((value, self.body.len() as u64 - decoder.position()))
+        // What is no unit fails by its first byte, so an error of reading that byte is the end.
+        let next = <()>::deserialize(&mut decoder);
+        Ok((value, matches!(next, Err(decode::Error::InvalidMarkerRead(_)))))
     }
 
     fn malformed(&self, reason: &str) -> FrameError {
@@ -167,6 +167,12 @@ impl EncodedFrame {
     }
 }
 
+/// A byte string of this length is a chunk of a larger file.
+const LONG_BYTES: usize = 32 * 1024;
+
+/// Room for a batch of chunks: they end with the one that reaches the length.
+const BATCH_ROOM: usize = 2 * BATCH_LEN_MAX;
+
 /// Collects a body behind room for its header, and stops at the limit.
 struct BoundedBody {
     frame: Vec<u8>,
@@ -180,6 +186,11 @@ impl io::Write for BoundedBody {
         self.len += bytes.len();
         if self.len > self.limit {
             return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        if bytes.len() >= LONG_BYTES && self.frame.capacity() - self.frame.len() < bytes.len() {
+            // More such will follow. Room that is not touched takes no memory; growing step by step
+            // would copy what is there each time.
+            self.frame.reserve(bytes.len().max(BATCH_ROOM.min(self.limit)));
         }
         self.frame.extend_from_slice(bytes);
         Ok(bytes.len())
@@ -333,7 +344,9 @@ mod tests {
         let frame = |kind, body: &[u8]| IncomingFrame { kind, request: 1, body: body.to_vec() };
         assert!(frame(66, b"\x80").decode::<Done>().is_ok());
         assert!(matches!(frame(7, b"\x80").decode::<Done>(), Err(FrameError::Unexpected { .. })));
-        for bad in [&b""[..], b"\x80\x80", b"\xc1", b"\xdf\xff\xff\xff\xff", b"\x81"] {
+        let after: [&[u8]; 6] =
+            [b"\x80\x80", b"\x80\xc0", b"\x80\x91", b"\x80\xc1", b"\x80\xc4", b"\x80\xd9"];
+        for bad in after.into_iter().chain([&b""[..], b"\xc1", b"\xdf\xff\xff\xff\xff", b"\x81"]) {
             let outcome = frame(66, bad).decode::<Done>();
             assert!(matches!(outcome, Err(FrameError::Malformed { .. })), "{bad:?}");
         }

@@ -28,6 +28,7 @@
 //! |     56 |    … | the stored bytes                                        |
 
 use std::fs::{File, OpenOptions};
+use std::io::{IoSlice, IoSliceMut};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,8 +50,11 @@ const PACK_LEN_MAX: u64 = 256 * 1024 * 1024;
 /// The most packs kept open for reading.
 const OPEN_MAX: usize = 64;
 
-/// Bytes gathered before a write call.
-const WRITE_LEN: usize = 1024 * 1024;
+/// A write call takes no further records once it has this many bytes.
+const WRITE_LEN: u64 = 4 * 1024 * 1024;
+
+/// The most records of a write call: two buffers each, and the system takes 1024.
+const WRITE_COUNT: usize = 512;
 
 /// What a record holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -265,16 +269,14 @@ impl Packs {
             return Err(self.damaged(at));
         }
         let file = self.file(at.pack)?;
-        let mut bytes = vec![0; RECORD_HEADER_LEN + stored_len];
-        file.read_exact_at(&mut bytes, at.offset)
+        let mut bytes = [0; RECORD_HEADER_LEN];
+        let mut data = vec![0; stored_len];
+        read_exact_two(&file, &mut bytes, &mut data, at.offset)
             .map_err(StoreError::file("read", &self.path(at.pack)))?;
-        let data = bytes.split_off(RECORD_HEADER_LEN);
-        let header = bytes
-            .first_chunk()
-            .and_then(RecordHeader::decode)
+        let header = RecordHeader::decode(&bytes)
             .filter(|header| header.stored_len == at.stored_len && header.id == *id)
             .ok_or_else(|| self.damaged(at))?;
-        if header.encode(&data)[..] != bytes[..] {
+        if header.encode(&data) != bytes {
             return Err(self.damaged(at));
         }
         Ok(Record {
@@ -365,6 +367,50 @@ impl Packs {
 
 fn sync_dir(dir: &Path) -> Result<(), StoreError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(StoreError::file("sync", dir))
+}
+
+/// Fills two buffers with the bytes from an offset on, in one call where the system gives them at once.
+fn read_exact_two(
+    file: &File,
+    first: &mut [u8],
+    second: &mut [u8],
+    offset: u64,
+) -> std::io::Result<()> {
+    let (first_len, second_len) = (first.len(), second.len());
+    let read = loop {
+        let mut parts = [IoSliceMut::new(first), IoSliceMut::new(second)];
+        match rustix::io::preadv(file, &mut parts, offset) {
+            Err(rustix::io::Errno::INTR) => {}
+            read => break read?,
+        }
+    };
+    if read < first_len {
+        file.read_exact_at(&mut first[read..], offset + read as u64)?;
+    }
+    let read = read.saturating_sub(first_len);
+    if read < second_len {
+        file.read_exact_at(&mut second[read..], offset + (first_len + read) as u64)?;
+    }
+    Ok(())
+}
+
+/// Writes buffers one after the other from an offset on, all of them.
+fn write_all_of(file: &File, parts: &mut [IoSlice<'_>], mut offset: u64) -> std::io::Result<()> {
+    let mut rest = parts;
+    // Nothing is no progress.
+    IoSlice::advance_slices(&mut rest, 0);
+    while !rest.is_empty() {
+        match rustix::io::pwritev(file, rest, offset) {
+            Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                offset += written as u64;
+                IoSlice::advance_slices(&mut rest, written);
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// The pack that is being appended to.
@@ -466,11 +512,10 @@ impl PackWriter {
 
     fn try_append(&mut self, records: &[&Record]) -> Result<Vec<Location>, StoreError> {
         let mut locations = Vec::with_capacity(records.len());
-        let mut buffer = Vec::with_capacity(WRITE_LEN);
-        for record in records {
+        let mut rest = records;
+        while !rest.is_empty() {
             if self.current.as_ref().is_none_or(|current| current.end >= self.len_max) {
                 if let Some(mut full) = self.current.take() {
-                    full.write(&mut buffer)?;
                     full.sync()?;
                 }
                 self.current = Some(self.begin()?);
@@ -478,28 +523,20 @@ impl PackWriter {
             let Some(current) = &mut self.current else {
                 return Err(StoreError::Closed);
             };
-            let stored_len = u32::try_from(record.data.len())
-                .map_err(|_| StoreError::Damaged("a record is too long".to_owned()))?;
-            locations.push(Location { pack: current.number, offset: current.end, stored_len });
-            let header = RecordHeader {
-                kind: match record.kind {
-                    RecordKind::Chunk => 0,
-                    RecordKind::List => 1,
-                },
-                codec: record.codec,
-                plain_len: record.plain_len,
-                stored_len,
-                id: record.id,
-            };
-            buffer.extend_from_slice(&header.encode(&record.data));
-            buffer.extend_from_slice(&record.data);
-            current.end += (RECORD_HEADER_LEN + record.data.len()) as u64;
-            if buffer.len() >= WRITE_LEN {
-                current.write(&mut buffer)?;
+            let mut len = 0;
+            let mut count = 0;
+            for record in rest {
+                if count == WRITE_COUNT || len >= WRITE_LEN || current.end + len >= self.len_max {
+                    break;
+                }
+                len += (RECORD_HEADER_LEN + record.data.len()) as u64;
+                count += 1;
             }
+            let (now, later) = rest.split_at(count);
+            rest = later;
+            current.write(now, &mut locations)?;
         }
         if let Some(current) = &mut self.current {
-            current.write(&mut buffer)?;
             current.sync()?;
         }
         Ok(locations)
@@ -526,17 +563,39 @@ impl PackWriter {
 }
 
 impl Current {
-    /// Writes what was gathered for the end of the pack; `end` is where it will then end.
-    fn write(&mut self, buffer: &mut Vec<u8>) -> Result<(), StoreError> {
-        if buffer.is_empty() {
-            return Ok(());
-        }
+    /// Writes records to the end of the pack, from where they are, in one call if the system takes them
+    /// so.
+    fn write(
+        &mut self,
+        records: &[&Record],
+        locations: &mut Vec<Location>,
+    ) -> Result<(), StoreError> {
         self.synced = false;
-        self.file
-            .write_all_at(buffer, self.end - buffer.len() as u64)
-            .map_err(StoreError::file("write", &self.path))?;
-        buffer.clear();
-        Ok(())
+        let begin = self.end;
+        let mut headers = Vec::with_capacity(records.len());
+        for record in records {
+            let stored_len = u32::try_from(record.data.len())
+                .map_err(|_| StoreError::Damaged("a record is too long".to_owned()))?;
+            locations.push(Location { pack: self.number, offset: self.end, stored_len });
+            let header = RecordHeader {
+                kind: match record.kind {
+                    RecordKind::Chunk => 0,
+                    RecordKind::List => 1,
+                },
+                codec: record.codec,
+                plain_len: record.plain_len,
+                stored_len,
+                id: record.id,
+            };
+            headers.push(header.encode(&record.data));
+            self.end += RECORD_HEADER_LEN as u64 + u64::from(stored_len);
+        }
+        let mut parts: Vec<IoSlice<'_>> = headers
+            .iter()
+            .zip(records)
+            .flat_map(|(header, record)| [IoSlice::new(header), IoSlice::new(&record.data)])
+            .collect();
+        write_all_of(&self.file, &mut parts, begin).map_err(StoreError::file("write", &self.path))
     }
 
     fn sync(&mut self) -> Result<(), StoreError> {

@@ -1,7 +1,10 @@
 //! Writing a content to staging, chunk by chunk as they arrive, in any order.
 
 use std::fs::File;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
+
+use rustix::fs::Advice;
 
 use super::folder::{DiskFolder, create, io_fault, set_on};
 use super::hash::OpenFile;
@@ -12,6 +15,9 @@ use crate::model::{Attrs, ChunkId, Content, ContentList, Extent, Name, Timestamp
 /// A file from this length on is made durable by its writer, so that the pool, which places small
 /// files too, need not wait for it.
 const SYNC_SELF_FROM: u64 = 1024 * 1024;
+
+/// So much written in a row the disk is asked to take at once.
+const ASK_EARLY_LEN: u64 = 8 * 1024 * 1024;
 
 /// A file in staging that is being written. Dropped before it is finished, it is removed.
 #[derive(Debug)]
@@ -24,6 +30,9 @@ pub struct StagedFile {
     is_written: Vec<bool>,
     missing: usize,
     len: u64,
+    /// Where the bytes begin that were written in a row and that the disk was not yet asked to take, and
+    /// where they end.
+    unasked: (u64, u64),
     is_finished: bool,
 }
 
@@ -70,6 +79,7 @@ impl StagedFile {
             offsets,
             is_written,
             len: content.len(),
+            unasked: (0, 0),
             is_finished: false,
         })
     }
@@ -105,11 +115,27 @@ impl StagedFile {
             return Err(Fault::Other(format!("Bytes received are not those of chunk {id}")));
         }
         self.file.write_all_at(bytes, *offset).map_err(io_fault)?;
+        self.ask_early(*offset, bytes.len() as u64);
         if !self.is_written[index] {
             self.is_written[index] = true;
             self.missing -= 1;
         }
         Ok(())
+    }
+
+    /// Has the system begin to write to the disk what has come, in long pieces. Left alone it would wait
+    /// until gigabytes are in memory, and the sync at the end for all of them.
+    fn ask_early(&mut self, offset: u64, len: u64) {
+        let (begin, end) = self.unasked;
+        self.unasked = if offset == end { (begin, end + len) } else { (offset, offset + len) };
+        let (begin, end) = self.unasked;
+        let Some(len) = NonZeroU64::new(end - begin).filter(|len| len.get() >= ASK_EARLY_LEN)
+        else {
+            return;
+        };
+        self.unasked = (end, end);
+        // Only advice: whatever comes of it, the sync at the end counts.
+        let _ = rustix::fs::fadvise(&self.file, begin, Some(len), Advice::DontNeed);
     }
 
     /// Takes the chunk at this index from an older version on this disk, where it is believed to be

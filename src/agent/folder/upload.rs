@@ -34,8 +34,10 @@ pub(super) const JOBS_MAX: usize = 64;
 /// Files uploaded at once.
 const FILES_MAX: usize = 8;
 
-/// Batches of chunks read, packed or under way at once, of all files together; each at most 2 MiB.
-const BATCHES_MAX: usize = 6;
+/// Batches of chunks read, packed or under way at once, of all files together; each at most 2 MiB. The
+/// server answers a group of them once it is durable: enough that one group travels while another is
+/// written.
+const BATCHES_MAX: usize = 12;
 
 /// An upload of the engine's.
 #[derive(Debug)]
@@ -164,7 +166,10 @@ impl Upload {
             Some(Content::Chunk { id, len }) => {
                 let old = self.old(job.base).await?;
                 let extent = Extent::Chunk { id, len };
-                self.put_missing(job.node, &file, chunks(&[extent], old.extents())).await
+                let mut puts = JoinSet::new();
+                let chunks = chunks(&[extent], old.extents());
+                self.put_missing(job.node, &file, chunks, &mut puts).await?;
+                all_finished(puts).await
             }
             Some(Content::List { id, .. }) => {
                 let drive = self.cx.drive;
@@ -237,19 +242,21 @@ impl Upload {
         self.cx.up.begin(job.node);
         self.cx.up.add(job.node, job.expected.stat.size.saturating_sub(len));
         let mut chunks = chunks.into_iter().peekable();
+        let mut puts = JoinSet::new();
         while chunks.peek().is_some() {
             let turn = chunks.by_ref().take(IDS_MAX).collect();
-            self.put_missing(job.node, file, turn).await?;
+            self.put_missing(job.node, file, turn, &mut puts).await?;
         }
-        Ok(())
+        all_finished(puts).await
     }
 
-    /// Puts those of the chunks, at most [`IDS_MAX`], that the drive lacks.
+    /// Begins to put those of the chunks, at most [`IDS_MAX`], that the drive lacks.
     async fn put_missing(
         &self,
         node: NodeId,
         file: &Arc<OpenFile>,
         chunks: Vec<NewChunk>,
+        puts: &mut JoinSet<Result<(), Stop>>,
     ) -> Result<(), Stop> {
         if chunks.is_empty() {
             return Ok(());
@@ -263,7 +270,6 @@ impl Upload {
         if let Some(announcer) = &self.announcer {
             announcer.asked(&chunks, &missing);
         }
-        let mut puts = JoinSet::new();
         let mut batch = Vec::new();
         let mut len = 0;
         for chunk in chunks {
@@ -275,14 +281,11 @@ impl Upload {
             batch.push(chunk);
             if len >= BATCH_LEN_MAX {
                 len = 0;
-                self.put(node, file, std::mem::take(&mut batch), &mut puts).await?;
+                self.put(node, file, std::mem::take(&mut batch), puts).await?;
             }
         }
         if !batch.is_empty() {
-            self.put(node, file, batch, &mut puts).await?;
-        }
-        while let Some(put) = puts.join_next().await {
-            finished(put)?;
+            self.put(node, file, batch, puts).await?;
         }
         Ok(())
     }
@@ -402,6 +405,14 @@ impl Upload {
         }
         Ok(())
     }
+}
+
+/// Waits for all puts of a file.
+async fn all_finished(mut puts: JoinSet<Result<(), Stop>>) -> Result<(), Stop> {
+    while let Some(put) = puts.join_next().await {
+        finished(put)?;
+    }
+    Ok(())
 }
 
 fn finished(put: Result<Result<(), Stop>, tokio::task::JoinError>) -> Result<(), Stop> {
