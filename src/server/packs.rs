@@ -50,11 +50,15 @@ const PACK_LEN_MAX: u64 = 256 * 1024 * 1024;
 /// The most packs kept open for reading.
 const OPEN_MAX: usize = 64;
 
-/// A write call takes no further records once it has this many bytes.
-const WRITE_LEN: u64 = 4 * 1024 * 1024;
+/// So many bytes of records are written together, with the record that reaches it.
+const WRITE_LEN: u64 = 1024 * 1024;
 
-/// The most records of a write call: two buffers each, and the system takes 1024.
+/// The most records that are written together: two buffers each, and the system takes 1024.
 const WRITE_COUNT: usize = 512;
+
+/// The most bytes of one call. Linux 6.18 takes ten times as long for the same bytes in calls of 4 MiB
+/// (ext4, 2.8 s of CPU for 1 GiB instead of 0.28).
+const CALL_LEN_MAX: usize = 256 * 1024;
 
 /// What a record holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -394,13 +398,23 @@ fn read_exact_two(
     Ok(())
 }
 
-/// Writes buffers one after the other from an offset on, all of them.
+/// Writes buffers one after the other from an offset on, all of them, in calls of at most
+/// [`CALL_LEN_MAX`].
 fn write_all_of(file: &File, parts: &mut [IoSlice<'_>], mut offset: u64) -> std::io::Result<()> {
     let mut rest = parts;
-    // Nothing is no progress.
+    // Parts without bytes at the beginning are none.
     IoSlice::advance_slices(&mut rest, 0);
-    while !rest.is_empty() {
-        match rustix::io::pwritev(file, rest, offset) {
+    while let Some(first) = rest.first() {
+        let mut len = 0;
+        let fitting = rest.iter().take_while(|part| {
+            len += part.len();
+            len <= CALL_LEN_MAX
+        });
+        let written = match fitting.count() {
+            0 => rustix::io::pwrite(file, &first[..CALL_LEN_MAX], offset),
+            count => rustix::io::pwritev(file, &rest[..count], offset),
+        };
+        match written {
             Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
             Ok(written) => {
                 offset += written as u64;
@@ -563,8 +577,7 @@ impl PackWriter {
 }
 
 impl Current {
-    /// Writes records to the end of the pack, from where they are, in one call if the system takes them
-    /// so.
+    /// Writes records to the end of the pack, from where they are.
     fn write(
         &mut self,
         records: &[&Record],

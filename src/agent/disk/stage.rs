@@ -16,8 +16,22 @@ use crate::model::{Attrs, ChunkId, Content, ContentList, Extent, Name, Timestamp
 /// files too, need not wait for it.
 const SYNC_SELF_FROM: u64 = 1024 * 1024;
 
-/// So much written in a row the disk is asked to take at once.
+/// The disk is asked to take so much at once.
 const ASK_EARLY_LEN: u64 = 8 * 1024 * 1024;
+
+/// What was written and the disk was not yet asked to take: so many bytes, all of them between two offsets.
+#[derive(Debug)]
+struct Unasked {
+    len: u64,
+    begin: u64,
+    end: u64,
+}
+
+impl Default for Unasked {
+    fn default() -> Self {
+        Self { len: 0, begin: u64::MAX, end: 0 }
+    }
+}
 
 /// A file in staging that is being written. Dropped before it is finished, it is removed.
 #[derive(Debug)]
@@ -30,9 +44,7 @@ pub struct StagedFile {
     is_written: Vec<bool>,
     missing: usize,
     len: u64,
-    /// Where the bytes begin that were written in a row and that the disk was not yet asked to take, and
-    /// where they end.
-    unasked: (u64, u64),
+    unasked: Unasked,
     is_finished: bool,
 }
 
@@ -79,7 +91,7 @@ impl StagedFile {
             offsets,
             is_written,
             len: content.len(),
-            unasked: (0, 0),
+            unasked: Unasked::default(),
             is_finished: false,
         })
     }
@@ -126,16 +138,17 @@ impl StagedFile {
     /// Has the system begin to write to the disk what has come, in long pieces. Left alone it would wait
     /// until gigabytes are in memory, and the sync at the end for all of them.
     fn ask_early(&mut self, offset: u64, len: u64) {
-        let (begin, end) = self.unasked;
-        self.unasked = if offset == end { (begin, end + len) } else { (offset, offset + len) };
-        let (begin, end) = self.unasked;
-        let Some(len) = NonZeroU64::new(end - begin).filter(|len| len.get() >= ASK_EARLY_LEN)
-        else {
+        let unasked = &mut self.unasked;
+        unasked.len += len;
+        unasked.begin = unasked.begin.min(offset);
+        unasked.end = unasked.end.max(offset + len);
+        if unasked.len < ASK_EARLY_LEN {
             return;
-        };
-        self.unasked = (end, end);
+        }
+        let Unasked { begin, end, .. } = std::mem::take(unasked);
         // Only advice: whatever comes of it, the sync at the end counts.
-        let _ = rustix::fs::fadvise(&self.file, begin, Some(len), Advice::DontNeed);
+        let len = NonZeroU64::new(end.saturating_sub(begin));
+        let _ = rustix::fs::fadvise(&self.file, begin, len, Advice::DontNeed);
     }
 
     /// Takes the chunk at this index from an older version on this disk, where it is believed to be

@@ -40,7 +40,7 @@ const FILES_MAX: usize = 4;
 /// Batches of chunks asked for at once for small files.
 const SMALL_BATCHES_MAX: usize = 4;
 
-/// Batches of chunks asked for at once, per larger file; each at most 2 MiB.
+/// Batches of chunks asked for at once, per larger file; each at most 1 MiB.
 const FILE_BATCHES_MAX: usize = 4;
 
 /// A content list with more extents than this takes megabytes, and one at its limit hundreds: such
@@ -514,14 +514,15 @@ pub(super) struct Wanted {
 }
 
 /// Takes chunks off the front that are asked for together with the first one: all with a base, or
-/// all without; of extents before `upto` only.
+/// all without; of extents before `upto` only. Together they are no more than the server answers at once:
+/// the rest would come out of order, and in a batch of its own.
 fn batch_of(first: Wanted, missing: &mut VecDeque<Wanted>, upto: usize) -> Vec<Wanted> {
     let has_base = !first.base.is_empty();
     let (mut len, mut base_chunks) = (first.len as usize, first.base.len());
     let mut batch = vec![first];
-    while len < BATCH_LEN_MAX
-        && batch.len() < if has_base { BASES_MAX } else { IDS_MAX }
+    while batch.len() < if has_base { BASES_MAX } else { IDS_MAX }
         && let Some(next) = missing.front()
+        && len + next.len as usize <= BATCH_LEN_MAX
         && next.index < upto
         && next.base.is_empty() != has_base
         && base_chunks + next.base.len() <= BASE_CHUNKS_MAX
