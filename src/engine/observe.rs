@@ -638,13 +638,18 @@ impl<T: Trees> Engine<T> {
         self.looks.rechecks.entry(dir).or_insert(at);
     }
 
-    /// Returns a node that the server has at this place and that is not on this disk.
+    /// Returns a node that the server has at this place and that is not on this disk, but is wanted
+    /// here. What is made where something is left out is something else.
     fn unclaimed_there(
-        &self,
+        &mut self,
         dir: NodeId,
         name: &Name,
     ) -> Result<Option<(NodeId, Entry)>, T::Error> {
         for id in self.trees.remote_at(dir, name)? {
+            let is_merged = self.trees.has_defect(Defect::LeftOutIsMerged);
+            if self.is_absent_by_wish(id)? && !is_merged {
+                continue;
+            }
             let entry = self.trees.get(id)?;
             if entry.local.is_none() {
                 return Ok(Some((id, entry)));
