@@ -234,6 +234,27 @@ async fn converse(stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
             };
             client.tell(&reply).await
         }
+        Request::Exclude { folder, path } => {
+            let reply = match shared.exclude(&folder, path.0).await {
+                Ok(dir) => Reply::LeftOut { dirs: vec![dir] },
+                Err(message) => Reply::Error { message },
+            };
+            client.tell(&reply).await
+        }
+        Request::Include { folder, path } => {
+            let reply = match shared.include(&folder, path.0).await {
+                Ok(dir) => Reply::LeftOut { dirs: vec![dir] },
+                Err(message) => Reply::Error { message },
+            };
+            client.tell(&reply).await
+        }
+        Request::LeftOut => {
+            let reply = match shared.left_out().await {
+                Ok(dirs) => Reply::LeftOut { dirs },
+                Err(message) => Reply::Error { message },
+            };
+            client.tell(&reply).await
+        }
         Request::Log { lines, follow, only } => {
             let count = usize::try_from(lines).unwrap_or(usize::MAX);
             let happenings = Arc::clone(shared);

@@ -14,6 +14,7 @@ pub(crate) mod durable;
 mod folder;
 mod heap;
 pub mod ignore;
+pub mod left_out;
 pub mod lists;
 pub mod log;
 pub mod rate;

@@ -19,14 +19,17 @@ use super::about::About;
 use super::authors::signed;
 use super::config::{Config, ConfigError, FolderConfig};
 use super::control::{Control, ControlError};
-use super::folder::{FolderTask, Input, PROGRAM, Rates, Settings, View, resolve, standing};
+use super::folder::{
+    FolderTask, Input, PROGRAM, Rates, Settings, View, exclude, include, list_left_out, resolve,
+    standing,
+};
 use super::log::Happenings;
 use super::rate::Rate;
-use super::{clock, credentials, durable};
+use super::{clock, credentials, durable, left_out};
 use crate::model::{DriveId, FolderId, RelPath, Rev};
 use crate::protocol::Connection;
 use crate::protocol::control::{
-    Conflict, FolderStatus, Keep, Problem, Resolved, Standing, State, Status,
+    Conflict, FolderStatus, Keep, LeftOut, Problem, Resolved, Standing, State, Status,
 };
 use crate::protocol::message::Commit;
 
@@ -36,6 +39,9 @@ const LOOK_AT_CONFIG: Duration = Duration::from_secs(60);
 
 /// An editor writes in several steps: the settings are read this long after the first.
 const SETTLE: Duration = Duration::from_millis(50);
+
+/// How long a folder that is being opened is waited for.
+const OPEN_MAX: Duration = Duration::from_secs(10);
 
 /// How long folders may take to stop.
 const STOP_MAX: Duration = Duration::from_secs(20);
@@ -112,6 +118,8 @@ pub(super) struct Shared {
     socket: watch::Sender<PathBuf>,
     /// Held while folders are stopped and started.
     taking_over: tokio::sync::Mutex<()>,
+    /// Held while it is changed what is left out of a folder.
+    scoping: tokio::sync::Mutex<()>,
     /// Held for as long as the agent lives.
     _lock: File,
 }
@@ -162,6 +170,7 @@ pub async fn start(options: Options) -> Result<RunningAgent, StartError> {
         changed: watch::channel(0).0,
         socket: watch::channel(config.socket.clone()).0,
         taking_over: tokio::sync::Mutex::default(),
+        scoping: tokio::sync::Mutex::default(),
         _lock: lock_file,
         options,
     });
@@ -594,6 +603,7 @@ impl Shared {
             config: folder.clone(),
             state_dir: config.folder_state_dir(folder.id),
             credentials: credentials::path_beside(&self.options.config),
+            left_out: left_out::path_beside(&self.options.config, folder.id),
             rates: Arc::clone(&self.rates),
             happenings: Arc::clone(&self.happenings),
         };
@@ -645,6 +655,57 @@ impl Shared {
         let inputs = self.task_of(folder, |task| task.inputs.borrow().clone())?;
         let inputs = inputs.ok_or_else(|| format!("The folder {folder:?} is not open"))?;
         resolve(inputs, path, keep, seen).await
+    }
+
+    /// Returns the way to the engine of a folder, named as the settings name it, and the file that says
+    /// what is left out of it. One that is being opened is waited for.
+    async fn way_to_scope(&self, folder: &str) -> Result<(mpsc::Sender<Input>, PathBuf), String> {
+        let (mut inputs, file) =
+            self.task_of(folder, |task| (task.inputs.clone(), task.settings.left_out.clone()))?;
+        let open = tokio::time::timeout(OPEN_MAX, inputs.wait_for(Option::is_some)).await;
+        let inputs = open.ok().and_then(|open| open.ok()?.clone());
+        let inputs = inputs.ok_or_else(|| {
+            format!("The folder {folder:?} is not open: `picloud status` says why")
+        })?;
+        Ok((inputs, file))
+    }
+
+    /// Leaves a directory of a folder out on this device. An error is for a person.
+    pub(super) async fn exclude(&self, folder: &str, path: RelPath) -> Result<LeftOut, String> {
+        let _scoping = self.scoping.lock().await;
+        let (inputs, file) = self.way_to_scope(folder).await?;
+        let path = exclude(inputs, file, path).await?;
+        Ok(LeftOut { folder: folder.to_owned(), path, in_drive: true })
+    }
+
+    /// Brings a directory of a folder back. An error is for a person.
+    pub(super) async fn include(&self, folder: &str, path: RelPath) -> Result<LeftOut, String> {
+        let _scoping = self.scoping.lock().await;
+        let (inputs, file) = self.way_to_scope(folder).await?;
+        let (path, in_drive) = include(inputs, file, path).await?;
+        Ok(LeftOut { folder: folder.to_owned(), path, in_drive })
+    }
+
+    /// Returns what is left out of all folders that are open.
+    pub(super) async fn left_out(&self) -> Result<Vec<LeftOut>, String> {
+        let open: Vec<_> = lock(&self.folders)
+            .values()
+            .filter_map(|task| {
+                let inputs = task.inputs.borrow().clone()?;
+                let folder = task.settings.config.path.to_string_lossy().into_owned();
+                Some((folder, inputs, task.settings.left_out.clone()))
+            })
+            .collect();
+        let mut all = Vec::new();
+        for (folder, inputs, file) in open {
+            let dirs = list_left_out(inputs, file).await?;
+            all.extend(dirs.into_iter().map(|(path, in_drive)| LeftOut {
+                folder: folder.clone(),
+                path,
+                in_drive,
+            }));
+        }
+        Ok(all)
     }
 
     /// Returns something of the task of a folder, named as the settings name it.

@@ -170,6 +170,9 @@ struct Stored<'a> {
     local: Option<StoredLocal<'a>>,
     remote: Option<std::borrow::Cow<'a, Remote>>,
     synced: StoredSynced<'a>,
+    /// Only there where it is so: earlier versions write none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    left_out: bool,
 }
 
 /// [`Local`] without a place that is the remote one.
@@ -215,6 +218,7 @@ fn encode(entry: &Entry) -> Result<Vec<u8>, String> {
             }
             Some(synced) => StoredSynced::Own(Borrowed(synced)),
         },
+        left_out: entry.left_out,
     };
     let mut data = rmp_serde::to_vec(&stored).map_err(|error| error.to_string())?;
     data.extend_from_slice(&check_of(&data));
@@ -262,7 +266,7 @@ fn decode(data: &[u8]) -> Result<Entry, String> {
             stands_for: local.stands_for,
         }),
     };
-    Ok(Entry { local, remote, synced })
+    Ok(Entry { local, remote, synced, left_out: stored.left_out })
 }
 
 /// Returns the index key of a name in a directory. Two names may share one: what an index finds is

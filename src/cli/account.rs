@@ -14,8 +14,8 @@ use super::machine::{Account, Machine};
 use super::output::{Output, Tone, count, counted, moment, printable};
 use super::{prompt, qr};
 use crate::agent::config::{Authority, machine_name, remove_folder};
-use crate::agent::credentials;
 use crate::agent::disk::Kept;
+use crate::agent::{credentials, left_out};
 use crate::client::ClientError;
 use crate::model::{DeviceId, Fingerprint};
 use crate::protocol::message::{DeviceInfo, Held};
@@ -160,6 +160,8 @@ pub async fn log_out(machine: &Machine, output: Output, of: &OfFolder) -> Result
             remove_folder(&machine.config_path, folder.id).map_err(|error| failed(&error))?;
             let secrets = credentials::path_beside(&machine.config_path);
             credentials::remove_token(&secrets, folder.id).map_err(|error| failed(&error))?;
+            let file = left_out::path_beside(&machine.config_path, folder.id);
+            left_out::forget(&file).map_err(|error| failed(&error))?;
         }
         None => machine.forget_session()?,
     }

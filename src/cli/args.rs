@@ -61,6 +61,17 @@ pub enum Command {
         /// A path in a synced folder; as `status` shows it, too
         path: PathBuf,
     },
+    /// Leave directories out on this device: the server and the others keep them
+    Exclude {
+        /// Directories in a synced folder, here or in the drive [default: list what is left out]
+        dirs: Vec<PathBuf>,
+    },
+    /// Bring directories back that are left out on this device
+    Include {
+        /// Which, as `picloud exclude` lists them
+        #[arg(required = true)]
+        dirs: Vec<PathBuf>,
+    },
     /// List the conflicts, with whose each version is
     Conflicts,
     /// Settle a conflict: keep one version, or both

@@ -21,6 +21,7 @@ mod machine;
 mod output;
 mod prompt;
 mod qr;
+mod scope;
 mod setup;
 mod spoken;
 mod status;
@@ -88,6 +89,9 @@ fn execute(cli: &Cli, output: Output) -> Result<Exit, Failure> {
         }
         Command::Doctor => doctor::doctor(machine, output),
         Command::Why { path } => why::why(machine, output, path),
+        Command::Exclude { dirs } if dirs.is_empty() => scope::list(machine, output),
+        Command::Exclude { dirs } => scope::exclude(machine, output, dirs),
+        Command::Include { dirs } => scope::include(machine, output, dirs),
         Command::Conflicts => conflicts::conflicts(machine, output),
         Command::Resolve(args) => conflicts::resolve(machine, output, args),
         Command::Pause => machine.agent()?.set_paused(output, true),

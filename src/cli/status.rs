@@ -16,6 +16,9 @@ const FRESH_SECS: i64 = 120;
 /// The most devices named.
 const DEVICES_SHOWN: usize = 12;
 
+/// The most directories named that are left out.
+const LEFT_OUT_SHOWN: usize = 5;
+
 /// How wide a bar is at most.
 const BAR_MAX: usize = 20;
 
@@ -54,6 +57,8 @@ pub fn status_json(status: &Status) -> serde_json::Value {
         "files": sum(|f| f.files),
         "dirs": sum(|f| f.dirs),
         "bytes": sum(|f| f.bytes),
+        "left_out_files": sum(|f| f.left_out_files),
+        "left_out_bytes": sum(|f| f.left_out_bytes),
         "uploads": sum(|f| f.uploads),
         "upload_bytes": sum(|f| f.upload_bytes),
         "upload_rate": sum(|f| f.upload_rate),
@@ -186,6 +191,9 @@ fn folder_lines(lines: &mut Lines, look: Look, status: &Status, folder: &FolderS
             bytes(folder.bytes)
         ),
     );
+    if !folder.left_out.is_empty() {
+        lines.add(2, None, &format!("Left out on this device: {}", left_out_words(folder)));
+    }
     if let Some(last) = folder.last_sync.filter(|_| folder.state != State::InSync) {
         let text = format!("Last in sync {}", moment(last));
         lines.add(2, Some(Tone::Faint), &text);
@@ -208,6 +216,19 @@ fn folder_lines(lines: &mut Lines, look: Look, status: &Status, folder: &FolderS
     for held in folder.held.iter().filter(|held| !held.here) {
         lines.add(2, Some(Tone::Wait), &held_words(held));
     }
+}
+
+/// Returns what is left out on this device, and how much that is.
+#[must_use]
+pub fn left_out_words(folder: &FolderStatus) -> String {
+    let mut names: Vec<String> =
+        folder.left_out.iter().take(LEFT_OUT_SHOWN).map(|path| printable(path)).collect();
+    let more = folder.left_out.len().saturating_sub(names.len());
+    if more > 0 {
+        names.push(format!("{more} more"));
+    }
+    let files = counted(folder.left_out_files, "file", "files");
+    format!("{} ({files}, {})", names.join(", "), bytes(folder.left_out_bytes))
 }
 
 /// What is under way in one direction.
@@ -341,6 +362,9 @@ pub(super) mod tests {
             cursor: 7,
             agrees: Some(true),
             held: Vec::new(),
+            left_out: Vec::new(),
+            left_out_files: 0,
+            left_out_bytes: 0,
             upload_rate: 0,
             download_rate: 0,
             secs_left: None,

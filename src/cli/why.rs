@@ -100,6 +100,7 @@ fn exit_of(standing: &Standing) -> Exit {
     match standing {
         Standing::InSync
         | Standing::Ignored { .. }
+        | Standing::LeftOut { .. }
         | Standing::Own
         | Standing::BeyondLink { .. }
         | Standing::Absent { .. } => Exit::Done,
@@ -156,6 +157,13 @@ fn words(path: &str, standing: &Standing) -> Words {
         .fix("rename it, here or on another device"),
         Standing::Ignored { source, file, line, pattern, at } => {
             ignored(path, *source, file.as_deref().map(|file| (file, *line)), pattern, at)
+        }
+        Standing::LeftOut { with, is_here } => {
+            let with = printable(with);
+            let what = if with == path { String::new() } else { format!(", with {with}") };
+            let then = if *is_here { "; it goes from here in a moment" } else { "" };
+            Words::new(format!("{path} is left out on this device{what}{then}"))
+                .fix(format!("`picloud include {}` brings it back", quoted(&with)))
         }
         Standing::Own => Words::new(format!(
             "{path} is not synced: .picloud is the agent's own directory, and no file of that name \
@@ -353,6 +361,11 @@ mod tests {
             },
             "a/b c.txt is not synced: the rule `*~` (one of the defaults) leaves it out",
             "if it is to be synced, add the line `!*~` to .picloudignore",
+        );
+        check(
+            &Standing::LeftOut { with: "a".into(), is_here: false },
+            "a/b c.txt is left out on this device, with a",
+            "`picloud include a` brings it back",
         );
         check(
             &Standing::Offline { direction: Direction::Up },

@@ -40,6 +40,8 @@ pub(crate) enum Need {
     PullAttrs,
     /// Take it from disk.
     PullDelete,
+    /// Take it from disk, because it is left out on this device; the server keeps it.
+    LeaveOut,
 }
 
 /// Aspects of a node that can change by themselves.
@@ -83,6 +85,7 @@ pub(crate) fn decide(entry: &Entry) -> Need {
     let Some(local) = &entry.local else {
         return match (remote, &entry.synced) {
             (None, _) => Need::Forget,
+            (Some(_), Some(_)) if entry.left_out => Need::DropBase,
             (Some(_), None) => Need::PullCreate,
             (Some(remote), Some(base)) if remote == base => Need::PushDelete,
             (Some(_), Some(_)) => Need::DropBase,
@@ -92,6 +95,7 @@ pub(crate) fn decide(entry: &Entry) -> Need {
         return Need::Hash;
     };
     match (remote, &entry.synced) {
+        (Some(there), base) if entry.left_out => leave_out(local, &here, there, base.as_ref()),
         (None, None) => Need::PushCreate,
         (None, Some(base)) if unchanged_since(&here, base) => Need::PullDelete,
         (None, Some(_)) => Need::Revive,
@@ -128,8 +132,7 @@ fn three_way(local: &Local, here: &Node, there: &Node, base: &Node) -> Need {
     // Now nothing there is unknown here: what still differs was changed here.
     let push = Aspects {
         place: place == Side::Push,
-        body: body == Side::Push
-            || (body == Side::Same && here.body != there.body && there.body == base.body),
+        body: body == Side::Push || has_own_time(body, here, there, base),
         attrs: attrs == Side::Push,
     };
     if push == Aspects::default() {
@@ -138,6 +141,40 @@ fn three_way(local: &Local, here: &Node, there: &Node, base: &Node) -> Need {
     } else {
         Need::PushUpdate(push)
     }
+}
+
+/// What is left out goes once nothing of it is here alone. So it is [`Need::LeaveOut`] only where what
+/// is here is the merge base: who finds it missing later, after a kill, knows by that what it was.
+/// Nothing of the server's is fetched for what is to go.
+fn leave_out(local: &Local, here: &Node, there: &Node, base: Option<&Node>) -> Need {
+    let Some(base) = base else {
+        let is_there = here.body.same_bytes(&there.body);
+        return if is_there || here.body.holds_nothing_against(&there.body) {
+            Need::TakeLocalAsBase
+        } else {
+            Need::Revive
+        };
+    };
+    if here == base || local.parked {
+        return Need::LeaveOut;
+    }
+    let body = body_side(&base.body, &here.body, &there.body);
+    if body == Side::Both {
+        return Need::Revive;
+    }
+    let is_pushed = |side| side == Side::Push;
+    let push = Aspects {
+        place: is_pushed(side(&base.place, &here.place, &there.place)),
+        body: is_pushed(body) || has_own_time(body, here, there, base),
+        attrs: is_pushed(side(&base.attrs, &here.attrs, &there.attrs)),
+    };
+    // In what else differs the server's order wins.
+    if push == Aspects::default() { Need::TakeLocalAsBase } else { Need::PushUpdate(push) }
+}
+
+/// Returns whether equal bytes have another modification time here, and only here it changed.
+fn has_own_time(body: Side, here: &Node, there: &Node, base: &Node) -> bool {
+    body == Side::Same && here.body != there.body && there.body == base.body
 }
 
 /// Bytes decide; modification times alone are no conflict.

@@ -31,4 +31,10 @@ pub enum Defect {
     ParkedForgotten,
     /// The cursor is remembered, and what it is the cursor of is not.
     CursorAheadOfNodes,
+    /// What was removed because it is left out on a device counts as deleted there.
+    LeftOutIsDeleted,
+    /// What was left out has its merge base still when it is wanted again.
+    BaseOutlivesLeavingOut,
+    /// What comes to be where something is left out is taken for that.
+    LeftOutIsMerged,
 }

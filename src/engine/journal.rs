@@ -1,6 +1,7 @@
 //! From pages of the journal and answers to commits to the remote tree.
 
 use super::defect::Defect;
+use super::scope::agreed;
 use super::seam::{Committed, JournalPage};
 use super::trees::{Entry, LocalBody, Remote, Sent, Trees};
 use super::{Batch, Engine, Flight, Pushed, Subject};
@@ -81,7 +82,8 @@ impl<T: Trees> Engine<T> {
         if doubt.after == *node || (doubt.after.is_some() && doubt.base == Some(Rev::ZERO)) {
             // It is the change whose answer was lost, and what both sides agreed on; so is a creation
             // whatever became of it since: nobody else can have made a node of this id.
-            entry.synced = doubt.after;
+            entry.synced = base_was;
+            entry.synced = doubt.after.map(|after| agreed(entry, after));
         } else if doubt.after.is_some() && doubt.base.is_some() && node.is_some() {
             // It is another. Whether ours came before it, only the server knows; until it says so
             // nothing is agreed on.
@@ -109,6 +111,7 @@ impl<T: Trees> Engine<T> {
         self.trees.set_meta(meta)?;
         self.end_doubt()?;
         self.forget_puttings()?;
+        self.forget_scoped();
         self.unsure.clear();
         self.link.newest_own = Rev::ZERO;
         let mut after = None;
@@ -122,6 +125,7 @@ impl<T: Trees> Engine<T> {
                 let mut entry = self.trees.get(id)?;
                 entry.remote = None;
                 entry.synced = None;
+                entry.left_out = false;
                 self.trees.put(id, &entry)?;
             }
         }
@@ -249,10 +253,8 @@ impl<T: Trees> Engine<T> {
             let Some(Flight::Commit { pushed }) = self.land(id) else {
                 continue;
             };
-            if let Some((_, base_was)) = self.unsure.remove(&id)
-                && matches!(result, Committed::Refused(_))
-            {
-                // It never arrived.
+            if let Some((_, base_was)) = self.unsure.remove(&id) {
+                // It never arrived, or the answer says what is agreed on now.
                 let mut entry = self.trees.get(id)?;
                 if entry.synced.is_none() {
                     entry.synced = base_was;
@@ -276,6 +278,7 @@ impl<T: Trees> Engine<T> {
         self.link.newest_own = self.link.newest_own.max(rev);
         self.uploaded.remove(&id);
         let mut entry = self.trees.get(id)?;
+        let base = pushed.node.clone().map(|node| agreed(&entry, node));
         // Up to the cursor the journal has told all; an answer about something older was to a change
         // sent twice.
         if rev > self.trees.meta().cursor
@@ -292,7 +295,7 @@ impl<T: Trees> Engine<T> {
             entry.remote = pushed.node.clone().map(|node| Remote { rev, node });
         }
         let parent = pushed.node.as_ref().or(entry.synced.as_ref()).map(|node| node.place.parent);
-        entry.synced = pushed.node;
+        entry.synced = base;
         if self.trees.has_defect(Defect::AnswerCoversLaterEdit)
             && let (Some(local), Some(Node { body: Body::File { content, .. }, .. })) =
                 (&mut entry.local, &entry.synced)

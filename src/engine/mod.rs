@@ -26,6 +26,7 @@ mod plan;
 mod putting;
 pub mod rest;
 mod rings;
+pub mod scope;
 pub mod seam;
 pub mod trees;
 pub mod why;
@@ -40,6 +41,7 @@ use self::deletions::Deletions;
 use self::observe::Looks;
 use self::putting::Puttings;
 use self::rings::Rings;
+use self::scope::Scope;
 use self::seam::{Action, Awaited, DirRef, Event, Expected, Outgoing, Spot, Stat};
 use self::trees::{Entry, Local, LocalBody, Sent, Trees};
 use crate::model::{
@@ -56,7 +58,7 @@ pub struct Now {
 }
 
 /// What the engine is told once.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// Contents up to this length travel inside the commit.
     pub inline_len_max: u32,
@@ -67,11 +69,19 @@ pub struct Settings {
     pub suspect_since: Option<Timestamp>,
     /// How long a name must be missing before it counts as deleted, in milliseconds.
     pub missing_settle_ms: u64,
+    /// The directories of the drive that are left out on this device. Told before anything is looked
+    /// at, so that nothing that is not here because of it is ever taken for deleted.
+    pub left_out: BTreeSet<NodeId>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { inline_len_max: 64 * 1024, suspect_since: None, missing_settle_ms: 150 }
+        Self {
+            inline_len_max: 64 * 1024,
+            suspect_since: None,
+            missing_settle_ms: 150,
+            left_out: BTreeSet::new(),
+        }
     }
 }
 
@@ -243,6 +253,8 @@ pub struct Engine<T> {
     aliases: Aliases,
     /// Conflict copies that the server has.
     copies: Copies,
+    /// What is wanted on this disk.
+    scope: Scope,
     /// Directories that were not empty although nothing of ours was in them.
     stubborn: HashMap<NodeId, u32>,
     problems: BTreeMap<Subject, String>,
@@ -285,7 +297,7 @@ impl<T: Trees> Engine<T> {
     ///
     /// # Errors
     /// When the trees cannot be read.
-    pub fn new(mut trees: T, settings: Settings, ids: IdSource) -> Result<Self, T::Error> {
+    pub fn new(mut trees: T, mut settings: Settings, ids: IdSource) -> Result<Self, T::Error> {
         if settings.suspect_since.is_some() {
             forget_deletions(&mut trees)?;
         }
@@ -300,6 +312,8 @@ impl<T: Trees> Engine<T> {
             sent.map(|sent| (sent.node, sent)).collect()
         };
         let puttings = Puttings::new(trees.puttings()?);
+        let left_out = std::mem::take(&mut settings.left_out);
+        let scope = Scope::new(left_out, trees.totals().has_left_out());
         Ok(Self {
             trees,
             settings,
@@ -326,6 +340,7 @@ impl<T: Trees> Engine<T> {
             puttings,
             aliases: Aliases::default(),
             copies: Copies::default(),
+            scope,
             stubborn: HashMap::new(),
             problems: BTreeMap::new(),
             paths: HashMap::new(),
@@ -369,6 +384,7 @@ impl<T: Trees> Engine<T> {
         self.now = now;
         self.agenda.pass_time(now.ms);
         self.hear_anew()?;
+        self.advance_scope()?;
         self.advance_looks(actions)?;
         self.advance_deletions(actions)?;
         if now.ms >= self.next_sweep_ms {
@@ -449,6 +465,7 @@ impl<T: Trees> Engine<T> {
     fn has_next(&self) -> bool {
         self.agenda.has_ready()
             || self.agenda.may_sweep()
+            || !self.scope.is_settled()
             || Room::ALL.into_iter().any(|room| self.may_admit(room))
     }
 
@@ -515,6 +532,9 @@ impl<T: Trees> Engine<T> {
             return Ok(None);
         }
         let entry = self.trees.get(id)?;
+        if entry.left_out {
+            return Ok(None);
+        }
         let is_told = entry.remote.is_some_and(|remote| match remote.node.body {
             Body::File { content: told, .. } => told == *content,
             Body::Dir | Body::Link { .. } => true,
@@ -597,6 +617,7 @@ impl<T: Trees> Engine<T> {
             && self.looks.rescans_done > 0
             && self.flights.is_empty()
             && self.agenda.is_idle()
+            && self.scope.is_settled()
             && self.all_pending_is_known()
     }
 
@@ -661,6 +682,17 @@ impl<T: Trees> Engine<T> {
 
     /// Writes an entry, and readies whoever has to do with it.
     fn put(&mut self, id: NodeId, entry: &Entry) -> Result<(), T::Error> {
+        if self.is_all_wanted() {
+            return self.write(id, entry);
+        }
+        let mut entry = entry.clone();
+        self.note_place(id, &entry)?;
+        self.fit(id, &mut entry)?;
+        self.note_mark(id, &entry)?;
+        self.write(id, &entry)
+    }
+
+    fn write(&mut self, id: NodeId, entry: &Entry) -> Result<(), T::Error> {
         self.trees.put(id, entry)?;
         self.rings_there.forget();
         self.rings_here.forget();

@@ -202,6 +202,11 @@ impl Looks {
             .any(|looks| looks.get(&dir).is_some_and(covers))
     }
 
+    /// Returns whether a node was not where it was, and it is not known yet what became of it.
+    pub(super) fn is_missing(&self, id: NodeId) -> bool {
+        self.missing.contains_key(&id)
+    }
+
     /// Puts a node aside until more looks have come back.
     pub(super) fn wait_for_looks(&mut self, id: NodeId) {
         self.waiters.insert(id);
@@ -638,13 +643,18 @@ impl<T: Trees> Engine<T> {
         self.looks.rechecks.entry(dir).or_insert(at);
     }
 
-    /// Returns a node that the server has at this place and that is not on this disk.
+    /// Returns a node that the server has at this place and that is not on this disk, but is wanted
+    /// here. What is made where something is left out is something else.
     fn unclaimed_there(
-        &self,
+        &mut self,
         dir: NodeId,
         name: &Name,
     ) -> Result<Option<(NodeId, Entry)>, T::Error> {
         for id in self.trees.remote_at(dir, name)? {
+            let is_merged = self.trees.has_defect(Defect::LeftOutIsMerged);
+            if self.is_absent_by_wish(id)? && !is_merged {
+                continue;
+            }
             let entry = self.trees.get(id)?;
             if entry.local.is_none() {
                 return Ok(Some((id, entry)));

@@ -1,10 +1,16 @@
 //! What became of actions, taken into the trees.
 
+use super::defect::Defect;
 use super::observe::suspect;
 use super::seam::{Hashed, Outcome, Stat, Uploaded};
 use super::trees::{Local, LocalBody, StandsFor, Trees};
 use super::{ApplyKind, Applying, Engine, Flight, Subject, normal};
 use crate::model::{Body, Name, Node, NodeId, Place};
+
+/// What a person should know of a directory that is left out and cannot go.
+const LEFT_BEHIND: &str = "It is left out on this device, but there is something in it that is not in \
+    the drive (ignored files, say), so it stays: move that elsewhere or delete it, or bring the \
+    directory back with `picloud include`";
 
 impl<T: Trees> Engine<T> {
     pub(super) fn hashed(&mut self, id: NodeId, hashed: Hashed) -> Result<(), T::Error> {
@@ -171,7 +177,11 @@ impl<T: Trees> Engine<T> {
                 // another look, the directory stays, and the others get it back.
                 let times = self.stubborn.entry(id).or_insert(0);
                 *times += 1;
-                if *times > 2 {
+                if *times > 2 && self.trees.look(id, |entry| entry.left_out)? {
+                    self.looks.hint_all(id);
+                    self.problem(subject, LEFT_BEHIND);
+                    self.agenda.retry_slowly(id, self.now.ms);
+                } else if *times > 2 {
                     self.stubborn.remove(&id);
                     let fresh = self.fresh_id();
                     self.give_local(id, fresh)?;
@@ -271,7 +281,7 @@ impl<T: Trees> Engine<T> {
                     self.looks.hint_deep(id);
                 }
                 take_moved(local, stat, true);
-                if entry.remote.is_none()
+                if (entry.remote.is_none() || entry.left_out)
                     && let (Some(base), Some(local)) = (&mut entry.synced, &entry.local)
                 {
                     // It was brought back only to be removed, or to go on as something new.
@@ -294,7 +304,8 @@ impl<T: Trees> Engine<T> {
             }
             ApplyKind::Remove => {
                 entry.local = None;
-                if entry.remote.is_none() {
+                // The server wished it gone, or it is left out here: that is no deletion of ours.
+                if !(entry.left_out && self.trees.has_defect(Defect::LeftOutIsDeleted)) {
                     entry.synced = None;
                 }
                 self.paths.clear();

@@ -77,7 +77,10 @@ impl<T: Trees> Engine<T> {
         if self.flights.contains_key(&id) || self.agenda.must_wait(id, self.now.ms) {
             return Ok(());
         }
-        let entry = self.trees.get(id)?;
+        let mut entry = self.trees.get(id)?;
+        if self.fit(id, &mut entry)? {
+            return self.put(id, &entry);
+        }
         let need = self.mistake(decide(&entry), &entry);
         if need != Need::Hash {
             self.looks.torn.remove(&id);
@@ -108,6 +111,18 @@ impl<T: Trees> Engine<T> {
         match need {
             Need::Rest | Need::Forget | Need::Hash => Ok(()),
             Need::TakeLocalAsBase => {
+                // What was taken from this disk shortly before a kill is missing, not deleted, unless it
+                // is agreed on again before looks have told that it is gone.
+                if self.looks.rescans_done == 0 {
+                    return Ok(());
+                }
+                if let Some(local) = &entry.local
+                    && (self.looks.is_missing(id)
+                        || self.looks.is_pending(local.place.parent, local.disk_name()))
+                {
+                    self.looks.wait_for_looks(id);
+                    return Ok(());
+                }
                 let mut entry = entry;
                 entry.synced = entry.local.as_ref().and_then(Local::node);
                 self.put(id, &entry)
@@ -146,7 +161,8 @@ impl<T: Trees> Engine<T> {
             | Need::PullPlace
             | Need::PullBody { .. }
             | Need::PullAttrs
-            | Need::PullDelete => {
+            | Need::PullDelete
+            | Need::LeaveOut => {
                 // Before the first look at the disk is complete, what is there is not known.
                 if self.looks.rescans_done == 0 {
                     return Ok(());
@@ -193,6 +209,9 @@ impl<T: Trees> Engine<T> {
             }
             Need::PullBody { keep } => {
                 Need::PullBody { keep: keep && !self.trees.has_defect(Defect::ConflictDropped) }
+            }
+            Need::DropBase if entry.left_out && self.trees.has_defect(Defect::LeftOutIsDeleted) => {
+                Need::PushDelete
             }
             need => need,
         }
@@ -267,6 +286,14 @@ impl<T: Trees> Engine<T> {
             }
             let anchor = self.anchor_there(parent)?;
             if self.is_undone(id, parent)? {
+                if entry.left_out {
+                    // Where the server has it is not here. It goes from where it is.
+                    let mut entry = entry.clone();
+                    if let Some(base) = &mut entry.synced {
+                        base.place = place;
+                    }
+                    return self.put(id, &entry);
+                }
                 return self.pull_place(id, entry, actions);
             }
             match self.way_out_there(id)? {
@@ -321,8 +348,14 @@ impl<T: Trees> Engine<T> {
         };
         if remote.node.is_dir() {
             // Its entries first: those deleted here too go the same way; any other brings the
-            // directory back when it is planned.
+            // directory back when it is planned, as one does that is left out here: nobody who did not
+            // see it can have deleted it.
             for child in self.trees.remote_children(id, None, 8)? {
+                if self.trees.look(child, |child| child.left_out && child.local.is_none())? {
+                    let mut entry = entry.clone();
+                    entry.synced = None;
+                    return self.put(id, &entry);
+                }
                 let on_its_way = matches!(self.flights.get(&child),
                     Some(Flight::Commit { pushed }) if pushed.node.is_none());
                 if !on_its_way {
@@ -519,12 +552,15 @@ impl<T: Trees> Engine<T> {
     }
 
     /// Returns whether another node has the same name in the drive, and stays: one of the two has an
-    /// alias here, so that they are not in each other's way on this disk.
-    fn is_name_held(&self, id: NodeId, local: &Local) -> Result<bool, T::Error> {
+    /// alias here, or that one is left out here, so that they are not in each other's way on this disk.
+    fn is_name_held(&mut self, id: NodeId, local: &Local) -> Result<bool, T::Error> {
         let Place { parent, name } = &local.place;
         for other in self.trees.remote_at(*parent, name)? {
             if other == id || self.flights.contains_key(&other) {
                 continue;
+            }
+            if self.is_absent_by_wish(other)? {
+                return Ok(true);
             }
             let there = self.trees.get(other)?.local.filter(|there| there.place == local.place);
             if there.is_some_and(|there| there.alias.is_some() || local.alias.is_some()) {
@@ -558,6 +594,13 @@ impl<T: Trees> Engine<T> {
                 (Need::PushUpdate(_), Some(here), Some(remote))
                     if !self.is_undone(member, here.place.parent)? =>
                 {
+                    if let Some(local) = &entry.local
+                        && self.is_name_held(member, local)?
+                    {
+                        self.set_aside(member, local, actions)?;
+                        self.agenda.wait_for(id, member);
+                        return Ok(());
+                    }
                     let op = ChangeOp::Update {
                         place: Some(here.place.clone()),
                         body: None,
@@ -573,8 +616,15 @@ impl<T: Trees> Engine<T> {
                     (Change::new(member, remote.rev, ChangeOp::Delete), None, false)
                 }
                 _ => {
-                    self.agenda.schedule(member);
-                    self.agenda.wait_for(id, member);
+                    // What is left out does nothing; the directory it is in comes back for it.
+                    let first = match &entry.remote {
+                        Some(remote) if entry.left_out && entry.local.is_none() => {
+                            remote.node.place.parent
+                        }
+                        _ => member,
+                    };
+                    self.agenda.schedule(first);
+                    self.agenda.wait_for(id, first);
                     return Ok(());
                 }
             };
@@ -732,8 +782,15 @@ impl<T: Trees> Engine<T> {
         if entry.remote.is_some() && self.is_below_there(anchor, id)? {
             blockers.extend(self.mover_there(anchor, id)?);
         }
-        let holders = self.trees.remote_at(place.parent, &place.name)?;
-        blockers.extend(holders.into_iter().find(|holder| *holder != id));
+        for holder in self.trees.remote_at(place.parent, &place.name)? {
+            // What is left out never leaves its name.
+            if holder != id
+                && !self.trees.look(holder, |there| there.left_out && there.local.is_none())?
+            {
+                blockers.push(holder);
+                break;
+            }
+        }
         Ok(blockers)
     }
 
@@ -1125,6 +1182,7 @@ impl<T: Trees> Engine<T> {
                 Need::Hash
                 | Need::PullPlace
                 | Need::PullDelete
+                | Need::LeaveOut
                 | Need::Revive
                 | Need::TakeLocalAsBase
                 | Need::DropBase
@@ -1193,7 +1251,7 @@ impl<T: Trees> Engine<T> {
         let entry = self.trees.get(id)?;
         let place = match (decide(&entry), &entry.remote) {
             (Need::PullPlace | Need::PullCreate, Some(remote)) => &remote.node.place,
-            (Need::PullDelete, _) => return self.children_inside(id, RING_MAX),
+            (Need::PullDelete | Need::LeaveOut, _) => return self.children_inside(id, RING_MAX),
             _ => return Ok(Vec::new()),
         };
         let mut blockers = Vec::new();

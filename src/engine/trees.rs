@@ -131,6 +131,11 @@ pub struct Entry {
     pub remote: Option<Remote>,
     /// Where both last agreed: the merge base.
     pub synced: Option<Node>,
+    /// Whether the server has it in a directory that is left out on this device, or it is that
+    /// directory: it is wanted nowhere on this disk, and its absence is at rest and no deletion. Kept
+    /// before anything is removed for it. Never of what the server does not have.
+    #[serde(default)]
+    pub left_out: bool,
 }
 
 impl Entry {
@@ -143,13 +148,18 @@ impl Entry {
     /// Returns whether there is anything to plan: the three do not agree, or bytes are not known.
     ///
     /// Where the name on this disk had to be another, or a mode cannot be held, `synced` says so,
-    /// so an entry at rest is always three equal states.
+    /// so an entry at rest is always three equal states; or, of what is left out here, the server's
+    /// alone.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
         match (&self.local, &self.remote, &self.synced) {
             (None, None, None) => false,
+            (None, Some(_), None) => !self.left_out,
             (Some(local), Some(remote), Some(synced)) => {
-                local.parked || remote.node != *synced || local.node().as_ref() != Some(synced)
+                self.left_out
+                    || local.parked
+                    || remote.node != *synced
+                    || local.node().as_ref() != Some(synced)
             }
             _ => true,
         }
@@ -159,7 +169,7 @@ impl Entry {
     #[must_use]
     pub fn is_deletion(&self) -> bool {
         match (&self.local, &self.remote, &self.synced) {
-            (None, Some(remote), Some(synced)) => remote.node == *synced,
+            (None, Some(remote), Some(synced)) => !self.left_out && remote.node == *synced,
             _ => false,
         }
     }
@@ -167,6 +177,14 @@ impl Entry {
     /// Returns whether what there is to do brings something here (rather than to the server).
     #[must_use]
     pub fn comes_here(&self) -> bool {
+        if self.left_out {
+            // What was told to the server is only removed here.
+            return match (&self.local, &self.synced) {
+                (Some(local), Some(synced)) => local.node().as_ref() == Some(synced),
+                (Some(_), None) => false,
+                (None, _) => true,
+            };
+        }
         match (&self.remote, &self.synced) {
             (Some(remote), Some(synced)) => remote.node != *synced,
             (Some(_), None) => self.local.is_none(),
@@ -196,9 +214,24 @@ pub struct Totals {
     pub downloads: u64,
     /// Bytes of content among them.
     pub download_bytes: u64,
+    /// Files and links on the server that are left out on this device.
+    #[serde(default)]
+    pub left_out_files: u64,
+    /// Directories on the server that are.
+    #[serde(default)]
+    pub left_out_dirs: u64,
+    /// Bytes in those files.
+    #[serde(default)]
+    pub left_out_bytes: u64,
 }
 
 impl Totals {
+    /// Returns whether anything on the server is left out on this device.
+    #[must_use]
+    pub const fn has_left_out(&self) -> bool {
+        self.left_out_files > 0 || self.left_out_dirs > 0
+    }
+
     /// Takes the part of one entry into account, or out again with `add` false.
     pub fn count(&mut self, entry: &Entry, add: bool) {
         let step = |total: &mut u64, by: u64| {
@@ -207,6 +240,11 @@ impl Totals {
         if let Some(remote) = &entry.remote {
             step(if remote.node.is_dir() { &mut self.dirs } else { &mut self.files }, 1);
             step(&mut self.bytes, remote.node.body.content_len());
+            if entry.left_out {
+                let is_dir = remote.node.is_dir();
+                step(if is_dir { &mut self.left_out_dirs } else { &mut self.left_out_files }, 1);
+                step(&mut self.left_out_bytes, remote.node.body.content_len());
+            }
         }
         if entry.is_dirty() {
             if entry.comes_here() {
@@ -214,7 +252,7 @@ impl Totals {
                 let same = matches!((&entry.remote, &entry.synced), (Some(r), Some(s))
                     if r.node.body.same_bytes(&s.body));
                 step(&mut self.downloads, 1);
-                step(&mut self.download_bytes, if same { 0 } else { bytes });
+                step(&mut self.download_bytes, if same || entry.left_out { 0 } else { bytes });
             } else {
                 let bytes = entry.local.as_ref().map_or(0, |l| match &l.body {
                     LocalBody::File(Some(content))

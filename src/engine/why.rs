@@ -59,6 +59,8 @@ pub struct Known {
 pub enum Step {
     /// Nothing: it is the same on both sides.
     Rest,
+    /// It is left out on this device, with this directory of the drive; what is here of it goes.
+    LeftOut(RelPath),
     /// Its bytes are being read.
     Reading,
     /// Its content is on the way to the server, or the server is being told.
@@ -111,12 +113,7 @@ impl<T: Trees> Engine<T> {
                 let reason = reason.clone();
                 listing = Some(Obstacle { at: upto(depth), reason, is_listing: true });
             }
-            let here = self.trees.local_at(dir, name)?.first().copied();
-            let found = match here {
-                Some(id) => Some(id),
-                None => self.trees.remote_at(dir, name)?.first().copied(),
-            };
-            let Some(id) = found else {
+            let Some(id) = self.node_at(dir, name)? else {
                 let spot = self.problems.get(&Subject::Spot(dir, name.clone())).cloned();
                 let at = upto(depth + 1);
                 let spot = spot.map(|reason| Obstacle { at, reason, is_listing: false });
@@ -166,6 +163,9 @@ impl<T: Trees> Engine<T> {
             None => {}
         }
         let need = decide(entry);
+        if need == Need::Rest && entry.left_out {
+            return self.left_out_step(id);
+        }
         if need == Need::Rest {
             return Ok(match &entry.local {
                 Some(local) if self.is_looked_at(local) => Step::Looking,
@@ -192,6 +192,10 @@ impl<T: Trees> Engine<T> {
         {
             return Ok(Step::CatchingUp);
         }
+        if matches!(need, Need::LeaveOut | Need::TakeLocalAsBase | Need::DropBase) && entry.left_out
+        {
+            return self.left_out_step(id);
+        }
         if entry.is_deletion() {
             return Ok(match self.are_deletions_held() {
                 true => Step::Held,
@@ -200,6 +204,11 @@ impl<T: Trees> Engine<T> {
             });
         }
         Ok(self.turn_of(id))
+    }
+
+    fn left_out_step(&self, id: NodeId) -> Result<Step, T::Error> {
+        let with = self.left_out_with(id)?.unwrap_or(id);
+        Ok(Step::LeftOut(self.path_in_drive(with)?))
     }
 
     fn is_looked_at(&self, local: &Local) -> bool {

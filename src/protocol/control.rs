@@ -47,6 +47,22 @@ pub enum Request {
         /// The path within that folder.
         path: PathText,
     },
+    /// Leave a directory out on this device: one [`Reply::LeftOut`], which names it.
+    Exclude {
+        /// The folder that it is in, as the settings name it.
+        folder: String,
+        /// Its path within that folder, here or in the drive.
+        path: PathText,
+    },
+    /// Bring back a directory that is left out: one [`Reply::LeftOut`], which names it.
+    Include {
+        /// The folder that it is in, as the settings name it.
+        folder: String,
+        /// Its path in the drive.
+        path: PathText,
+    },
+    /// What is left out of all folders: one [`Reply::LeftOut`].
+    LeftOut,
     /// What happened to which file: the last `lines` [`Reply::Log`] lines, then, with `follow`, each
     /// as it happens; else a [`Reply::Ok`].
     Log {
@@ -84,6 +100,11 @@ pub enum Reply {
     },
     /// A conflict is settled.
     Resolved(Resolved),
+    /// Directories that are left out, or were until now.
+    LeftOut {
+        /// Each of them.
+        dirs: Vec<LeftOut>,
+    },
     /// How a path stands.
     Why {
         /// How.
@@ -181,6 +202,15 @@ pub struct FolderStatus {
     /// The mass deletions of the drive that wait for a person, whichever device asked for them.
     #[serde(default)]
     pub held: Vec<HeldDeletion>,
+    /// The directories of the drive that are left out on this device, with what is not UTF-8 replaced.
+    #[serde(default)]
+    pub left_out: Vec<String>,
+    /// Files and links in them; they count in `files`, too.
+    #[serde(default)]
+    pub left_out_files: u64,
+    /// Bytes in those files; they count in `bytes`, too.
+    #[serde(default)]
+    pub left_out_bytes: u64,
     /// Bytes that went to the server per second lately, as they are in the files.
     #[serde(default)]
     pub upload_rate: u64,
@@ -202,6 +232,17 @@ pub struct FolderStatus {
     /// When the server told of devices and room: seconds since the Unix epoch.
     #[serde(default)]
     pub told_at: Option<i64>,
+}
+
+/// A directory that is left out on this device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// The folder, as the settings name it.
+    pub folder: String,
+    /// Where the directory is in the drive, or was last; what is not UTF-8 is replaced.
+    pub path: String,
+    /// Whether it is in the drive, as far as this device has heard.
+    pub in_drive: bool,
 }
 
 /// A file that is under way.

@@ -4,7 +4,9 @@ use picloud::engine::defect::Defect;
 use picloud::server::rules;
 
 use crate::flaws::Flaw;
-use crate::histories::{ALONE, CUTS, FULL, HASTE, KILLS, PLAIN, POWER, SERVER, STORM_KILLS};
+use crate::histories::{
+    ALONE, CUTS, FULL, HASTE, KILLS, PLAIN, POWER, SCOPE, SCOPE_FAULTS, SERVER, STORM_KILLS,
+};
 use crate::shrink::{History, Kind};
 
 /// Each with the kinds of histories that should show it.
@@ -21,6 +23,9 @@ const FLAWS: &[(Flaw, &[&Kind])] = &[
     (Flaw::Engine(Defect::LeftoversDropped), &[&HASTE]),
     (Flaw::Engine(Defect::ParkedForgotten), &[&STORM_KILLS]),
     (Flaw::Engine(Defect::CursorAheadOfNodes), &[&KILLS]),
+    (Flaw::Engine(Defect::LeftOutIsDeleted), &[&SCOPE]),
+    (Flaw::Engine(Defect::BaseOutlivesLeavingOut), &[&SCOPE_FAULTS]),
+    (Flaw::Engine(Defect::LeftOutIsMerged), &[&SCOPE]),
     (Flaw::Rules(rules::Defect::BaseIgnored), &[&CUTS]),
     (Flaw::Rules(rules::Defect::NamesShared), &[&PLAIN]),
     (Flaw::Rules(rules::Defect::CyclesAllowed), &[&STORM_KILLS]),

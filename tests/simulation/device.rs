@@ -10,7 +10,7 @@ use picloud::engine::apply::{Applier, Job, Payload, Placed};
 use picloud::engine::folder::{FolderGone, Own};
 use picloud::engine::memory::MemoryTrees;
 use picloud::engine::seam::{Action, Committed, DiskOp, Event, Outcome, Outgoing};
-use picloud::engine::trees::{Remote, Trees as _};
+use picloud::engine::trees::{Entry, Remote, Trees as _};
 use picloud::engine::{Engine, Now, Settings};
 use picloud::model::{
     Body, Change, ChangeOp, Content, IdSource, Name, Node, NodeId, Rev, Timestamp,
@@ -84,6 +84,8 @@ pub struct Device {
     pub operations: u64,
     /// A fault of the driver's: it takes a power cut for a kill.
     is_unsuspecting: bool,
+    /// What a person leaves out here, in a file that nothing takes.
+    pub left_out: BTreeSet<NodeId>,
 }
 
 /// The agent was killed in the midst of something.
@@ -116,6 +118,7 @@ impl Device {
             untruth: None,
             connection: 0,
             is_unsuspecting: false,
+            left_out: BTreeSet::new(),
             up: VecDeque::new(),
             down: VecDeque::new(),
             sent: Rev::ZERO,
@@ -210,10 +213,24 @@ impl Device {
         let is_parked = |node| trees.get(node).is_ok_and(|e| e.local.is_some_and(|l| l.parked));
         let recovered = self.applier.recover(TODAY, is_parked);
         let suspect_since = self.is_unclean.then(Timestamp::default);
-        let settings = Settings { suspect_since, ..Settings::default() };
+        let left_out = self.left_out.clone();
+        let settings = Settings { suspect_since, left_out, ..Settings::default() };
         self.engine = engine(self.seed, self.incarnation, trees, settings);
         let line = format!("{device} starts again after {death:?}: {recovered:?}");
         self.disk.borrow().ledger.borrow_mut().note(line);
+    }
+
+    /// The directories of the drive that this device knows of.
+    pub fn dirs_there(&self) -> Vec<NodeId> {
+        let entries = self.engine.trees().entries();
+        let is_dir = |entry: &Entry| entry.remote.as_ref().is_some_and(|there| there.node.is_dir());
+        entries.filter(|(_, entry)| is_dir(entry)).map(|(id, _)| id).collect()
+    }
+
+    /// Leaves out these directories, and no others.
+    pub fn leave_out(&mut self, left_out: BTreeSet<NodeId>) {
+        self.left_out.clone_from(&left_out);
+        self.engine.leave_out(left_out).unwrap();
     }
 
     /// What the trees hold becomes durable.

@@ -87,8 +87,8 @@ macro_rules! kinds {
 }
 
 use Fault::{
-    BadDisk, Cut, EventStorm, FullDisk, HalfOpen, Intrusion, Kill, LostEvent, LostState,
-    NoPermission, PowerCut, ServerCrash, Undo,
+    BadDisk, Cut, EventStorm, Exclude, FullDisk, HalfOpen, Include, Intrusion, Kill, LostEvent,
+    LostState, NoPermission, PowerCut, ServerCrash, Undo,
 };
 
 kinds! {
@@ -180,6 +180,33 @@ kinds! {
 
     fn undos_in_the_midst_of_everything_lose_nothing_that_was_not_seen() UNDOS: Kind {
         cast: Cast { devices: 3, rounds: 60, faults: &[Undo, Undo, Cut, Kill], ..CAST }, ..KIND
+    };
+
+    fn directories_left_out_on_some_devices_lose_nothing_and_are_deleted_nowhere() SCOPE: Kind {
+        cast: Cast { devices: 3, rounds: 80, faults: &[Exclude, Exclude, Include, Cut, Kill], ..CAST },
+        tree: TREE,
+        ..KIND
+    };
+
+    fn directories_left_out_with_everything_going_wrong_lose_nothing() SCOPE_FAULTS: Kind {
+        cast: Cast {
+            devices: 3,
+            rounds: 80,
+            faults: &[
+                Exclude, Exclude, Exclude, Include, Include, Kill, Kill, Cut, HalfOpen, LostEvent, Intrusion,
+                LostState, PowerCut, BadDisk, Undo, ServerCrash,
+            ],
+            ..CAST
+        },
+        tree: TREE,
+        ..KIND
+    };
+
+    fn directories_that_move_over_the_border_of_what_is_left_out_lose_nothing() SCOPE_MOVES: Kind {
+        cast: Cast { devices: 3, faults: &[Exclude, Exclude, Include, Kill, Cut], ..CAST },
+        habits: Habits::MOVES,
+        tree: TREE,
+        ..KIND
     };
 
     fn a_storm_of_renames_settles() STORM: Kind { habits: Habits::STORM, tree: TREE, ..KIND };

@@ -154,6 +154,20 @@ impl Server {
         nodes.find(|(node, _)| *node == id).map(|(_, version)| (version.rev, version.node.clone()))
     }
 
+    /// Where a node is; nothing when it is not there.
+    pub fn path_of(&self, id: NodeId) -> Option<String> {
+        let mut names = Vec::new();
+        let mut at = id;
+        while at != NodeId::ROOT {
+            let (_, node) = self.truth(at)?;
+            let place = node?.place;
+            names.push(place.name.to_string());
+            at = place.parent;
+        }
+        names.reverse();
+        Some(names.join("/"))
+    }
+
     /// The tree as text.
     pub fn render(&self) -> Vec<String> {
         let path = |node: &Node| {

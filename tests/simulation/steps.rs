@@ -35,6 +35,10 @@ pub enum Fault {
     NoPermission,
     /// A person takes back what some device changed lately.
     Undo,
+    /// A person leaves a directory of the drive out on a device; never on the first, which has all.
+    Exclude,
+    /// A person wants one back.
+    Include,
 }
 
 impl Fault {
@@ -52,6 +56,8 @@ impl Fault {
             | Self::NoPermission => true,
             // Where both sides agreed is forgotten, or the deletion itself; or somebody acts.
             Self::LostState | Self::PowerCut | Self::Intrusion | Self::Undo => false,
+            // What was deleted in it and not told yet comes back with the directory.
+            Self::Exclude | Self::Include => false,
         }
     }
 }

@@ -214,6 +214,9 @@ impl World {
         // Within a moment the driver makes durable what is known.
         self.devices.iter_mut().for_each(Device::checkpoint);
         self.deleted = self.devices[device].disk.borrow_mut().person_removes_for_good();
+        // What the person could not see was not deleted.
+        let unseen = self.left_out_texts(device);
+        self.deleted.retain(|text| !unseen.contains(text));
         Ok(())
     }
 
@@ -368,9 +371,13 @@ impl World {
         let first = &shown[0];
         for (device, other) in self.devices.iter().zip(&shown) {
             let name = device.name();
-            if other != first {
+            let wanted = self.wanted_by(device, first);
+            if *other != wanted {
                 let who = self.devices[0].name();
-                let text = format!("{who} and {name} differ:\n{first:#?}\n{other:#?}");
+                let text = format!(
+                    "{who} and {name} differ:\n{wanted:#?}\n{other:#?}\nleft out {:?}",
+                    device.left_out
+                );
                 let server = self.server.render();
                 return Err(Failure::new("convergence", format!("{text}\nserver {server:#?}")));
             }
@@ -593,6 +600,8 @@ impl World {
                 }
             }
             Fault::Undo => self.undo(n),
+            Fault::Exclude => self.exclude(n),
+            Fault::Include => self.include(n),
             Fault::BadDisk => {
                 let mut disk = self.devices[n].disk.borrow_mut();
                 disk.trouble = self.rng.chance(50).then_some(Trouble::Errors(20));
@@ -626,6 +635,67 @@ impl World {
                 self.die(n, death);
             }
         }
+    }
+
+    /// A person leaves a directory out at a device. The first one has all, so that it can be compared.
+    fn exclude(&mut self, n: usize) {
+        let dirs = self.devices[n].dirs_there();
+        if let Some(dir) = self.rng.pick(&dirs).copied().filter(|_| n > 0) {
+            let mut left_out = self.devices[n].left_out.clone();
+            left_out.insert(dir);
+            self.leave_out(n, left_out);
+        }
+    }
+
+    /// A person wants one back.
+    fn include(&mut self, n: usize) {
+        let mut left_out = self.devices[n].left_out.clone();
+        let all: Vec<NodeId> = left_out.iter().copied().collect();
+        if let Some(dir) = self.rng.pick(&all) {
+            left_out.remove(dir);
+            self.leave_out(n, left_out);
+        }
+    }
+
+    fn leave_out(&mut self, n: usize, left_out: BTreeSet<NodeId>) {
+        self.note(format!("{} leaves out {left_out:?}", self.devices[n].name()));
+        self.devices[n].leave_out(left_out);
+    }
+
+    /// Everybody wants everything back; with `spare`, that device does not.
+    pub fn include_all(&mut self, spare: Option<usize>) {
+        for n in (0..self.devices.len()).filter(|n| Some(*n) != spare) {
+            if !self.devices[n].left_out.is_empty() {
+                self.leave_out(n, BTreeSet::new());
+            }
+        }
+    }
+
+    /// A device on which something is left out.
+    pub fn who_leaves_out(&self) -> Option<usize> {
+        self.devices.iter().position(|device| !device.left_out.is_empty())
+    }
+
+    /// What the files hold that a device leaves out, by the disk of the first.
+    fn left_out_texts(&self, device: usize) -> BTreeSet<String> {
+        let ids = self.devices[device].left_out.iter();
+        let paths: Vec<String> =
+            ids.filter_map(|id| self.server.path_of(*id)).map(|path| format!("{path}/")).collect();
+        let disk = self.devices[0].disk.borrow();
+        let all = disk.walk().into_iter().filter_map(|(path, ino)| {
+            let path = describe(&path);
+            let Data::File(text) = &disk.inodes[&ino].data else { return None };
+            paths.iter().any(|dir| path.starts_with(dir)).then(|| text.clone())
+        });
+        all.collect()
+    }
+
+    /// What is shown where everything is, without what a device leaves out.
+    fn wanted_by(&self, device: &Device, all: &[String]) -> Vec<String> {
+        let paths = device.left_out.iter().filter_map(|id| self.server.path_of(*id));
+        let paths: Vec<String> = paths.map(|path| format!("{path}/")).collect();
+        let is_wanted = |line: &&String| !paths.iter().any(|path| line.starts_with(path));
+        all.iter().filter(is_wanted).cloned().collect()
     }
 
     /// Takes back some of the last changes of a device, asked by the person at another one.

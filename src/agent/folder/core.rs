@@ -29,6 +29,7 @@ use crate::engine::Engine;
 use crate::engine::apply::{Job, Payload};
 use crate::engine::folder::{Folder as _, Own};
 use crate::engine::rest::AtRest;
+use crate::engine::scope::Named;
 use crate::engine::seam::{
     Action, Committed, DiskOp, Event, Outcome, Outgoing, Spot, Stat, Uploaded, Word,
 };
@@ -483,6 +484,24 @@ impl Core {
                 };
                 reply.send(found).ok();
             }
+            Input::Named(path, reply) => {
+                let named = self.engine.named(&path)?;
+                let in_drive = match named {
+                    Named::Dir(dir) => self.engine.path_in_drive(dir)?,
+                    Named::NoDir | Named::NotSent | Named::Nothing => path,
+                };
+                reply.send((named, in_drive)).ok();
+            }
+            Input::LeftOut(reply) => {
+                reply.send(self.engine.left_out()?).ok();
+            }
+            Input::LeaveOut(dirs, reply) => {
+                self.engine.leave_out(dirs)?;
+                self.is_unsaved = true;
+                self.show_at_ms = 0;
+                self.problems_at_ms = 0;
+                reply.send(()).ok();
+            }
             Input::Paused(paused) => {
                 self.paused = paused;
                 if paused {
@@ -625,7 +644,15 @@ impl Core {
 
     fn apply(&mut self, node: NodeId, op: DiskOp) -> Result<(), Ended> {
         self.engine.trees_mut().keep()?;
-        self.applying.insert(node, told_of(&op));
+        let told = match &op {
+            DiskOp::Remove { at, .. }
+                if self.engine.trees().look(node, |entry| entry.left_out)? =>
+            {
+                Told { event: "left out", path: at.path(), from: None }
+            }
+            op => told_of(op),
+        };
+        self.applying.insert(node, told);
         let DiskOp::Write { at: _, content, mtime, attrs, over, .. } = &op else {
             let payload = Payload::None;
             self.preparer.push(Prepared::Ready(Job { node, op, payload }));
@@ -737,6 +764,7 @@ impl Core {
             problems: Vec::new(),
             agrees: self.engine.agrees(),
             held: self.held.clone(),
+            left_out: self.left_out()?,
             is_settled: self.is_settled,
             rescans_done: self.engine.rescans_done(),
             upload_rate: 0,
@@ -759,6 +787,15 @@ impl Core {
             self.view.send_modify(|view| view.engine = shown);
         }
         Ok(())
+    }
+
+    /// Returns where what is left out is in the drive.
+    fn left_out(&self) -> Result<Vec<String>, Ended> {
+        let dirs = self.engine.left_out()?;
+        let mut paths: Vec<String> =
+            dirs.into_iter().filter_map(|dir| Some(dir.path?.to_string())).collect();
+        paths.sort_unstable();
+        Ok(paths)
     }
 
     /// Returns the larger files under way, those with the most left first.

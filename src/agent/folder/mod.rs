@@ -20,12 +20,13 @@ mod prepare;
 mod progress;
 mod resolve;
 mod running;
+mod scope;
 mod supervise;
 mod upload;
 mod view;
 mod why;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -35,6 +36,7 @@ pub(super) use self::link::PROGRAM;
 use self::partial::Partials;
 use self::progress::Progress;
 pub(super) use self::resolve::{Pair, resolve};
+pub(super) use self::scope::{exclude, include, list as list_left_out};
 pub(super) use self::supervise::{FolderTask, Settings};
 pub(super) use self::view::View;
 pub(super) use self::why::{WhyFound, standing};
@@ -44,6 +46,7 @@ use super::lists::Lists;
 use super::rate::Rate;
 use crate::engine::apply::Payload;
 use crate::engine::rest::AtRest;
+use crate::engine::scope::{LeftOut, Named};
 use crate::engine::seam::{Committed, Event, JournalPage, Outcome, Uploaded};
 use crate::model::{ChunkData, DeviceId, DriveId, Lineage, NodeId, RelPath, Rev};
 use crate::protocol::Connection;
@@ -200,6 +203,12 @@ pub(super) enum Input {
     Discard(AtRest, oneshot::Sender<Outcome>),
     /// How a path stands is wanted.
     Why(RelPath, oneshot::Sender<WhyFound>),
+    /// What a path names is wanted, with where that is in the drive.
+    Named(RelPath, oneshot::Sender<(Named, RelPath)>),
+    /// What is left out is wanted.
+    LeftOut(oneshot::Sender<Vec<LeftOut>>),
+    /// These directories are to be left out from now on, and no others.
+    LeaveOut(BTreeSet<NodeId>, oneshot::Sender<()>),
     /// A person paused or resumed.
     Paused(bool),
     /// Other patterns of the settings for what is left out.

@@ -1,7 +1,7 @@
 //! Opening a folder, and opening it again: when it went away and is back, when its state was
 //! damaged, until it is told to stop.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex};
@@ -26,6 +26,7 @@ use crate::agent::config::FolderConfig;
 use crate::agent::credentials::{self, Token};
 use crate::agent::disk::{ApplyPool, DiskFolder, Identity, Report};
 use crate::agent::ignore::Ignore;
+use crate::agent::left_out;
 use crate::agent::lists::Lists;
 use crate::agent::log::Happenings;
 use crate::agent::state::SqliteTrees;
@@ -34,7 +35,7 @@ use crate::engine::apply::{Applier, Recovered};
 use crate::engine::seam::Event;
 use crate::engine::trees::Trees as _;
 use crate::engine::{self, Engine};
-use crate::model::{IdSource, Timestamp};
+use crate::model::{IdSource, NodeId, Timestamp};
 use crate::protocol::Connection;
 
 /// How long to wait before a folder that could not be opened is tried again.
@@ -53,6 +54,8 @@ pub(in crate::agent) struct Settings {
     /// Where its databases are.
     pub state_dir: PathBuf,
     pub credentials: PathBuf,
+    /// The file that says what is left out.
+    pub left_out: PathBuf,
     pub rates: Arc<Rates>,
     pub happenings: Arc<Happenings>,
 }
@@ -170,6 +173,7 @@ struct Opened {
     recovered: Recovered,
     ignore: Ignore,
     token: Token,
+    left_out: BTreeSet<NodeId>,
     note: RunningNote,
     suspect_since: Option<Timestamp>,
     /// What became of the state database before this one, for a person.
@@ -362,8 +366,11 @@ impl Supervisor {
         self.tell_recovered(&cx, &opened.recovered, opened.begun_anew);
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(std::io::Error::other)?;
-        let engine_settings =
-            engine::Settings { suspect_since: opened.suspect_since, ..engine::Settings::default() };
+        let engine_settings = engine::Settings {
+            suspect_since: opened.suspect_since,
+            left_out: opened.left_out,
+            ..engine::Settings::default()
+        };
         let engine = Engine::new(opened.trees, engine_settings, IdSource::new(seed))
             .map_err(std::io::Error::other)?;
         let (hints, hinted) = mpsc::channel(HINTS_MAX);
@@ -442,6 +449,8 @@ fn open(settings: &Settings) -> Result<Opened, String> {
     let token =
         credentials::token(&settings.credentials, config.id).map_err(|error| with_cause(&error))?;
     let ignore = Ignore::new(&settings.config.ignore).map_err(|error| with_cause(&error))?;
+    let left_out = left_out::load(&settings.left_out).map_err(|error| with_cause(&error))?;
+    let left_out = left_out.into_iter().map(|dir| dir.node).collect();
     let folder = DiskFolder::open(&config.path, identity).map_err(|error| with_cause(&error))?;
     let dir = &settings.state_dir;
     let (note, suspect_since) = RunningNote::leave(dir).map_err(|error| {
@@ -476,6 +485,7 @@ fn open(settings: &Settings) -> Result<Opened, String> {
         recovered,
         ignore,
         token,
+        left_out,
         note,
         suspect_since,
         begun_anew,

@@ -17,6 +17,8 @@ pub(in crate::agent) struct EngineView {
     pub problems: Vec<Problem>,
     pub agrees: Option<bool>,
     pub held: Vec<HeldDeletion>,
+    /// Where the directories are in the drive that are left out here.
+    pub left_out: Vec<String>,
     pub is_settled: bool,
     pub rescans_done: u64,
     /// Bytes per second, in both directions.
@@ -143,6 +145,9 @@ impl View {
             cursor: engine.meta.cursor.0,
             agrees: engine.agrees,
             held: engine.held.clone(),
+            left_out: engine.left_out.clone(),
+            left_out_files: engine.totals.left_out_files,
+            left_out_bytes: engine.totals.left_out_bytes,
             upload_rate: if is_moving { engine.upload_rate } else { 0 },
             download_rate: if is_moving { engine.download_rate } else { 0 },
             secs_left: self.secs_left().filter(|_| is_moving),

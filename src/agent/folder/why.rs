@@ -144,6 +144,7 @@ fn of_known(view: &View, path: &RelPath, known: Known, disk: &OnDisk, pending: u
     let direction = if known.comes_here { Direction::Down } else { Direction::Up };
     match known.step {
         Step::Rest => of_rest(path, known, disk),
+        Step::LeftOut(with) => Standing::LeftOut { with: with.to_string(), is_here: known.is_here },
         Step::Reading | Step::Sending => Standing::Moving { direction: Direction::Up },
         Step::Writing => Standing::Moving { direction: Direction::Down },
         Step::Problem { reason, is_reading: true } => {

@@ -80,6 +80,13 @@ pub enum Standing {
         /// What the rule names: the path or a directory above it.
         at: String,
     },
+    /// In a directory of the drive that is left out on this device, or that directory.
+    LeftOut {
+        /// The directory that brings it back.
+        with: String,
+        /// Whether it is still on this disk.
+        is_here: bool,
+    },
     /// The agent's own.
     Own,
     /// Beyond a symbolic link, which is synced as a link.
