@@ -305,6 +305,8 @@ impl<T: Trees> Engine<T> {
             if is_known && !self.looks.is_known {
                 self.looks.is_known = true;
                 self.sift_puttings()?;
+                // What waited for that.
+                self.agenda.sweep();
             }
             self.looks.is_owing = false;
             for (dir, want) in std::mem::take(&mut self.looks.hints) {

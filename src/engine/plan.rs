@@ -111,6 +111,11 @@ impl<T: Trees> Engine<T> {
         match need {
             Need::Rest | Need::Forget | Need::Hash => Ok(()),
             Need::TakeLocalAsBase => {
+                // What an earlier life of this agent removed, because it was left out then, may not be
+                // known to be gone yet: taken for what both sides agree on, it would seem deleted.
+                if entry.synced.is_none() && !self.looks.is_known {
+                    return Ok(());
+                }
                 let mut entry = entry;
                 entry.synced = entry.local.as_ref().and_then(Local::node);
                 self.put(id, &entry)
