@@ -149,8 +149,22 @@ const CONFIG_WORDS: &[&str] = &[
     "18446744073709551616",
 ];
 
-const CONTROL_WORDS: &[&str] =
-    &["\"type\":", "status", "watch", "log", "\"lines\":", "\"follow\":", "conflicts", "progress"];
+const CONTROL_WORDS: &[&str] = &[
+    "\"type\":",
+    "status",
+    "watch",
+    "log",
+    "\"lines\":",
+    "\"follow\":",
+    "conflicts",
+    "progress",
+    "exclude",
+    "include",
+    "left-out",
+    "\"folder\":",
+    "\"path\":",
+    "\"dirs\":",
+];
 
 /// Runs a target on some bytes, and checks the time and the memory that it takes.
 ///

@@ -202,11 +202,6 @@ impl Looks {
             .any(|looks| looks.get(&dir).is_some_and(covers))
     }
 
-    /// Returns whether a node was not where it was, and it is not known yet what became of it.
-    pub(super) fn is_missing(&self, id: NodeId) -> bool {
-        self.missing.contains_key(&id)
-    }
-
     /// Puts a node aside until more looks have come back.
     pub(super) fn wait_for_looks(&mut self, id: NodeId) {
         self.waiters.insert(id);
@@ -310,6 +305,8 @@ impl<T: Trees> Engine<T> {
             if is_known && !self.looks.is_known {
                 self.looks.is_known = true;
                 self.sift_puttings()?;
+                // What waited for that.
+                self.agenda.sweep();
             }
             self.looks.is_owing = false;
             for (dir, want) in std::mem::take(&mut self.looks.hints) {

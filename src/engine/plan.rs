@@ -111,16 +111,9 @@ impl<T: Trees> Engine<T> {
         match need {
             Need::Rest | Need::Forget | Need::Hash => Ok(()),
             Need::TakeLocalAsBase => {
-                // What was taken from this disk shortly before a kill is missing, not deleted, unless it
-                // is agreed on again before looks have told that it is gone.
-                if self.looks.rescans_done == 0 {
-                    return Ok(());
-                }
-                if let Some(local) = &entry.local
-                    && (self.looks.is_missing(id)
-                        || self.looks.is_pending(local.place.parent, local.disk_name()))
-                {
-                    self.looks.wait_for_looks(id);
+                // What an earlier life of this agent removed, because it was left out then, may not be
+                // known to be gone yet: taken for what both sides agree on, it would seem deleted.
+                if entry.synced.is_none() && !self.looks.is_known {
                     return Ok(());
                 }
                 let mut entry = entry;

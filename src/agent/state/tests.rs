@@ -100,12 +100,12 @@ impl Dice {
         let node = self.node();
         let other = if self.roll(2) == 0 { node.clone() } else { self.node() };
         let local = self.local(&node);
-        Entry {
-            local: (self.roll(4) > 0).then_some(local),
-            remote: (self.roll(4) > 0)
-                .then(|| Remote { rev: Rev(self.roll(1000)), node: node.clone() }),
-            synced: (self.roll(4) > 0).then_some(other),
-        }
+        let local = (self.roll(4) > 0).then_some(local);
+        let remote =
+            (self.roll(4) > 0).then(|| Remote { rev: Rev(self.roll(1000)), node: node.clone() });
+        let synced = (self.roll(4) > 0).then_some(other);
+        let left_out = remote.is_some() && self.roll(4) == 0;
+        Entry { local, remote, synced, left_out }
     }
 }
 
@@ -278,7 +278,8 @@ fn filled(path: &Path, count: u64) -> SqliteTrees {
         node.place.parent = NodeId::ROOT;
         node.place.name = Name::new(format!("file number {number}")).unwrap();
         let remote = Some(Remote { rev: Rev(number), node: node.clone() });
-        let entry = Entry { local: Some(dice.local(&node)), remote, synced: Some(node) };
+        let local = Some(dice.local(&node));
+        let entry = Entry { local, remote, synced: Some(node), left_out: false };
         trees.put(NodeId::from_bytes(bytes), &entry).unwrap();
     }
     trees.set_meta(Meta { linked: true, ..Meta::default() }).unwrap();
@@ -466,6 +467,7 @@ fn an_entry_on_disk_stays_what_it_is() {
         }),
         remote: Some(Remote { rev: Rev(10), node: node.clone() }),
         synced: Some(node),
+        left_out: false,
     };
     let hex: String = encode(&entry).unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
     // Another text here is another format: raise FORMAT and read the old one too.
@@ -486,4 +488,9 @@ fn an_entry_on_disk_stays_what_it_is() {
         spoilt[index] ^= 0x10;
         assert!(decode(&spoilt).is_err(), "byte {index}");
     }
+    // What is left out has one more part.
+    let left_out = Entry { local: None, synced: None, left_out: true, ..entry };
+    let bytes = encode(&left_out).unwrap();
+    assert_eq!((bytes[0], bytes[bytes.len() - CHECK_LEN - 1]), (0x94, 0xc3));
+    assert_eq!(decode(&bytes).unwrap(), left_out);
 }
