@@ -77,6 +77,9 @@ impl<T: Trees> Engine<T> {
         if self.flights.contains_key(&id) || self.agenda.must_wait(id, self.now.ms) {
             return Ok(());
         }
+        if !self.uploaded.contains_key(&id) {
+            self.quota.release(id);
+        }
         let entry = self.trees.get(id)?;
         let need = self.mistake(decide(&entry), &entry);
         if need != Need::Hash {
@@ -286,6 +289,11 @@ impl<T: Trees> Engine<T> {
             }
             ready!(self, id, self.name_there(id, &place)?);
         }
+        let has_else = aspects.place || aspects.attrs;
+        let known = Some(&remote.node.body);
+        let is_held = aspects.body && has_else && !self.fits_quota(id, &here.body, known);
+        // What it holds now waits for room; where it is, and who may read it, does not.
+        aspects.body &= !is_held;
         let attach = if aspects.body {
             match self.content_there(id, local, &here.body, Some(&remote.node.body), actions)? {
                 Some(attach) => attach,
@@ -295,6 +303,9 @@ impl<T: Trees> Engine<T> {
             None
         };
         aspects.place &= place != remote.node.place;
+        if is_held && !aspects.place && !aspects.attrs {
+            return Ok(());
+        }
         let after = Node {
             place: if aspects.place { place.clone() } else { remote.node.place.clone() },
             body: if aspects.body { here.body.clone() } else { remote.node.body.clone() },
@@ -441,10 +452,14 @@ impl<T: Trees> Engine<T> {
         let Body::File { content, .. } = body else {
             return Ok(Some(None));
         };
+        if !self.fits_quota(id, body, known) {
+            return Ok(None);
+        }
         let is_there = content.is_empty()
             || known.is_some_and(|known| known.same_bytes(body))
             || self.uploaded.get(&id) == Some(content);
         if is_there {
+            self.reserve_room(id, body, known);
             return Ok(Some(None));
         }
         let Some(at) = self.spot(local)? else {
@@ -453,6 +468,7 @@ impl<T: Trees> Engine<T> {
         let expected = Expected { stat: local.stat, content: Some(*content) };
         match content {
             Content::Chunk { len, .. } if *len <= self.settings.inline_len_max => {
+                self.reserve_room(id, body, known);
                 Ok(Some(Some((at, expected))))
             }
             _ => {
@@ -460,6 +476,7 @@ impl<T: Trees> Engine<T> {
                     self.agenda.crowd_out(id, Room::Uploads);
                 } else {
                     self.launch(id, Flight::Upload { content: *content });
+                    self.reserve_room(id, body, known);
                     let base = match known {
                         Some(Body::File { content, .. }) => Some(*content),
                         _ => None,
