@@ -4,7 +4,7 @@ use picloud::engine::defect::Defect;
 use picloud::server::rules;
 
 use crate::flaws::Flaw;
-use crate::histories::{ALONE, CUTS, FULL, HASTE, KILLS, PLAIN, POWER, SERVER, STORM_KILLS};
+use crate::histories::{ALONE, CUTS, FULL, HASTE, KILLS, PLAIN, POWER, QUOTA, SERVER, STORM_KILLS};
 use crate::shrink::{History, Kind};
 
 /// Each with the kinds of histories that should show it.
@@ -27,6 +27,7 @@ const FLAWS: &[(Flaw, &[&Kind])] = &[
     (Flaw::Rules(rules::Defect::FullDirsDeleted), &[&CUTS]),
     (Flaw::Rules(rules::Defect::ContentUnchecked), &[&PLAIN]),
     (Flaw::Rules(rules::Defect::SentTwiceUnknown), &[&PLAIN]),
+    (Flaw::Rules(rules::Defect::QuotaIgnored), &[&QUOTA]),
     (Flaw::AnswerBeforeDurable, &[&SERVER]),
     (Flaw::PagesOutOfOrder, &[&CUTS]),
     (Flaw::PowerCutUnnoticed, &[&POWER]),

@@ -12,7 +12,8 @@ use crate::steps::{Cast, Fault, Totals};
 const CAST: Cast = Cast { devices: 2, rounds: 60, faults: &[], pace: 16, is_alone: false };
 const EXACT: &[Form] = &[Form::Exact];
 const TREE: &str = "a=u1 b=u2 c/ c/a=u3 c/b=u4 c/e/ c/e/a=u5 d.txt/ d.txt/a=u6 d.txt/e/ e/ e/c=u7";
-const KIND: Kind = Kind { name: "", cast: CAST, habits: Habits::ORDINARY, tree: "", forms: EXACT };
+const KIND: Kind =
+    Kind { name: "", cast: CAST, habits: Habits::ORDINARY, tree: "", forms: EXACT, quota: None };
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
@@ -180,6 +181,20 @@ kinds! {
 
     fn undos_in_the_midst_of_everything_lose_nothing_that_was_not_seen() UNDOS: Kind {
         cast: Cast { devices: 3, rounds: 60, faults: &[Undo, Undo, Cut, Kill], ..CAST }, ..KIND
+    };
+
+    fn what_there_is_no_room_for_waits_and_nothing_is_lost() QUOTA: Kind {
+        cast: Cast { devices: 3, faults: &[Cut, Kill], ..CAST }, quota: Some(40), ..KIND
+    };
+
+    fn what_there_is_no_room_for_waits_with_everything_going_wrong() QUOTA_FAULTS: Kind {
+        cast: Cast {
+            devices: 3,
+            faults: &[Cut, HalfOpen, ServerCrash, Kill, LostEvent, Intrusion, Undo],
+            ..CAST
+        },
+        quota: Some(60),
+        ..KIND
     };
 
     fn a_storm_of_renames_settles() STORM: Kind { habits: Habits::STORM, tree: TREE, ..KIND };

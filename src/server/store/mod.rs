@@ -602,11 +602,11 @@ mod tests {
         store.close().await;
         drop(store);
         let newer = rusqlite::Connection::open(layout.database()).unwrap();
-        newer.pragma_update(None, "user_version", 4).unwrap();
+        newer.pragma_update(None, "user_version", 5).unwrap();
         let refused = Store::open(&layout, 0).unwrap_err().to_string();
         assert!(
             refused
-                .ends_with("has format 4, but this version reads up to 3: upgrade picloud-server"),
+                .ends_with("has format 5, but this version reads up to 4: upgrade picloud-server"),
             "{refused}"
         );
     }
@@ -627,11 +627,11 @@ mod tests {
                  VALUES (1, zeroblob(16), 1, 'alice', zeroblob(16), 4, 3, zeroblob(32), 0);
              INSERT INTO node (drive, id, rev, created_rev, author, parent, name, kind, mode, mtime_secs,
                      mtime_nanos, content, len) VALUES
-                 (1, x'01010101010101010101010101010101', 1, 1, 7, zeroblob(16), 'd', 0, 493, NULL, NULL,
+                 (1, x'01010101010101010101010101010101', 1, 1, 7, zeroblob(16), x'64', 0, 493, NULL, NULL,
                      NULL, NULL),
-                 (1, x'02020202020202020202020202020202', 2, 2, 7, zeroblob(16), 'f', 3, 420, 0, 0,
+                 (1, x'02020202020202020202020202020202', 2, 2, 7, zeroblob(16), x'66', 3, 420, 0, 0,
                      zeroblob(32), 1000),
-                 (1, x'03030303030303030303030303030303', 3, 3, 7, zeroblob(16), 'g', 4, 420, 0, 0,
+                 (1, x'03030303030303030303030303030303', 3, 3, 7, zeroblob(16), x'67', 4, 420, 0, 0,
                      zeroblob(32), 6000000000),
                  (1, x'04040404040404040404040404040404', 4, 4, 7, NULL, NULL, NULL, NULL, NULL, NULL,
                      NULL, NULL);
@@ -639,8 +639,8 @@ mod tests {
                  VALUES (2, randomblob(16), 1, 'empty', zeroblob(16), zeroblob(32), 0),
                         (3, randomblob(16), 1, 'sparse', zeroblob(16), zeroblob(32), 0);
              INSERT INTO node (drive, id, rev, created_rev, author, parent, name, kind, len)
-                 VALUES (3, zeroblob(16), 1, 1, 7, zeroblob(16), 'a', 4, 9000000000000000000),
-                        (3, randomblob(16), 2, 2, 7, zeroblob(16), 'b', 4, 9000000000000000000);
+                 VALUES (3, zeroblob(16), 1, 1, 7, zeroblob(16), x'61', 4, 9000000000000000000),
+                        (3, randomblob(16), 2, 2, 7, zeroblob(16), x'62', 4, 9000000000000000000);
              PRAGMA user_version = 1;",
         )
         .unwrap();
