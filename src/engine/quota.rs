@@ -13,8 +13,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::Engine;
 use super::trees::Trees;
+use super::{Engine, Subject};
 use crate::model::{Body, NodeId, NodeIdHash, RelPath, Usage, byte_count};
 
 /// The most held nodes that are known by name; that there are more is known, too.
@@ -171,7 +171,7 @@ impl<T: Trees> Engine<T> {
             self.quota.free(id);
             return true;
         }
-        self.quota.hold(id, growth);
+        self.hold_for_room(id, growth);
         false
     }
 
@@ -186,11 +186,17 @@ impl<T: Trees> Engine<T> {
         let growth = body.map_or(0, |body| growth(body, known));
         if self.quota.has_room_for(growth) {
             let lack = Lack { needs: growth, left: self.quota.left().unwrap_or(0) };
-            self.problem(super::Subject::Node(id), lack.reason());
+            self.problem(Subject::Node(id), lack.reason());
             self.agenda.retry_slowly(id, self.now.ms);
         } else {
-            self.quota.hold(id, growth);
+            self.hold_for_room(id, growth);
         }
+    }
+
+    fn hold_for_room(&mut self, id: NodeId, growth: u64) {
+        self.quota.hold(id, growth);
+        // What was wrong before is told no more: this is.
+        self.solve(&Subject::Node(id));
     }
 
     /// Returns what is held back, with its path.

@@ -184,7 +184,7 @@ kinds! {
     };
 
     fn what_there_is_no_room_for_waits_and_nothing_is_lost() QUOTA: Kind {
-        cast: Cast { devices: 3, faults: &[Cut, Kill], ..CAST }, quota: Some(40), ..KIND
+        cast: Cast { devices: 3, faults: &[Cut, Kill], ..CAST }, quota: Some(30), ..KIND
     };
 
     fn what_there_is_no_room_for_waits_with_everything_going_wrong() QUOTA_FAULTS: Kind {
@@ -193,7 +193,7 @@ kinds! {
             faults: &[Cut, HalfOpen, ServerCrash, Kill, LostEvent, Intrusion, Undo],
             ..CAST
         },
-        quota: Some(60),
+        quota: Some(40),
         ..KIND
     };
 

@@ -225,6 +225,11 @@ impl World {
     /// not come back, whatever goes wrong from here on.
     fn remove_while_quiet(&mut self, device: usize) -> Result<(), Failure> {
         self.settle()?;
+        if self.tells_usage() && self.devices.iter().any(|device| device.engine.problem_count() > 0)
+        {
+            // What waits for room is known to one device only.
+            return self.check_but_for_held();
+        }
         self.check()?;
         // Within a moment the driver makes durable what is known.
         self.devices.iter_mut().for_each(Device::checkpoint);
