@@ -52,7 +52,6 @@ fn a_file_that_does_not_fit_waits_and_all_else_goes_on() {
     wait_held(&laptop, "sub/also large");
     laptop.rename("fits", "sub/moved");
     laptop.write("notes", "two");
-    laptop.remove("nothing");
     wait_there(&desk, "sub/moved");
     desk.wait_text("notes", "two");
     assert!(!desk.exists("large") && !desk.exists("sub/also large"));
