@@ -2,8 +2,10 @@
 //! on, and what waits goes by itself as soon as there is room.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 
-use crate::support::{Device, Dice, Run, World, all_well, eventually, wait_same};
+use crate::support::{Device, Dice, Run, World, all_well, eventually, free_port, wait_same};
 
 const KIB: u64 = 1024;
 
@@ -16,6 +18,17 @@ fn noise(seed: u64, kib: u64) -> Vec<u8> {
 fn packed(world: &World) -> u64 {
     let packs = fs::read_dir(world.server_data().join("packs")).unwrap();
     packs.map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
+}
+
+/// How many changes the server has refused for lack of room.
+fn refused(metrics: u16) -> u64 {
+    let mut stream = TcpStream::connect(("127.0.0.1", metrics)).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let name = "picloud_changes_refused_total{reason=\"over_quota\"} ";
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.unwrap_or_else(|| panic!("{text}")).parse().unwrap()
 }
 
 fn quota(world: &World, words: &[&str]) -> Run {
@@ -38,7 +51,10 @@ fn wait_there(device: &Device, path: &str) {
 
 #[test]
 fn a_file_that_does_not_fit_waits_and_all_else_goes_on() {
-    let world = World::with_server_config("[accounts]\nquota_mib = 1\n");
+    let metrics = free_port();
+    let world = World::with_server_config(&format!(
+        "[accounts]\nquota_mib = 1\n[metrics]\nlisten = \"127.0.0.1:{metrics}\"\n"
+    ));
     let (laptop, desk) = (world.device("ann", "laptop"), world.device("ann", "desk"));
     laptop.write("fits", noise(1, 600));
     laptop.write("notes", "one");
@@ -75,6 +91,8 @@ fn a_file_that_does_not_fit_waits_and_all_else_goes_on() {
     let doctor = laptop.picloud(&["doctor"]).stdout;
     assert!(doctor.contains("600.0 KiB of 1.0 MiB used on the server"), "{doctor}");
 
+    assert_eq!(refused(metrics), 0, "nothing that does not fit is asked for");
+
     // What is put by hand is refused: a large file before it is sent, a small one with its commit.
     let file = world.path().join("by hand");
     for (kib, needs) in [(2048, "2.0 MiB"), (500, "500.0 KiB")] {
@@ -92,6 +110,7 @@ fn a_file_that_does_not_fit_waits_and_all_else_goes_on() {
     laptop.remove("sub/also large");
     wait_there(&desk, "large");
     all_well(&[&laptop, &desk]);
+    assert_eq!(refused(metrics), 1, "the small one put by hand");
 }
 
 #[test]
