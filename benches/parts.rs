@@ -26,9 +26,8 @@ use picloud::protocol::limits::{BATCH_COUNT_MAX, BODY_LEN_MAX, HEADER_LEN, INLIN
 use picloud::protocol::message::{Message, Page};
 use picloud::protocol::{EncodedFrame, IncomingFrame};
 use picloud::server::admin;
-use picloud::server::gate::GateLimits;
 use picloud::server::packs::{Record, RecordKind};
-use picloud::server::store::metadata::{Asked, Author, Metadata};
+use picloud::server::store::metadata::{Asked, Author, Bounds, Metadata};
 use picloud::server::store::{Contents, Layout, Store};
 use tokio::runtime::Runtime;
 
@@ -199,8 +198,8 @@ impl Shop {
             let mut accepted = 0;
             for changes in changes.chunks(BATCH_COUNT_MAX) {
                 let asked = Asked { changes, deletions: None, now_ms: 0 };
-                let gate = GateLimits::default();
-                accepted += metadata.apply(drive, author, &asked, &gate)?.head.0;
+                let bounds = Bounds::default();
+                accepted += metadata.apply(drive, author, &asked, &bounds)?.head.0;
             }
             Ok(accepted)
         };

@@ -3,6 +3,7 @@
 //!
 //! Nothing here prints or changes anything, and nothing takes a lock that a program at work may want.
 
+pub use crate::model::byte_count as bytes;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -221,27 +222,6 @@ pub fn space(path: &Path) -> io::Result<Space> {
     let stat = rustix::fs::statvfs(path)?;
     let of = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
     Ok(Space { free: of(stat.f_bavail), total: of(stat.f_blocks) })
-}
-
-/// Returns a number of bytes for a person: `812 B`, `3.1 GiB`.
-#[must_use]
-pub fn bytes(count: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if count < 1024 {
-        return format!("{count} B");
-    }
-    let mut whole = count;
-    let mut rest = 0;
-    let mut unit = "";
-    for name in UNITS {
-        if whole < 1024 {
-            break;
-        }
-        rest = whole % 1024;
-        whole /= 1024;
-        unit = name;
-    }
-    format!("{whole}.{} {unit}", rest * 10 / 1024)
 }
 
 /// Returns which process holds the lock of a file, by its number; 0 where the system does not tell

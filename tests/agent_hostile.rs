@@ -313,8 +313,12 @@ async fn converse(
                     None
                 }
                 Subscribe::KIND => {
-                    let told =
-                        Subscribed { lineage: now.lineage, from: Rev::ZERO, head: Rev(now.head) };
+                    let told = Subscribed {
+                        lineage: now.lineage,
+                        from: Rev::ZERO,
+                        head: Rev(now.head),
+                        usage: None,
+                    };
                     wire.write_all(&encode(request, &told)).await?;
                     subscribed.store(true, Ordering::SeqCst);
                     counts.subscribed.fetch_add(1, Ordering::SeqCst);

@@ -219,7 +219,7 @@ decoders! {
     ChangePassword TotpBegin TotpConfirm TotpDisable ListHeld ApproveHeld RejectHeld
     ListBatches UndoBatch GetAuthors GetSpace Authors Space HelloReply AuthReply
     Done Subscribed Committed Missing Has ListPart Chunks Found Entries Devices Invited TotpSecret
-    HeldList Batches Undone HeldNow Coming Page Bye Failure GetSums Sums PutDeltas GetDeltas Deltas PutSplice GetSplice
+    HeldList Batches Undone HeldNow UsageNow Coming Page Bye Failure GetSums Sums PutDeltas GetDeltas Deltas PutSplice GetSplice
     Splice
 }
 

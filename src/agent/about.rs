@@ -40,6 +40,7 @@ impl About {
                     stored: space.stored,
                     free: space.free,
                     total: space.total,
+                    used: space.used,
                     quota: space.quota,
                 }),
                 told_at: clock::wall().secs,

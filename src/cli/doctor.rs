@@ -8,20 +8,23 @@ use super::agent::{status_of, told};
 use super::dial::Server;
 use super::failure::{Exit, Failure};
 use super::machine::Machine;
-use super::output::{Output, Tone, counted, moment};
+use super::output::{Output, Tone, bytes, counted, moment};
 use super::units::{self, Enabled};
 use super::wait;
 use crate::agent::checkup;
 use crate::agent::config::{Authority, FolderConfig};
 use crate::agent::control::connect;
 use crate::checkup::{Finding, Summary, Verdict};
-use crate::protocol::message::HelloReply;
+use crate::protocol::message::{HelloReply, Space};
 
 /// Clocks that differ by more are told of; the agent itself does not mind.
 const CLOCK_WARNING_SECS: i64 = 30;
 
 /// Clocks that differ by so much make one-time codes and certificates fail, and times misleading.
 const CLOCK_PROBLEM_SECS: i64 = 3600;
+
+/// Of an account that has used more of its room than this, in percent, a person is warned.
+const QUOTA_WARNING_PERCENT: u128 = 90;
 
 /// A certificate that is renewed by machine has been by then.
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
@@ -207,6 +210,12 @@ async fn servers(machine: &Machine) -> Vec<Finding> {
                     "log-in",
                     format!("{:?}, as device {:?}", admitted.user_name, admitted.device_name),
                 ));
+                // A server of an earlier version cannot be asked.
+                if let Ok(Space { used: Some(used), quota: Some(quota), .. }) =
+                    session.space().await
+                {
+                    findings.push(quota_left(used, quota));
+                }
             }
             // Told already.
             Err(failure) if failure.exit() == Exit::Offline => {}
@@ -236,6 +245,17 @@ async fn server(server: &Server, findings: &mut Vec<Finding>) -> bool {
     findings.push(certificate(server.authority, connection.certificate().map(|v| v.until), now));
     findings.push(clock(hello, now));
     true
+}
+
+fn quota_left(used: u64, quota: u64) -> Finding {
+    const CHECK: &str = "quota";
+    let text = format!("{} of {} used on the server", bytes(used), bytes(quota));
+    let is_nearly_full = u128::from(used) * 100 > u128::from(quota) * QUOTA_WARNING_PERCENT;
+    if is_nearly_full {
+        let fix = "delete what is not needed, or ask whoever runs the server for more".to_owned();
+        return Finding::warning(CHECK, text, fix);
+    }
+    Finding::good(CHECK, text)
 }
 
 fn secs(time: SystemTime) -> i64 {
@@ -340,6 +360,16 @@ mod tests {
         );
         // A machine without a clock of its own begins at the epoch.
         assert_eq!(clock(&at(1_800_000_000), UNIX_EPOCH).verdict, Verdict::Problem);
+    }
+
+    #[test]
+    fn nine_tenths_of_the_room_are_told_of() {
+        let verdict = |used| quota_left(used, 1000).verdict;
+        assert_eq!(
+            (verdict(900), verdict(901), verdict(5000)),
+            (Verdict::Good, Verdict::Warning, Verdict::Warning)
+        );
+        assert_eq!(quota_left(u64::MAX, u64::MAX).verdict, Verdict::Warning);
     }
 
     #[test]

@@ -123,11 +123,12 @@ fn folder_sentences(lines: &mut Vec<String>, folder: &FolderStatus, now: i64) {
         });
     }
     if let Some(space) = &folder.space {
-        let limit = space.quota.map(|quota| format!(" of your {}", bytes(quota)));
+        if let (Some(used), Some(quota)) = (space.used, space.quota) {
+            lines.push(format!("You have used {} of your {}.", bytes(used), bytes(quota)));
+        }
         lines.push(format!(
-            "On the server this takes {}{}, earlier versions included; {} of {} are free there.",
+            "On the server this takes {}, earlier versions included; {} of {} are free there.",
             bytes(space.stored),
-            limit.unwrap_or_default(),
             bytes(space.free),
             bytes(space.total)
         ));

@@ -325,11 +325,9 @@ fn devices_line(lines: &mut Lines, look: Look, devices: &[DeviceStatus], then: &
 pub fn space_words(space: &SpaceStatus) -> String {
     let stored = bytes(space.stored);
     let free = format!("{} of {} free", bytes(space.free), bytes(space.total));
-    match space.quota {
-        Some(quota) => {
-            format!("{stored} of your {} taken, earlier versions included", bytes(quota))
-        }
-        None => format!("{stored} taken, earlier versions included; {free}"),
+    match (space.used, space.quota) {
+        (Some(used), Some(quota)) => format!("{} of {} used", bytes(used), bytes(quota)),
+        _ => format!("{stored} taken, earlier versions included; {free}"),
     }
 }
 
@@ -416,6 +414,7 @@ pub(super) mod tests {
                     stored: 4_000_000_000,
                     free: 225_900_000_000,
                     total: 1_000_200_000_000,
+                    used: Some(3_340_000_000),
                     quota: None,
                 }),
                 told_at: Some(NOW - 3),

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::agent::told;
 use super::failure::{Exit, Failure};
 use super::machine::{Machine, Spot};
-use super::output::{Output, Tone, counted, moment, printable};
+use super::output::{Output, Tone, bytes, counted, moment, printable};
 use crate::protocol::control::{Direction, PathText, Reply, Request, RuleSource, Standing};
 
 /// What is told of a path.
@@ -112,7 +112,7 @@ fn exit_of(standing: &Standing) -> Exit {
         | Standing::Held { .. }
         | Standing::Problem { .. }
         | Standing::Problems { .. }
-        | Standing::OverQuota
+        | Standing::OverQuota { .. }
         | Standing::Stopped { .. }
         | Standing::WrongServer { .. } => Exit::Person,
         Standing::Offline { .. } => Exit::Offline,
@@ -234,8 +234,11 @@ fn words(path: &str, standing: &Standing) -> Words {
         )),
         Standing::Problem { direction, reason } => waits(direction, &plain(reason))
             .fix("see to that; the agent tries again by itself, and `picloud sync` at once"),
-        Standing::OverQuota => Words::new(format!(
-            "{path} cannot be sent: the account has used up its room on the server"
+        Standing::OverQuota { needs, left } => Words::new(format!(
+            "{path} cannot be sent: over quota; it needs {} on the server, where {} of the account's \
+             room are left",
+            bytes(*needs),
+            bytes(*left)
         ))
         .fix("delete what is not needed, or ask who runs the server for more"),
         Standing::Offline { direction } => waits(direction, "the server cannot be reached")

@@ -14,13 +14,17 @@ use super::transfer::{Source, Target, Uploaded};
 use super::{ClientError, Result, Session, TransferError};
 use crate::model::{
     Attrs, Body, Change, ChangeOp, ChunkData, Content, Name, Node, NodeId, Place, Refusal, RelPath,
-    Rev, Timestamp, Versioned,
+    Rev, Timestamp, Usage, Versioned,
 };
 use crate::protocol::limits::{BATCH_COUNT_MAX, IN_FLIGHT_MAX, INLINE_LEN_MAX};
-use crate::protocol::message::{ChangeResult, Commit, ListDir, Lookup};
+use crate::protocol::message::{ChangeResult, Commit, Committed, ListDir, Lookup, Space};
 
 /// How often a change is planned anew when others were faster, or a file is read anew.
 const TRIES_MAX: u32 = 5;
+
+/// Whether there is room for as many bytes more is asked before they are sent; what is less is soon
+/// sent, and the answer to it says so.
+const ROOM_ASKED_MIN: u64 = 1024 * 1024;
 
 /// The clock that stamps files ticks at least this often (Linux: every 1 to 10 ms).
 const TICK_MAX: Duration = Duration::from_millis(20);
@@ -172,7 +176,7 @@ impl Session {
     pub async fn put_file(&self, local: &Path, remote: &RelPath) -> Result<Stored> {
         let failed = |action, source| ClientError::Local { action, path: local.to_owned(), source };
         // Before the bytes are sent: a path that cannot be is told at once.
-        self.plan(remote).await?;
+        let plan = self.plan(remote).await?;
         for _ in 0..TRIES_MAX {
             let path = local.to_owned();
             let opening = spawn_blocking(move || open_regular(&path)).await;
@@ -184,6 +188,7 @@ impl Session {
                 tokio::time::sleep(TICK_MAX).await;
                 before = file.metadata().map_err(|source| failed("read", source))?;
             }
+            self.check_room(remote, plan.growth(before.len())).await?;
             let uploaded = self.upload(Source::File(file)).await?;
             let file = uploaded.file.as_ref();
             let file = file.ok_or(ClientError::Transfer(TransferError::Abandoned))?;
@@ -220,6 +225,23 @@ impl Session {
         self.commit_file(remote, uploaded, options).await
     }
 
+    /// Says that there is no room for a larger file before it is sent.
+    async fn check_room(&self, remote: &RelPath, growth: u64) -> Result<()> {
+        if growth < ROOM_ASKED_MIN {
+            return Ok(());
+        }
+        // A server of an earlier version has no quota, or cannot be asked.
+        let Ok(Space { used: Some(used), quota, .. }) = self.space().await else {
+            return Ok(());
+        };
+        let usage = Usage { used, quota };
+        if usage.has_room_for(growth) {
+            return Ok(());
+        }
+        let (path, left) = (remote.clone(), usage.left().unwrap_or(0));
+        Err(ClientError::OverQuota { path, needs: growth, left })
+    }
+
     async fn upload(&self, source: Source) -> Result<Uploaded> {
         Ok(self.bulk.upload(source, None, INLINE_LEN_MAX).await?)
     }
@@ -240,10 +262,10 @@ impl Session {
         for _ in 0..TRIES_MAX {
             let plan = self.plan(remote).await?;
             let mut changes = self.make_dirs(&plan)?;
-            let created = plan.file.is_none();
+            let (created, growth) = (plan.file.is_none(), plan.growth(content.len()));
             let mode = options.mode.map(Attrs::from_mode);
             let (node, base, op) = match plan.file {
-                Some((id, rev)) => {
+                Some((id, rev, _)) => {
                     let body = Some(body.clone());
                     let (place, attrs) = (None, mode);
                     (id, rev, ChangeOp::Update { place, body, attrs })
@@ -260,7 +282,8 @@ impl Session {
             };
             changes.push(Change::new(node, base, op));
             let chunks = uploaded.inline.iter().cloned().collect();
-            match self.commit(changes, chunks).await? {
+            let (result, usage) = self.commit(changes, chunks).await?;
+            match result {
                 Ok(rev) => {
                     return Ok(Stored { id: node, rev, content, created });
                 }
@@ -269,6 +292,11 @@ impl Session {
                     | Refusal::NoParent
                     | Refusal::NameTaken { .. }),
                 ) => refused = Some(refusal),
+                Err(Refusal::OverQuota) => {
+                    let left = usage.and_then(|usage| usage.left()).unwrap_or(0);
+                    let path = remote.clone();
+                    return Err(ClientError::OverQuota { path, needs: growth, left });
+                }
                 Err(refusal) => {
                     let path = remote.clone();
                     return Err(ClientError::Refused { path, refusal });
@@ -281,21 +309,22 @@ impl Session {
         })
     }
 
-    /// Commits changes that stand or fall with the last one; returns what became of that one.
+    /// Commits changes that stand or fall with the last one; returns what became of that one, and how much
+    /// room is in use afterwards, if the server says so.
     async fn commit(
         &self,
         changes: Vec<Change>,
         chunks: Vec<ChunkData>,
-    ) -> Result<std::result::Result<Rev, Refusal>> {
+    ) -> Result<(std::result::Result<Rev, Refusal>, Option<Usage>)> {
         let count = changes.len();
         let request = Commit { drive: self.drive.id, changes, chunks, deletions: None };
-        let mut results = self.connection.call(&request).await?.results;
+        let Committed { mut results, usage, .. } = self.connection.call(&request).await?;
         if results.len() != count {
             return Err(ClientError::Nonsense("a result for each change was due"));
         }
         match results.pop() {
-            Some(ChangeResult::Accepted { rev }) => Ok(Ok(rev)),
-            Some(ChangeResult::Refused(refusal)) => Ok(Err(refusal)),
+            Some(ChangeResult::Accepted { rev }) => Ok((Ok(rev), usage)),
+            Some(ChangeResult::Refused(refusal)) => Ok((Err(refusal), usage)),
             None => Err(ClientError::Nonsense("no result for a change")),
         }
     }
@@ -315,7 +344,7 @@ impl Session {
         let file = match self.stat(remote).await? {
             None => None,
             Some(entry) => match entry.node.body {
-                Body::File { .. } => Some((entry.id, entry.rev)),
+                Body::File { content, .. } => Some((entry.id, entry.rev, content.len())),
                 Body::Dir => return Err(ClientError::IsDirectory { path: entry.path }),
                 Body::Link { .. } => return Err(ClientError::IsLink { path: entry.path }),
             },
@@ -421,14 +450,21 @@ fn is_fresh(meta: &std::fs::Metadata) -> bool {
 
 /// What is on the way to a path.
 struct Plan {
-    /// The file that is there already.
-    file: Option<(NodeId, Rev)>,
+    /// The file that is there already, and its length.
+    file: Option<(NodeId, Rev, u64)>,
     /// The deepest directory on the way that is there.
     parent: NodeId,
     /// The names of those that are not, from the bottom.
     missing: Vec<Name>,
     /// The name of the file.
     name: Name,
+}
+
+impl Plan {
+    /// Returns how many bytes more a file of this length makes used.
+    fn growth(&self, len: u64) -> u64 {
+        len.saturating_sub(self.file.map_or(0, |(_, _, old)| old))
+    }
 }
 
 /// A target that is written front to back.

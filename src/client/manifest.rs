@@ -34,7 +34,7 @@ impl Session {
         while cursor < head || !is_whole {
             let page = match pushes.recv().await {
                 Some(Push::Page(page)) if page.drive == drive => page,
-                Some(Push::Page(_) | Push::Held(_) | Push::Coming(_)) => continue,
+                Some(Push::Page(_) | Push::Held(_) | Push::Usage(_) | Push::Coming(_)) => continue,
                 Some(Push::Bye(_)) | None => {
                     let reason = self.connection.closed().await;
                     return Err(ClientError::Call(crate::protocol::CallError::Closed(reason)));

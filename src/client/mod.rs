@@ -44,7 +44,7 @@ pub use session::{Credentials, Session};
 pub use transfer::TransferError;
 pub use watch::{Watch, WatchEvent};
 
-use crate::model::{DeviceId, Refusal, RelPath};
+use crate::model::{DeviceId, Refusal, RelPath, byte_count};
 use crate::protocol::message::{
     Answer, AuthReply, FailureCode, Join, Login, Question, Register, Request, Resume,
 };
@@ -100,6 +100,21 @@ pub enum ClientError {
         path: RelPath,
         /// Why.
         refusal: Refusal,
+    },
+    /// The account has no more room on the server.
+    #[error(
+        "Cannot put \"{path}\": over quota: it needs {} on the server, where {} are left; delete something, \
+         or ask whoever runs the server for more",
+        byte_count(*needs),
+        byte_count(*left)
+    )]
+    OverQuota {
+        /// The path.
+        path: RelPath,
+        /// How many bytes more it would make used.
+        needs: u64,
+        /// How many are left.
+        left: u64,
     },
     /// Something on this machine failed.
     #[error("Cannot {action} {path:?}")]

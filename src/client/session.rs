@@ -10,9 +10,9 @@ use super::transfer::{Bulk, Meter};
 use super::{ClientError, Result};
 use crate::model::{BatchId, DeviceId, DriveId, IdSource, NodeId, Rev};
 use crate::protocol::message::{
-    Admitted, ApproveHeld, Batches, ChangePassword, DeviceInfo, DriveInfo, Held, Invite, Invited,
-    ListBatches, ListDevices, ListHeld, Logout, RejectHeld, RevokeDevice, TotpBegin, TotpConfirm,
-    TotpDisable, UndoBatch, Undone,
+    Admitted, ApproveHeld, Batches, ChangePassword, DeviceInfo, DriveInfo, GetSpace, Held, Invite,
+    Invited, ListBatches, ListDevices, ListHeld, Logout, RejectHeld, RevokeDevice, Space,
+    TotpBegin, TotpConfirm, TotpDisable, UndoBatch, Undone,
 };
 use crate::protocol::{Connection, Push};
 
@@ -217,6 +217,15 @@ impl Session {
         let password = password.to_owned();
         self.connection.call(&TotpDisable { password }).await?;
         Ok(())
+    }
+
+    /// Returns how much room there is on the server, and how much of the account's is in use.
+    ///
+    /// # Errors
+    /// When the server cannot be asked.
+    pub async fn space(&self) -> Result<Space> {
+        let drive = self.drive.id;
+        Ok(self.connection.call(&GetSpace { drive }).await?)
     }
 
     /// Returns the mass deletions of the drive that wait for a person.

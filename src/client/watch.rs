@@ -109,7 +109,7 @@ impl Watch {
             match self.pushes.recv().await {
                 Some(Push::Page(page)) if page.drive == self.session.drive.id => break page,
                 // A page of a drive that is no longer subscribed to.
-                Some(Push::Page(_) | Push::Held(_) | Push::Coming(_)) => {}
+                Some(Push::Page(_) | Push::Held(_) | Push::Usage(_) | Push::Coming(_)) => {}
                 Some(Push::Bye(_)) | None => return Ok(false),
             }
         };

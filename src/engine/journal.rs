@@ -74,6 +74,7 @@ impl<T: Trees> Engine<T> {
             }
         }
         self.uploaded.clear();
+        self.quota.forget_usage();
     }
 
     /// The journal tells of a node whose change is in doubt.
@@ -352,7 +353,11 @@ impl<T: Trees> Engine<T> {
                 self.agenda.retry(id, now_ms);
             }
             Refusal::NeedsApproval => self.deletion_refused(),
-            Refusal::Illegal { .. } | Refusal::OverQuota => {
+            Refusal::OverQuota => {
+                let known = self.trees.get(id)?.remote.map(|remote| remote.node.body);
+                self.over_quota(id, pushed.node.as_ref().map(|node| &node.body), known.as_ref());
+            }
+            Refusal::Illegal { .. } => {
                 self.problem(Subject::Node(id), refusal.to_string());
                 self.agenda.retry_slowly(id, now_ms);
             }

@@ -24,6 +24,7 @@ mod observe;
 mod outcome;
 mod plan;
 mod putting;
+mod quota;
 pub mod rest;
 mod rings;
 pub mod scope;
@@ -40,6 +41,8 @@ use self::copies::Copies;
 use self::deletions::Deletions;
 use self::observe::Looks;
 use self::putting::Puttings;
+pub use self::quota::Lack;
+use self::quota::Quota;
 use self::rings::Rings;
 use self::scope::Scope;
 use self::seam::{Action, Awaited, DirRef, Event, Expected, Outgoing, Spot, Stat};
@@ -230,6 +233,7 @@ pub struct Engine<T> {
     outbox: Vec<Outgoing>,
     outbox_bytes: u64,
     deletions: Deletions,
+    quota: Quota,
     /// Contents that the server has by an upload of ours, until their change is committed.
     uploaded: HashMap<NodeId, Content>,
     /// Changes sent on a connection that broke before the answer came, perhaps in an earlier life of
@@ -330,6 +334,7 @@ impl<T: Trees> Engine<T> {
             outbox: Vec::new(),
             outbox_bytes: 0,
             deletions: Deletions::default(),
+            quota: Quota::default(),
             uploaded: HashMap::new(),
             in_doubt,
             unsure: HashMap::new(),
@@ -368,6 +373,7 @@ impl<T: Trees> Engine<T> {
             Event::Offline => self.offline(),
             Event::Page(page) => self.page(page)?,
             Event::Deletions(word) => self.heard_word(word),
+            Event::Usage(usage) => self.heard_usage(usage),
             Event::Paused(paused) => {
                 self.link.paused = paused;
                 self.agenda.sweep();
@@ -455,10 +461,13 @@ impl<T: Trees> Engine<T> {
     /// Takes the next node to plan: one that is ready, or one for which there is room now. One step that
     /// ends lets one node in, so that the others, which there may be many of, are not looked at for it.
     fn next(&mut self) -> Option<NodeId> {
-        self.agenda.next().or_else(|| {
-            let room = Room::ALL.into_iter().find(|room| self.may_admit(*room))?;
-            self.agenda.admit(room)
-        })
+        self.agenda
+            .next()
+            .or_else(|| {
+                let room = Room::ALL.into_iter().find(|room| self.may_admit(*room))?;
+                self.agenda.admit(room)
+            })
+            .or_else(|| self.quota.admit())
     }
 
     /// Returns whether there is something to plan that waits for nothing.
@@ -467,6 +476,7 @@ impl<T: Trees> Engine<T> {
             || self.agenda.may_sweep()
             || !self.scope.is_settled()
             || Room::ALL.into_iter().any(|room| self.may_admit(room))
+            || self.quota.may_admit()
     }
 
     /// Returns whether a node waits for room of this kind, and there is some.
@@ -566,6 +576,7 @@ impl<T: Trees> Engine<T> {
                 };
                 (path, reason.clone())
             })
+            .chain(self.lacks())
             // What is in the way of a node of that name is told once.
             .collect();
         told.into_iter().collect()
@@ -594,7 +605,7 @@ impl<T: Trees> Engine<T> {
 
     /// Returns how many paths have a problem.
     pub fn problem_count(&self) -> usize {
-        self.problems.len()
+        self.problems.len() + self.quota.held_count()
     }
 
     /// Returns how many looks at the whole folder are complete.
@@ -618,17 +629,22 @@ impl<T: Trees> Engine<T> {
             && self.flights.is_empty()
             && self.agenda.is_idle()
             && self.scope.is_settled()
+            && !self.quota.may_admit()
             && self.all_pending_is_known()
     }
 
     /// Returns whether each change that is pending is a problem or held, or waits for one that is.
     fn all_pending_is_known(&self) -> bool {
+        if self.quota.holds_more() {
+            // They cannot be counted, and nothing else goes on.
+            return true;
+        }
         let pending = self.pending();
         let problems = self.problems.keys().filter_map(|key| match key {
             Subject::Node(id) => Some(*id),
             _ => None,
         });
-        let known: HashSet<NodeId> = problems.collect();
+        let known: HashSet<NodeId> = problems.chain(self.quota.held().map(|(id, _)| id)).collect();
         if pending <= known.len() as u64 {
             return true;
         }
@@ -712,6 +728,8 @@ impl<T: Trees> Engine<T> {
         if entry.is_dirty() {
             self.agenda.schedule(id);
         } else {
+            self.quota.free(id);
+            self.quota.release(id);
             self.agenda.clear_retry(id);
             self.solve(&Subject::Node(id));
         }
@@ -852,7 +870,7 @@ impl<T: Trees> Engine<T> {
                     }
                 }
             }
-            Flight::Commit { .. } => {}
+            Flight::Commit { .. } => self.quota.release(id),
         }
         self.agenda.schedule(id);
         self.agenda.wake(id);

@@ -77,6 +77,9 @@ impl<T: Trees> Engine<T> {
         if self.flights.contains_key(&id) || self.agenda.must_wait(id, self.now.ms) {
             return Ok(());
         }
+        if !self.uploaded.contains_key(&id) {
+            self.quota.release(id);
+        }
         let mut entry = self.trees.get(id)?;
         if self.fit(id, &mut entry)? {
             return self.put(id, &entry);
@@ -306,6 +309,11 @@ impl<T: Trees> Engine<T> {
             }
             ready!(self, id, self.name_there(id, &place)?);
         }
+        let has_else = aspects.place || aspects.attrs;
+        let known = Some(&remote.node.body);
+        let is_held = aspects.body && has_else && !self.fits_quota(id, &here.body, known);
+        // What it holds now waits for room; where it is, and who may read it, does not.
+        aspects.body &= !is_held;
         let attach = if aspects.body {
             match self.content_there(id, local, &here.body, Some(&remote.node.body), actions)? {
                 Some(attach) => attach,
@@ -315,6 +323,9 @@ impl<T: Trees> Engine<T> {
             None
         };
         aspects.place &= place != remote.node.place;
+        if is_held && !aspects.place && !aspects.attrs {
+            return Ok(());
+        }
         let after = Node {
             place: if aspects.place { place.clone() } else { remote.node.place.clone() },
             body: if aspects.body { here.body.clone() } else { remote.node.body.clone() },
@@ -467,10 +478,14 @@ impl<T: Trees> Engine<T> {
         let Body::File { content, .. } = body else {
             return Ok(Some(None));
         };
+        if !self.fits_quota(id, body, known) {
+            return Ok(None);
+        }
         let is_there = content.is_empty()
             || known.is_some_and(|known| known.same_bytes(body))
             || self.uploaded.get(&id) == Some(content);
         if is_there {
+            self.reserve_room(id, body, known);
             return Ok(Some(None));
         }
         let Some(at) = self.spot(local)? else {
@@ -479,6 +494,7 @@ impl<T: Trees> Engine<T> {
         let expected = Expected { stat: local.stat, content: Some(*content) };
         match content {
             Content::Chunk { len, .. } if *len <= self.settings.inline_len_max => {
+                self.reserve_room(id, body, known);
                 Ok(Some(Some((at, expected))))
             }
             _ => {
@@ -486,6 +502,7 @@ impl<T: Trees> Engine<T> {
                     self.agenda.crowd_out(id, Room::Uploads);
                 } else {
                     self.launch(id, Flight::Upload { content: *content });
+                    self.reserve_room(id, body, known);
                     let base = match known {
                         Some(Body::File { content, .. }) => Some(*content),
                         _ => None,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::model::{
     Attrs, Change, Content, Digest, Kind, Lineage, Name, NodeId, Refusal, RelPath, Rev, Timestamp,
-    Versioned,
+    Usage, Versioned,
 };
 
 /// What `lstat` tells of an entry. Two equal values mean: not touched, as far as the disk can tell.
@@ -470,6 +470,9 @@ pub enum Event {
     Page(JournalPage),
     /// The server's word about this device's deletions; it will tell when that changes.
     Deletions(Word),
+    /// How much of the account's room is in use: when a connection begins, with each answer to a commit
+    /// (before that), and when the server says so.
+    Usage(Usage),
     /// A person paused or resumed transfers.
     Paused(bool),
 }

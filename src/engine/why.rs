@@ -5,7 +5,7 @@
 use super::decide::{Need, decide};
 use super::seam::Stat;
 use super::trees::{Entry, Local, Trees};
-use super::{Engine, Flight, Subject};
+use super::{Engine, Flight, Lack, Subject};
 use crate::model::{Name, NodeId, RelPath};
 
 /// What the trees know of a path.
@@ -74,6 +74,8 @@ pub enum Step {
         /// Whether its bytes could not be read.
         is_reading: bool,
     },
+    /// It makes more of the account's room used than there is left, in bytes.
+    OverQuota(Lack),
     /// Each time it was read it had changed meanwhile.
     Busy,
     /// There is no connection.
@@ -171,6 +173,10 @@ impl<T: Trees> Engine<T> {
                 Some(local) if self.is_looked_at(local) => Step::Looking,
                 _ => Step::Rest,
             });
+        }
+        if let Some(lack) = self.quota.lack_of(id).filter(|_| self.link.online) {
+            let left = self.quota.left().unwrap_or(lack.left);
+            return Ok(Step::OverQuota(Lack { left, ..lack }));
         }
         if let Some(reason) = self.problems.get(&Subject::Node(id)) {
             let is_reading = need == Need::Hash;

@@ -91,7 +91,8 @@ pub enum Refusal {
     /// The change waits for a person's approval (a mass deletion).
     #[error("The change waits for approval")]
     NeedsApproval,
-    /// The drive's owner is over the quota.
-    #[error("The drive is full")]
+    /// It makes more of the room of the drive's owner used than the quota allows. How much is left comes with
+    /// the answer; the author knows what it asked for.
+    #[error("The account has used up its room on the server")]
     OverQuota,
 }

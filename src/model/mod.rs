@@ -19,6 +19,7 @@ mod node_id_hash;
 mod portable;
 mod settings;
 mod time;
+mod usage;
 
 pub use batch::{BatchId, BatchIdError};
 pub use change::{Change, ChangeOp, Refusal};
@@ -39,3 +40,4 @@ pub use node_id_hash::NodeIdHash;
 pub use portable::{folded, why_not_portable};
 pub use settings::{Wrong, check_device_name, free_device_name, is_host_and_port};
 pub use time::Timestamp;
+pub use usage::{Usage, byte_count};

@@ -29,7 +29,7 @@ use super::limits;
 use super::line::{CloseReason, Line, SendError, Stream};
 use super::message::{
     AuthReply, Bye, Coming, Failure, GetSplice, HeldNow, Hello, HelloReply, ListBatches, Message,
-    PROTOCOL, Page, Ping, PutList, PutSplice, Request, UndoBatch,
+    PROTOCOL, Page, Ping, PutList, PutSplice, Request, UndoBatch, UsageNow,
 };
 use super::tls::{ALPN, TlsError, Trust, WrongFingerprint, connector};
 use crate::model::Fingerprint;
@@ -168,6 +168,8 @@ pub enum Push {
     Page(Page),
     /// The mass deletions of a drive that wait for a person.
     Held(HeldNow),
+    /// How much of the room of a drive's owner is in use now.
+    Usage(UsageNow),
     /// Another device is sending a content.
     Coming(Coming),
     /// The server ends the connection; nothing follows.
@@ -619,6 +621,10 @@ async fn dispatch(
         }
         HeldNow::KIND => {
             pushes.send(Push::Held(frame.decode()?)).await.ok();
+            Ok(None)
+        }
+        UsageNow::KIND => {
+            pushes.send(Push::Usage(frame.decode()?)).await.ok();
             Ok(None)
         }
         Coming::KIND => {

@@ -281,7 +281,11 @@ pub struct SpaceStatus {
     pub free: u64,
     /// The size of its disk.
     pub total: u64,
-    /// How much the drive may take, where that is limited.
+    /// The sum of the sizes of the files in all drives of this drive's owner, as they are now; a server
+    /// of an earlier version does not say.
+    #[serde(default)]
+    pub used: Option<u64>,
+    /// How much that may be, where it is limited.
     #[serde(default)]
     pub quota: Option<u64>,
 }

@@ -17,7 +17,7 @@ pub use crate::model::{ChunkData, Codec};
 use super::limits::{BATCH_COUNT_MAX, LIST_PART_LEN_MAX};
 use crate::model::{
     BatchId, Change, ChunkId, DeviceId, Digest, DriveId, Lineage, ListId, Name, NodeId, Refusal,
-    RelPath, Rev, Timestamp, UserId, Versioned,
+    RelPath, Rev, Timestamp, Usage, UserId, Versioned,
 };
 
 /// A message with its own kind number.
@@ -123,6 +123,7 @@ messages! {
     128 Page;
     129 Bye;
     130 HeldNow;
+    132 UsageNow;
     // From a device to the server, and on to the others.
     131 Coming;
     // Failure of a request; with request id 0, of the connection.
@@ -324,6 +325,10 @@ pub struct Subscribed {
     pub from: Rev,
     /// The newest rev.
     pub head: Rev,
+    /// How much of the room of the drive's owner is in use; an older server does not say. Where there is a
+    /// quota, [`UsageNow`] tells of what changes.
+    #[serde(default)]
+    pub usage: Option<Usage>,
 }
 
 /// A piece of the journal, pushed: each node changed in (`from`, `upto`], once, in its latest state.
@@ -422,6 +427,9 @@ pub struct Committed {
     pub results: Vec<ChangeResult>,
     /// The newest rev afterwards.
     pub head: Rev,
+    /// How much of the room of the drive's owner is in use afterwards; an older server does not say.
+    #[serde(default)]
+    pub usage: Option<Usage>,
 }
 
 /// What became of a change.
@@ -1053,9 +1061,24 @@ pub struct Space {
     pub free: u64,
     /// The size of that disk.
     pub total: u64,
-    /// How much the drive may take; none where that is not limited.
+    /// The sum of the sizes of the files in all drives of this drive's owner, as [`Usage`] counts; an
+    /// older server does not say.
+    #[serde(default)]
+    pub used: Option<u64>,
+    /// How much that may be; none where that is not limited.
     #[serde(default)]
     pub quota: Option<u64>,
+}
+
+/// How much of the room of a drive's owner is in use, pushed to each subscription when that changes, where
+/// there is a quota, but at most five times in a second: the newest is told. A device that holds a file
+/// back for lack of room sends it once there is some.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UsageNow {
+    /// The drive.
+    pub drive: DriveId,
+    /// How much.
+    pub usage: Usage,
 }
 
 /// The server ends the connection, and says why.
@@ -1106,6 +1129,9 @@ pub enum FailureCode {
     /// There is no room on the server's disk. Only what brings contents or changes is refused so;
     /// asking again later may help.
     DiskFull,
+    /// It would make more of the room of the drive's owner used than the quota allows. Single changes
+    /// are refused with [`Refusal::OverQuota`] instead.
+    OverQuota,
     /// A code of a newer protocol.
     Unknown(u16),
 }
@@ -1125,6 +1151,7 @@ impl From<FailureCode> for u16 {
             FailureCode::Unavailable => 10,
             FailureCode::Internal => 11,
             FailureCode::DiskFull => 12,
+            FailureCode::OverQuota => 13,
             FailureCode::Unknown(number) => number,
         }
     }
@@ -1145,6 +1172,7 @@ impl From<u16> for FailureCode {
             10 => Self::Unavailable,
             11 => Self::Internal,
             12 => Self::DiskFull,
+            13 => Self::OverQuota,
             unknown => Self::Unknown(unknown),
         }
     }

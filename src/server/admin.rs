@@ -1,4 +1,4 @@
-//! What the person who runs the server does: accounts, invitations, devices, held deletions.
+//! What the person who runs the server does: accounts, quotas, invitations, devices, held deletions.
 //!
 //! All of it works on the database alone, so that it is the same whether a server runs or not; a
 //! running one notices within a second what concerns its connections. Nothing here prints.
@@ -10,9 +10,11 @@ use super::accounts::{check_password, check_user_name, hash_password, hash_secre
 use super::clock::now_ms;
 use super::config::Config;
 use super::gate::Decision;
-use super::store::metadata::{Access, Database, Device, Drive, HeldRow, Metadata, Result, User};
+use super::store::metadata::{
+    Access, Database, Device, Drive, HeldRow, Metadata, OwnQuota, Result, User,
+};
 use super::store::{Layout, StoreError, transact};
-use crate::model::{DeviceId, DriveId, JoinLink, Lineage, UserId};
+use crate::model::{DeviceId, DriveId, JoinLink, Lineage, Usage, UserId};
 use crate::protocol::message::FailureCode;
 use crate::protocol::{ServerIdentity, TlsError, generate_certificate};
 
@@ -189,6 +191,8 @@ pub struct UserSummary {
     pub drive: Option<Drive>,
     /// How many devices it has.
     pub devices: usize,
+    /// How much of its room is in use.
+    pub usage: Usage,
 }
 
 /// The administration of one data directory.
@@ -248,12 +252,14 @@ impl Admin {
     /// # Errors
     /// When the database fails.
     pub fn users(&self) -> Result<Vec<UserSummary>> {
+        let default = self.config.accounts.quota();
         self.write(|metadata| {
             metadata
                 .users()?
                 .into_iter()
                 .map(|user| {
                     Ok(UserSummary {
+                        usage: metadata.usage(user.num, default)?,
                         drive: metadata.drives(user.num)?.into_iter().next(),
                         devices: metadata.devices(user.num)?.len(),
                         user,
@@ -286,6 +292,20 @@ impl Admin {
     pub fn set_password(&self, name: &str, password: &str) -> Result<()> {
         let hash = Self::hash(password)?;
         self.with_user(name, |metadata, user| metadata.set_password(user.num, &hash))
+    }
+
+    /// Sets how much room a user has, if that is to change; returns what it is, and how much is in use.
+    ///
+    /// # Errors
+    /// When there is no such user.
+    pub fn quota(&self, name: &str, quota: Option<OwnQuota>) -> Result<(OwnQuota, Usage)> {
+        let default = self.config.accounts.quota();
+        self.with_user(name, |metadata, user| {
+            if let Some(quota) = quota {
+                metadata.set_quota(user.num, quota)?;
+            }
+            Ok((quota.unwrap_or(user.quota), metadata.usage(user.num, default)?))
+        })
     }
 
     /// Ends TOTP for an account whose owner lost the authenticator.

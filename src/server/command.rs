@@ -5,9 +5,11 @@
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Read};
+use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use anyhow::{Context, bail};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
@@ -20,9 +22,10 @@ use super::config::{Config, Registration};
 use super::doctor::{self, Patient};
 use super::gate::Decision;
 use super::store::Layout;
-use super::store::metadata::Device;
+use super::store::metadata::{Device, OwnQuota};
 use super::{log, service};
-use crate::checkup::{Summary, without_numbers};
+use crate::checkup::{Summary, bytes, without_numbers};
+use crate::model::Usage;
 
 /// The version of the `--json` objects.
 const JSON_VERSION: u32 = 1;
@@ -131,6 +134,14 @@ enum UserCommand {
         #[command(flatten)]
         password: PasswordSource,
     },
+    /// Show or set how much a user's files may be together
+    Quota {
+        /// The user
+        name: String,
+        /// A size such as `50GiB` or `500MiB`; `none` for no limit, `default` for what the settings say
+        #[arg(value_name = "SIZE|none|default")]
+        quota: Option<QuotaWord>,
+    },
     /// One-time codes at log-in
     Totp {
         /// The user
@@ -139,6 +150,47 @@ enum UserCommand {
         #[arg(long, required = true)]
         disable: bool,
     },
+}
+
+/// A quota as it is typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct QuotaWord(OwnQuota);
+
+impl FromStr for QuotaWord {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        const USE: &str = "name a size such as 50GiB or 500MiB, or none, or default";
+        let quota = match word {
+            "none" => OwnQuota::None,
+            "default" => OwnQuota::Default,
+            _ => {
+                let end = word.find(|c: char| !c.is_ascii_digit()).unwrap_or(word.len());
+                let (digits, unit) = word.split_at(end);
+                let shift = match unit {
+                    "KiB" => 10,
+                    "MiB" => 20,
+                    "GiB" => 30,
+                    "TiB" => 40,
+                    _ => return Err(USE.to_owned()),
+                };
+                let count: u64 = digits.parse().map_err(|_| USE.to_owned())?;
+                let bytes = count.checked_mul(1 << shift).filter(|it| *it <= Usage::USED_MAX);
+                let bytes = bytes.ok_or("that is more than any disk holds: say none")?;
+                let none = "for no limit say none; to let nothing in any more, say 1KiB";
+                OwnQuota::Bytes(NonZeroU64::new(bytes).ok_or(none)?)
+            }
+        };
+        Ok(Self(quota))
+    }
+}
+
+/// Says how much of a user's room is in use.
+fn usage_words(usage: &Usage) -> String {
+    match usage.quota {
+        Some(quota) => format!("{} of {} used", bytes(usage.used), bytes(quota)),
+        None => format!("{} used", bytes(usage.used)),
+    }
 }
 
 /// Where a password comes from. Never an argument: those are seen by everybody on the machine.
@@ -439,8 +491,9 @@ fn user(admin: &Admin, command: UserCommand, json: bool) -> anyhow::Result<Strin
                 let (name, drive) = (&found.user.name, found.drive.as_ref());
                 let live = drive.map_or(0, |drive| drive.live);
                 let text = format!(
-                    "{name}  {} devices  {live} files and directories{}{}",
+                    "{name}  {} devices  {live} files and directories  {}{}{}",
                     found.devices,
+                    usage_words(&found.usage),
                     if found.user.password.is_some() { "" } else { "  no password" },
                     if found.user.totp.is_some() { "  TOTP" } else { "" },
                 );
@@ -453,6 +506,8 @@ fn user(admin: &Admin, command: UserCommand, json: bool) -> anyhow::Result<Strin
                         "created": time(found.user.created_ms),
                         "devices": found.devices,
                         "nodes": live,
+                        "used": found.usage.used,
+                        "quota": found.usage.quota,
                         "has_password": found.user.password.is_some(),
                         "totp": found.user.totp.is_some(),
                     }),
@@ -473,6 +528,25 @@ fn user(admin: &Admin, command: UserCommand, json: bool) -> anyhow::Result<Strin
             admin.set_password(&name, &password.read()?)?;
             let text = format!("Set the password of {name}");
             out.line(&text, &json!({"type": "password-set", "name": name}));
+        }
+        UserCommand::Quota { name, quota } => {
+            let (own, usage) = admin.quota(&name, quota.map(|QuotaWord(quota)| quota))?;
+            let whose = match own {
+                OwnQuota::Default => "by the settings",
+                OwnQuota::None | OwnQuota::Bytes(_) => "set for this user",
+            };
+            let limit = if usage.quota.is_none() { ", no limit" } else { "" };
+            let text = format!("{name}: {}{limit} ({whose})", usage_words(&usage));
+            out.line(
+                &text,
+                &json!({
+                    "type": "quota",
+                    "name": name,
+                    "used": usage.used,
+                    "quota": usage.quota,
+                    "default": own == OwnQuota::Default,
+                }),
+            );
         }
         UserCommand::Totp { name, .. } => {
             admin.disable_totp(&name)?;
@@ -548,6 +622,18 @@ mod tests {
             let value = words.iter().rfind(|word| word.starts_with('-') && word.len() < 6).unwrap();
             let value = if *value == "--" { "-d" } else { value };
             assert!(found.contains(&format!("{value:?}")), "{words:?}: {found}");
+        }
+    }
+
+    #[test]
+    fn a_quota_is_a_size_or_a_word() {
+        let read = |word: &str| word.parse().map(|QuotaWord(quota)| quota);
+        let bytes = |count| Ok(OwnQuota::Bytes(NonZeroU64::new(count).unwrap()));
+        assert_eq!(read("50GiB"), bytes(50 << 30));
+        assert_eq!(read("500MiB"), bytes(500 << 20));
+        assert_eq!((read("none"), read("default")), (Ok(OwnQuota::None), Ok(OwnQuota::Default)));
+        for bad in ["", "50", "GiB", "50 GiB", "-1GiB", "1.5GiB", "50GB", "0MiB", "9000000TiB"] {
+            assert!(read(bad).is_err(), "{bad}");
         }
     }
 

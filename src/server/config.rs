@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::gate::GateLimits;
+use super::store::metadata::Bounds;
 use crate::model::{Wrong, check_log_filter, is_host_and_port};
 
 /// The documented defaults.
@@ -105,11 +106,22 @@ pub struct AccountsSection {
     pub registration: Registration,
     /// For how long a join link can be used, in seconds.
     pub link_expires_secs: u64,
+    /// How much the files of a user may be together who has no quota of their own, in MiB; 0 for no
+    /// limit.
+    pub quota_mib: u64,
 }
 
 impl Default for AccountsSection {
     fn default() -> Self {
-        Self { registration: Registration::default(), link_expires_secs: 3600 }
+        Self { registration: Registration::default(), link_expires_secs: 3600, quota_mib: 0 }
+    }
+}
+
+impl AccountsSection {
+    /// Returns the quota of a user who has none of their own, in bytes, if there is one.
+    #[must_use]
+    pub fn quota(&self) -> Option<u64> {
+        (self.quota_mib > 0).then(|| self.quota_mib.saturating_mul(1024 * 1024))
     }
 }
 
@@ -200,6 +212,12 @@ pub struct MetricsSection {
 }
 
 impl Config {
+    /// Returns what changes are judged by.
+    #[must_use]
+    pub fn bounds(&self) -> Bounds {
+        Bounds { gate: self.limits.gate(), quota: self.accounts.quota() }
+    }
+
     /// Reads a file. Relative paths in it are relative to the file's directory.
     ///
     /// # Errors
@@ -294,6 +312,9 @@ impl Config {
         if !(1..=31_536_000).contains(&self.accounts.link_expires_secs) {
             return Err(("link_expires_secs", "must be 1 to 31536000, a year".to_owned()));
         }
+        if self.accounts.quota_mib > 1 << 40 {
+            return Err(("quota_mib", "must be at most 1099511627776".to_owned()));
+        }
         if self.tls.certificate.is_some() != self.tls.key.is_some() {
             let key = if self.tls.key.is_some() { "key" } else { "certificate" };
             return Err((key, "certificate and key must be set both or neither".to_owned()));
@@ -356,6 +377,7 @@ mod tests {
             "data_dir",
             "registration",
             "link_expires_secs",
+            "quota_mib",
             "connections_max",
             "connections_per_address_max",
             "connections_per_user_max",

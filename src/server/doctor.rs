@@ -185,6 +185,17 @@ fn contents(layout: &Layout, deep: bool, tell: &mut dyn FnMut(Finding)) {
         }
         Err(error) => tell(fault("database", &error)),
     }
+    match examination.wrong_sums() {
+        Ok(wrong) if wrong.is_empty() => {}
+        Ok(wrong) => {
+            let of = |(drive, kept, real): &(i64, i64, i64)| {
+                format!("the files of drive {drive} are {real} bytes together, and {kept} are kept")
+            };
+            let wrong: Vec<String> = wrong.iter().map(of).collect();
+            tell(Finding::problem("quota", wrong.join("; "), restore.to_owned()));
+        }
+        Err(error) => tell(fault("quota", &error)),
+    }
     let packs = Packs::at(&layout.packs());
     match examination.ends() {
         Ok(ends) => tell(packs_hold(&packs, &ends, restore)),

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use super::throttle::address_key;
-use crate::model::{DeviceId, Rev};
+use crate::model::{DeviceId, Rev, Usage};
 use crate::protocol::message::{Failure, FailureCode};
 use crate::protocol::{EncodedFrame, FrameSender};
 
@@ -37,6 +37,8 @@ struct Inner {
     next: u64,
     heads: HashMap<i64, watch::Sender<Rev>>,
     held: HashMap<i64, watch::Sender<()>>,
+    /// Who wants to know how much of a user's room is in use.
+    usages: HashMap<i64, watch::Sender<Option<Usage>>>,
     /// Which subscription of a device (by its number) to a drive took over last.
     turns: HashMap<(i64, i64), u64>,
     /// Who wants to hear of contents on their way to a drive, by drive and number.
@@ -212,6 +214,34 @@ impl Hub {
     #[must_use]
     pub fn listen_held(&self, drive: i64) -> watch::Receiver<()> {
         self.lock().held.entry(drive).or_insert_with(|| watch::channel(()).0).subscribe()
+    }
+
+    /// Tells who listens how much of a user's room is in use. Called where changes are made, in their
+    /// order: so the newest value is the one that counts.
+    pub fn publish_usage(&self, user: i64, usage: Usage) {
+        let mut inner = self.lock();
+        if let Some(sender) = inner.usages.get(&user)
+            && sender.send(Some(usage)).is_err()
+        {
+            inner.usages.remove(&user);
+        }
+    }
+
+    /// Listens to how much of a user's room is in use; nothing before that changes.
+    #[must_use]
+    pub fn listen_usage(&self, user: i64) -> watch::Receiver<Option<Usage>> {
+        let mut receiver =
+            self.lock().usages.entry(user).or_insert_with(|| watch::channel(None).0).subscribe();
+        receiver.mark_unchanged();
+        receiver
+    }
+
+    /// Returns the users to whose room somebody listens.
+    #[must_use]
+    pub fn usage_users(&self) -> Vec<i64> {
+        let mut inner = self.lock();
+        inner.usages.retain(|_, sender| sender.receiver_count() > 0);
+        inner.usages.keys().copied().collect()
     }
 
     /// From now on `sender` gets what others pass on to a drive, until what is returned is dropped.

@@ -38,7 +38,7 @@ use crate::protocol::{ALPN, AcceptError, ServerConnection};
 use admin::IdentityError;
 use config::Config;
 use hub::{ConnectionLimits, Hub};
-use session::Shared;
+use session::{Shared, publish_usages};
 use store::metadata::Metadata;
 use store::{Layout, Store, StoreError};
 
@@ -329,7 +329,7 @@ async fn converse(
 }
 
 /// Ends the connections of devices that another process revoked, and passes on what it decided about
-/// held deletions.
+/// held deletions and quotas.
 async fn watch_for_notices(shared: Arc<Shared>) {
     let mut known = None;
     let mut ticks = interval(NOTICE_PERIOD);
@@ -350,13 +350,24 @@ async fn watch_for_notices(shared: Arc<Shared>) {
             .await;
         match looked {
             Ok((notice, revoked)) => {
-                if known != Some(notice) {
-                    shared.hub.publish_all_held();
-                }
-                known = Some(notice);
                 for device in revoked {
                     shared.hub.end_device(device);
                 }
+                if known != Some(notice) {
+                    shared.hub.publish_all_held();
+                    let default = shared.config.accounts.quota();
+                    let told = publish_usages(&shared.hub, &shared.store, default).await;
+                    if let Err(error) = told.as_ref()
+                        && error.is_fault()
+                    {
+                        tracing::error!(%error, "quotas that another process set could not be read");
+                    }
+                    if told.is_err() {
+                        // At the next tick.
+                        continue;
+                    }
+                }
+                known = Some(notice);
             }
             Err(error) if error.is_fault() => {
                 tracing::error!(%error, "it could not be looked for what other processes changed");

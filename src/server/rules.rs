@@ -17,7 +17,7 @@ pub mod undo;
 
 use crate::model::{
     Attrs, Body, Change, ChangeOp, ChunkId, Content, DeviceId, Name, Node, NodeId, Place, Refusal,
-    Rev,
+    Rev, Usage,
 };
 use crate::protocol::message::ChangeResult;
 use steps::{Step, Steps};
@@ -59,6 +59,8 @@ pub enum Defect {
     ContentUnchecked,
     /// A change sent twice is not known again.
     SentTwiceUnknown,
+    /// The owner's files may be larger than the quota.
+    QuotaIgnored,
 }
 
 /// What the rules need of one drive's manifest, within one transaction.
@@ -78,6 +80,8 @@ pub trait Manifest {
     fn children(&mut self, dir: NodeId, limit: usize) -> Result<Vec<NodeId>, Self::Error>;
     /// Returns whether the drive has a content.
     fn presence(&mut self, content: &Content) -> Result<Presence, Self::Error>;
+    /// Returns how much of the room of the drive's owner is in use, with all that was put so far.
+    fn usage(&mut self) -> Result<Usage, Self::Error>;
     /// Returns whether a deletion, legal otherwise, passes the mass-deletion gate; records it as
     /// held when it does not.
     fn admit_deletion(&mut self, author: DeviceId, id: NodeId) -> Result<bool, Self::Error>;
@@ -185,6 +189,9 @@ fn apply_joined<M: Manifest>(
     for step in order.iter().filter_map(|(id, _)| steps.get(*id)) {
         check!(steps.fits(manifest, step)?);
     }
+    if lack_of_room(manifest, &steps)?.is_some() {
+        return Ok(Err(Refusal::OverQuota));
+    }
     for (id, _) in &order {
         if steps.get(*id).is_some_and(|step| step.after.is_none())
             && !manifest.admit_deletion(author, *id)?
@@ -206,6 +213,21 @@ fn apply_joined<M: Manifest>(
         });
     }
     Ok(Ok(revs))
+}
+
+/// Returns by how much these steps together make the owner's files larger, and for how much there is still
+/// room, if that is less. What shrinks them, or leaves them as large as they are, is always let pass.
+fn lack_of_room<M: Manifest>(
+    manifest: &mut M,
+    steps: &Steps,
+) -> Result<Option<(u64, u64)>, M::Error> {
+    let growth = steps.growth();
+    if growth == 0 || manifest.has_defect(Defect::QuotaIgnored) {
+        return Ok(None);
+    }
+    let usage = manifest.usage()?;
+    let left = || usage.left().unwrap_or_else(|| Usage::USED_MAX.saturating_sub(usage.used));
+    Ok((!usage.has_room_for(growth)).then(|| (growth, left())))
 }
 
 /// Frees the names of all nodes of which a next version is about to be put.
@@ -392,7 +414,7 @@ pub mod memory {
     use super::undo::{History, Made, Undo};
     use super::{Defect, Manifest, Presence, Version};
     use crate::model::{
-        BatchId, ChunkId, Content, DeviceId, Digest, ListId, Name, Node, NodeId, Place, Rev,
+        BatchId, ChunkId, Content, DeviceId, Digest, ListId, Name, Node, NodeId, Place, Rev, Usage,
     };
     use crate::server::gate::{Decision, Gate, GateLimits};
 
@@ -407,6 +429,8 @@ pub mod memory {
         pub now_ms: i64,
         /// When deletions are held; none for never.
         pub gate_limits: Option<GateLimits>,
+        /// How much of its owner's room is in use: all of it by this drive.
+        pub usage: Usage,
         /// A fault of the rules over this manifest.
         pub defect: Option<Defect>,
         versions: BTreeMap<NodeId, Vec<Version>>,
@@ -532,6 +556,10 @@ pub mod memory {
             })
         }
 
+        fn usage(&mut self) -> Result<Usage, Infallible> {
+            Ok(self.usage)
+        }
+
         fn admit_deletion(&mut self, author: DeviceId, id: NodeId) -> Result<bool, Infallible> {
             let Some(limits) = self.gate_limits else {
                 return Ok(true);
@@ -556,9 +584,11 @@ pub mod memory {
             self.head = rev;
             if let Some(Version { rev, node: Some(node), .. }) = before {
                 self.digest.remove(id, *rev, node);
+                self.usage.used = self.usage.used.saturating_sub(node.body.content_len());
                 self.vacate(id, &node.place)?;
             }
             if let Some(node) = &node {
+                self.usage.used = self.usage.used.saturating_add(node.body.content_len());
                 self.digest.add(id, rev, node);
                 self.children.insert((node.place.parent, node.place.name.clone()), id);
             }

@@ -23,6 +23,7 @@ mod join;
 mod lost_state;
 mod prefetch;
 mod put_get;
+mod quota;
 mod selective;
 mod setup;
 mod status;

@@ -261,7 +261,7 @@ impl Device {
     pub async fn ended(&mut self) -> FailureCode {
         loop {
             match timeout(PATIENCE, self.pushes.recv()).await.expect("an end in time") {
-                Some(Push::Page(_) | Push::Held(_) | Push::Coming(_)) => {}
+                Some(Push::Page(_) | Push::Held(_) | Push::Usage(_) | Push::Coming(_)) => {}
                 Some(Push::Bye(bye)) => return bye.code,
                 None => panic!("the connection ended without a reason"),
             }

@@ -5,7 +5,7 @@ use picloud::server::rules;
 
 use crate::flaws::Flaw;
 use crate::histories::{
-    ALONE, CUTS, FULL, HASTE, KILLS, PLAIN, POWER, SCOPE, SCOPE_FAULTS, SERVER, STORM_KILLS,
+    ALONE, CUTS, FULL, HASTE, KILLS, PLAIN, POWER, QUOTA, SCOPE, SCOPE_FAULTS, SERVER, STORM_KILLS,
 };
 use crate::shrink::{History, Kind};
 
@@ -32,6 +32,7 @@ const FLAWS: &[(Flaw, &[&Kind])] = &[
     (Flaw::Rules(rules::Defect::FullDirsDeleted), &[&CUTS]),
     (Flaw::Rules(rules::Defect::ContentUnchecked), &[&PLAIN]),
     (Flaw::Rules(rules::Defect::SentTwiceUnknown), &[&PLAIN]),
+    (Flaw::Rules(rules::Defect::QuotaIgnored), &[&QUOTA]),
     (Flaw::AnswerBeforeDurable, &[&SERVER]),
     (Flaw::PagesOutOfOrder, &[&CUTS]),
     (Flaw::PowerCutUnnoticed, &[&POWER]),

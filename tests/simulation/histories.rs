@@ -12,7 +12,8 @@ use crate::steps::{Cast, Fault, Totals};
 const CAST: Cast = Cast { devices: 2, rounds: 60, faults: &[], pace: 16, is_alone: false };
 const EXACT: &[Form] = &[Form::Exact];
 const TREE: &str = "a=u1 b=u2 c/ c/a=u3 c/b=u4 c/e/ c/e/a=u5 d.txt/ d.txt/a=u6 d.txt/e/ e/ e/c=u7";
-const KIND: Kind = Kind { name: "", cast: CAST, habits: Habits::ORDINARY, tree: "", forms: EXACT };
+const KIND: Kind =
+    Kind { name: "", cast: CAST, habits: Habits::ORDINARY, tree: "", forms: EXACT, quota: None };
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
@@ -206,6 +207,20 @@ kinds! {
         cast: Cast { devices: 3, faults: &[Exclude, Exclude, Include, Kill, Cut], ..CAST },
         habits: Habits::MOVES,
         tree: TREE,
+        ..KIND
+    };
+
+    fn what_there_is_no_room_for_waits_and_nothing_is_lost() QUOTA: Kind {
+        cast: Cast { devices: 3, faults: &[Cut, Kill], ..CAST }, quota: Some(30), ..KIND
+    };
+
+    fn what_there_is_no_room_for_waits_with_everything_going_wrong() QUOTA_FAULTS: Kind {
+        cast: Cast {
+            devices: 3,
+            faults: &[Cut, HalfOpen, ServerCrash, Kill, LostEvent, Intrusion, Undo],
+            ..CAST
+        },
+        quota: Some(40),
         ..KIND
     };
 

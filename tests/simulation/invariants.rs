@@ -20,7 +20,8 @@ pub struct Sound {
 
 impl Sound {
     /// Every live node has a live directory above it and a name of its own in that, and nothing is
-    /// inside itself; no rev is given twice; the digest is that of the nodes.
+    /// inside itself; no rev is given twice; the digest is that of the nodes, and so is what is in use, which
+    /// is no more than the quota.
     pub fn check_manifest(&mut self, server: &Server) -> Result<(), Failure> {
         let manifest = &server.manifest;
         if manifest.head == self.head {
@@ -45,6 +46,13 @@ impl Sound {
         }
         if digest != manifest.digest {
             return wrong("the digest is another".to_owned());
+        }
+        let used: u64 = live.values().map(|node| node.body.content_len()).sum();
+        if used != manifest.usage.used {
+            return wrong(format!("{used} bytes are in use, {:?} are counted", manifest.usage));
+        }
+        if manifest.usage.quota.is_some_and(|quota| used > quota) {
+            return Err(Failure::new("the quota holds", format!("{:?}", manifest.usage)));
         }
         for (id, node) in &live {
             let mut at = node.place.parent;

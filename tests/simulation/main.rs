@@ -1,7 +1,7 @@
 //! The engines of several devices in one thread, on model disks, with a model server and network.
 //!
 //! [`table`] plays the rows of the conflict table; [`histories`] plays seeded random ones;
-//! [`bounds`] what could go round in circles; [`gate`] the mass deletions that wait for a person, [`incidents`] how other synchronizers lost files;
+//! [`bounds`] what could go round in circles; [`gate`] the mass deletions that wait for a person, [`quota`] what waits for room, [`incidents`] how other synchronizers lost files;
 //! [`defects`] shows that what is wrong is found.
 //! `docs/simulator.md` tells what is modelled, and what must hold.
 
@@ -18,6 +18,7 @@ mod histories;
 mod incidents;
 mod invariants;
 mod ledger;
+mod quota;
 mod rng;
 mod server;
 mod shrink;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use picloud::engine::seam::Event;
 use picloud::model::{
-    Body, Change, Content, DeviceId, Digest, Lineage, Node, NodeId, Rev, Versioned,
+    Body, Change, Content, DeviceId, Digest, Lineage, Node, NodeId, Rev, Usage, Versioned,
 };
 use picloud::protocol::message::ChangeResult;
 use picloud::server::rules::memory::MemoryManifest;
@@ -40,6 +40,11 @@ impl Server {
     /// The newest rev that is told.
     pub fn head(&self) -> Rev {
         self.durable.head
+    }
+
+    /// How much is in use by what is told.
+    pub fn usage(&self) -> Usage {
+        self.durable.usage
     }
 
     pub fn digest(&self) -> Digest {

@@ -22,6 +22,8 @@ pub struct Kind {
     pub tree: &'static str,
     /// The devices' disks, in turn.
     pub forms: &'static [Form],
+    /// How much the files may be together, until all is quiet; then it is lifted.
+    pub quota: Option<u64>,
 }
 
 /// One history.
@@ -58,6 +60,9 @@ impl History {
         if let Some(flaw) = self.flaw {
             world.break_it(flaw);
         }
+        if self.kind.quota.is_some() {
+            world.set_quota(self.kind.quota);
+        }
         if !self.kind.tree.is_empty() {
             world.build(0, self.kind.tree);
             world.settle()?;
@@ -65,6 +70,11 @@ impl History {
         world.set_habits(self.kind.habits);
         world.play(&self.steps)?;
         world.settle()?;
+        if self.kind.quota.is_some() {
+            world.check_but_for_held()?;
+            world.set_quota(None);
+            world.settle()?;
+        }
         world.check()?;
         if let Some(spare) = world.who_leaves_out() {
             // One goes on without, then everybody has everything again.

@@ -149,6 +149,8 @@ pub struct Totals {
     pub lost: u64,
     /// Conflict copies of what somebody replaced who had seen it.
     pub needless: u64,
+    /// Files that waited for room at the end.
+    pub held: u64,
     pub revs: u64,
 }
 
@@ -163,6 +165,7 @@ impl Totals {
         self.written += more.written;
         self.lost += more.lost;
         self.needless += more.needless;
+        self.held += more.held;
         self.revs += more.revs;
         for (fault, count) in &more.faults {
             *self.faults.entry(*fault).or_default() += count;
@@ -172,10 +175,10 @@ impl Totals {
 
 impl std::fmt::Display for Totals {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { histories, steps, written, lost, needless, revs, faults } = self;
+        let Self { histories, steps, written, lost, needless, held, revs, faults } = self;
         write!(
             f,
-            "histories {histories} steps {steps} written {written} lost {lost} needless {needless} revs {revs}"
+            "histories {histories} steps {steps} written {written} lost {lost} needless {needless} held {held} revs {revs}"
         )?;
         write!(f, " faults {}", faults.values().sum::<u64>())?;
         faults.iter().try_for_each(|(fault, count)| write!(f, " {fault:?} {count}"))

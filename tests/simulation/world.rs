@@ -9,7 +9,8 @@ use picloud::engine::Now;
 use picloud::engine::apply::{Job, Payload};
 use picloud::engine::seam::{Action, Committed, DiskOp, Event, JournalPage, Outcome, Uploaded};
 use picloud::engine::trees::{LocalBody, Trees as _};
-use picloud::model::{BatchId, Content, Name, NodeId, Rev, Timestamp, Versioned};
+use picloud::engine::why::{Step as Next, Why};
+use picloud::model::{BatchId, Content, Name, NodeId, Rev, Timestamp, Usage, Versioned};
 use picloud::protocol::message::ChangeResult;
 use picloud::server::rules::undo::{self, History as _, How, Made};
 
@@ -64,6 +65,8 @@ pub struct World {
     deleted: BTreeSet<String>,
     /// Where something was found wrong first.
     failure: Option<Failure>,
+    /// How much the devices were last told to be in use.
+    usage: Usage,
     /// What was last found sound.
     sound: Sound,
     pub totals: Totals,
@@ -130,9 +133,21 @@ impl World {
             pages_out_of_order: false,
             deleted: BTreeSet::new(),
             failure: None,
+            usage: Usage::default(),
             sound: Sound::default(),
             totals: Totals::default(),
         }
+    }
+
+    /// How much the files in the drive may be together, from now on.
+    pub fn set_quota(&mut self, quota: Option<u64>) {
+        self.server.manifest.usage.quota = quota;
+        self.sync_server();
+    }
+
+    /// Whether the devices are told how much is in use: where there is no quota, that would change nothing.
+    fn tells_usage(&self) -> bool {
+        self.usage.quota.is_some() || self.server.manifest.usage.quota.is_some()
     }
 
     /// Lets something in this world be wrong from the beginning.
@@ -210,6 +225,11 @@ impl World {
     /// not come back, whatever goes wrong from here on.
     fn remove_while_quiet(&mut self, device: usize) -> Result<(), Failure> {
         self.settle()?;
+        if self.tells_usage() && self.devices.iter().any(|device| device.engine.problem_count() > 0)
+        {
+            // What waits for room is known to one device only.
+            return self.check_but_for_held();
+        }
         self.check()?;
         // Within a moment the driver makes durable what is known.
         self.devices.iter_mut().for_each(Device::checkpoint);
@@ -363,6 +383,51 @@ impl World {
             write!(failure, "\n    {:#?}", device.disk.borrow().render()).unwrap();
         }
         failure
+    }
+
+    /// Checks what must hold once everything is quiet, but for what there is no room for: all is the same
+    /// everywhere else, and nothing is held that there is room for.
+    pub fn check_but_for_held(&mut self) -> Result<(), Failure> {
+        let usage = self.server.usage();
+        let mut held = BTreeSet::new();
+        for device in &self.devices {
+            let name = device.name();
+            for (path, reason) in device.engine.problems() {
+                let why = device.engine.why(&path);
+                let Ok(Why::Known(known)) = why else {
+                    return Err(Failure::new("no problems", format!("{name}: {path} {reason}")));
+                };
+                match known.step {
+                    Next::OverQuota(lack)
+                        if lack.needs > lack.left && usage.left() == Some(lack.left) => {}
+                    step => {
+                        let text = format!("{name}: {path} {reason}, but {step:?}, {usage:?}");
+                        return Err(Failure::new("only what does not fit is held", text));
+                    }
+                }
+                held.insert(path.to_string());
+            }
+        }
+        let is_held = |line: &String| {
+            let path = line.split_once(" = ").map_or(line.as_str(), |(path, _)| path);
+            held.contains(path)
+        };
+        let mut all = self.devices.iter().map(|device| {
+            let mut lines = shown(device);
+            lines.retain(|line| !is_held(line));
+            (device.name(), lines)
+        });
+        let Some((first, lines)) = all.next() else { return Ok(()) };
+        for (name, others) in all {
+            if others != lines {
+                let text = format!(
+                    "{first} and {name} differ in what is not held:\n{lines:#?}\n{others:#?}\n{held:?}"
+                );
+                return Err(Failure::new("convergence but for what is held", text));
+            }
+        }
+        self.totals.held += held.len() as u64;
+        Ok(())
     }
 
     /// Checks what must hold once everything is quiet.
@@ -863,12 +928,16 @@ impl World {
         let head = self.server.head();
         // A cursor past the head is answered with the journal from the beginning.
         let from = if meta.cursor > head { Rev::ZERO } else { meta.cursor };
+        let tells_usage = self.tells_usage();
         let device = &mut self.devices[n];
         device.online = true;
         device.connection += 1;
         device.own.clear();
         device.sent = from;
         device.down.push_back(Event::Online { lineage: Server::lineage(), from, head });
+        if tells_usage {
+            device.down.push_back(Event::Usage(self.server.usage()));
+        }
         // A first page always comes.
         let digest = (from == head).then_some(self.server.digest());
         if from == head {
@@ -1091,6 +1160,15 @@ impl World {
     fn sync_server(&mut self) {
         let answers = self.server.sync();
         self.send_answers(answers);
+        let usage = self.server.usage();
+        if self.tells_usage() && usage != self.usage {
+            for device in self.devices.iter_mut().filter(|device| device.online) {
+                if !device.is_half_open {
+                    device.down.push_back(Event::Usage(usage));
+                }
+            }
+        }
+        self.usage = usage;
         let live = self.server.contents();
         let known = self.contents.iter().filter(|(key, _)| live.contains(*key));
         self.ledger.borrow_mut().acknowledged = known.map(|(_, text)| text.clone()).collect();
@@ -1142,6 +1220,10 @@ impl World {
             .collect();
         let answer = Event::Committed { batch, results, head: self.server.manifest.head };
         if let Some(connection) = connection {
+            if self.tells_usage() {
+                let usage = Event::Usage(self.server.manifest.usage);
+                self.server.answer_later(n, connection, usage, vec![]);
+            }
             self.server.answer_later(n, connection, answer, accepted);
         }
         if self.server.answers_early {

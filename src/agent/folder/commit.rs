@@ -18,7 +18,7 @@ use super::{Context, Input, Session};
 use crate::content::pack;
 use crate::engine::folder::Fault;
 use crate::engine::seam::{Committed, Expected, Outgoing, Spot};
-use crate::model::{ChunkData, Content, Rev};
+use crate::model::{ChunkData, Content, Rev, Usage};
 use crate::protocol::message::{self, ChangeResult, Commit, FailureCode};
 use crate::protocol::{CallError, Pending};
 
@@ -191,9 +191,9 @@ impl Answers {
 
 impl Sent {
     fn answered(mut self, session: u64, reply: Option<message::Committed>) -> Input {
-        let mut head = Rev::ZERO;
+        let (mut head, mut usage) = (Rev::ZERO, None);
         if let Some(reply) = reply {
-            head = reply.head;
+            (head, usage) = (reply.head, reply.usage);
             for (index, result) in self.indexes.iter().zip(reply.results) {
                 self.results[*index] = Some(match result {
                     ChangeResult::Accepted { rev } => Committed::Accepted { rev },
@@ -201,7 +201,7 @@ impl Sent {
                 });
             }
         }
-        self.told(session, head)
+        self.told(session, head, usage)
     }
 
     /// The server's disk is full. What brings contents waits until a person has made room; the rest
@@ -213,14 +213,14 @@ impl Sent {
                 self.results[*index] = Some(Committed::Unreadable { reason: reason.to_owned() });
             }
         }
-        self.told(session, Rev::ZERO)
+        self.told(session, Rev::ZERO, None)
     }
 
-    fn told(self, session: u64, head: Rev) -> Input {
+    fn told(self, session: u64, head: Rev, usage: Option<Usage>) -> Input {
         // A server that answers too little has its changes looked at again.
         let results =
             self.results.into_iter().map(|result| result.unwrap_or(Committed::Changed)).collect();
-        Input::Committed { session, batch: self.batch, results, head }
+        Input::Committed { session, batch: self.batch, results, head, usage }
     }
 }
 

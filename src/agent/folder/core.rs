@@ -400,10 +400,13 @@ impl Core {
                 }
             }
             Input::Event(event) => self.event(event)?,
-            Input::Online { live, lineage, from, head } => {
+            Input::Online { live, lineage, from, head, usage } => {
                 self.disconnect()?;
                 self.live = Some(*live);
                 self.event(Event::Online { lineage, from, head })?;
+                if let Some(usage) = usage {
+                    self.event(Event::Usage(usage))?;
+                }
             }
             Input::Offline { session } => {
                 if self.live.is_none() || self.is_live(session) {
@@ -427,9 +430,17 @@ impl Core {
                     }
                 }
             }
-            Input::Committed { session, batch, results, head } => {
+            Input::Usage { session, usage } => {
+                if self.is_live(session) {
+                    self.event(Event::Usage(usage))?;
+                }
+            }
+            Input::Committed { session, batch, results, head, usage } => {
                 if self.is_live(session) {
                     self.tell_committed(batch, &results);
+                    if let Some(usage) = usage {
+                        self.event(Event::Usage(usage))?;
+                    }
                     self.event(Event::Committed { batch, results, head })?;
                 }
             }

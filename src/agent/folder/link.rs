@@ -303,6 +303,7 @@ impl Link {
             lineage: subscribed.lineage,
             from: subscribed.from,
             head: subscribed.head,
+            usage: subscribed.usage,
         };
         if self.cx.inputs.send(online).await.is_err() {
             return End::Closed;
@@ -376,7 +377,19 @@ impl Link {
                             return End::Closed;
                         }
                     }
-                    Some(Push::Held(_) | Push::Coming(_)) => {}
+                    Some(Push::Usage(now)) if now.drive == self.config.drive => {
+                        // As above: what is answered is in it, and would be counted twice.
+                        while let Some(answered) = answers.arrived(session.number).await {
+                            if let Err(end) = self.answered(answered).await {
+                                return end;
+                            }
+                        }
+                        let input = Input::Usage { session: session.number, usage: now.usage };
+                        if self.cx.inputs.send(input).await.is_err() {
+                            return End::Closed;
+                        }
+                    }
+                    Some(Push::Held(_) | Push::Usage(_) | Push::Coming(_)) => {}
                     Some(Push::Bye(bye)) => return End::of_code(Some(bye.code), bye.message),
                     None => {
                         return End::of_close(&session.journal.closed().await);

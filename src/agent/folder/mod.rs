@@ -48,7 +48,7 @@ use crate::engine::apply::Payload;
 use crate::engine::rest::AtRest;
 use crate::engine::scope::{LeftOut, Named};
 use crate::engine::seam::{Committed, Event, JournalPage, Outcome, Uploaded};
-use crate::model::{ChunkData, DeviceId, DriveId, Lineage, NodeId, RelPath, Rev};
+use crate::model::{ChunkData, DeviceId, DriveId, Lineage, NodeId, RelPath, Rev, Usage};
 use crate::protocol::Connection;
 use crate::protocol::control::Conflict;
 use crate::protocol::message::{Coming, Held};
@@ -171,7 +171,7 @@ pub(super) enum Input {
     /// For the engine, whatever the connection.
     Event(Event),
     /// A connection is up.
-    Online { live: Box<Live>, lineage: Lineage, from: Rev, head: Rev },
+    Online { live: Box<Live>, lineage: Lineage, from: Rev, head: Rev, usage: Option<Usage> },
     /// The connection is gone.
     Offline { session: u64 },
     /// A page of the journal came, with the names of the devices that made what is in it.
@@ -180,8 +180,10 @@ pub(super) enum Input {
     Held { session: u64, held: Vec<Held> },
     /// Another device is sending a content.
     Coming { session: u64, note: Coming },
-    /// What became of a commit.
-    Committed { session: u64, batch: u64, results: Vec<Committed>, head: Rev },
+    /// How much of the account's room is in use now.
+    Usage { session: u64, usage: Usage },
+    /// What became of a commit, and how much of the account's room is in use after it.
+    Committed { session: u64, batch: u64, results: Vec<Committed>, head: Rev, usage: Option<Usage> },
     /// What became of an upload.
     Uploaded { session: u64, node: NodeId, uploaded: Uploaded },
     /// What became of a fetch.

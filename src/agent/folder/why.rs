@@ -7,11 +7,12 @@ use tokio::sync::{mpsc, oneshot};
 use super::view::LinkView;
 use super::{Context, Input, View};
 use crate::agent::ignore::{FILE_LEN_MAX, FILE_NAME, Ignore, Loaded, Rule};
+use crate::engine::Lack;
 use crate::engine::apply::OWN_DIR;
 use crate::engine::folder::{Fault, Folder as _};
 use crate::engine::seam::{INNER_FOLDER, Stat};
 use crate::engine::why::{Known, Obstacle, Step, Why};
-use crate::model::{Kind, Name, Refusal, RelPath, original_of};
+use crate::model::{Kind, Name, RelPath, original_of};
 use crate::protocol::control::{Direction, Standing, State};
 
 /// What the core answers.
@@ -150,9 +151,7 @@ fn of_known(view: &View, path: &RelPath, known: Known, disk: &OnDisk, pending: u
         Step::Problem { reason, is_reading: true } => {
             Standing::Unreadable { at: path.to_string(), reason }
         }
-        Step::Problem { reason, .. } if reason == Refusal::OverQuota.to_string() => {
-            Standing::OverQuota
-        }
+        Step::OverQuota(Lack { needs, left }) => Standing::OverQuota { needs, left },
         Step::Problem { reason, .. } => Standing::Problem { direction, reason },
         Step::Busy => Standing::Busy,
         Step::Offline => match &view.link {

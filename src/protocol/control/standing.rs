@@ -152,8 +152,15 @@ pub enum Standing {
         /// What.
         reason: String,
     },
-    /// The server has no more room for this account.
-    OverQuota,
+    /// The server has no more room for it in this account.
+    OverQuota {
+        /// How many bytes more it would make used.
+        #[serde(default)]
+        needs: u64,
+        /// How many are left.
+        #[serde(default)]
+        left: u64,
+    },
     /// The server cannot be reached.
     Offline {
         /// Where to.

@@ -88,6 +88,14 @@ impl Steps {
         self.by_id.values()
     }
 
+    /// Returns by how many bytes all of them together make the files of the drive larger; 0 when they do not.
+    pub(super) fn growth(&self) -> u64 {
+        let len = |node: Option<&Node>| node.map_or(0, |node| i128::from(node.body.content_len()));
+        let of = |step: &Step| len(step.after.as_ref()) - len(step.node_before());
+        let growth: i128 = self.iter().map(of).sum();
+        u64::try_from(growth.max(0)).unwrap_or(u64::MAX)
+    }
+
     /// Returns another node that is to be at this place.
     fn comes_to(&self, place: &Place, but: NodeId) -> Option<NodeId> {
         let ids = self.coming.get(&place.parent)?.get(&place.name)?;

@@ -5,7 +5,8 @@
 //! delete N@BASE                          put CONTENT (the drive gets this chunk)
 //! ```
 //!
-//! Changes with ` & ` between them are joined. `wait MS` lets time pass. `undo BATCH` is what it says, and
+//! Changes with ` & ` between them are joined. `wait MS` lets time pass. `quota BYTES` is the owner's from then
+//! on. `undo BATCH` is what it says, and
 //! `batches` lists them, the newest first.
 //!
 //! Nodes are small numbers, 0 is the root; contents are words.
@@ -13,11 +14,11 @@
 use super::memory::MemoryManifest;
 use super::undo::{Batch, Counts, How, Left, Outcome};
 use super::*;
-use crate::model::{BatchId, Digest, DriveId, Lineage, Timestamp, UserId, Versioned};
+use crate::model::{BatchId, Digest, DriveId, Lineage, ListId, Timestamp, UserId, Versioned};
 use crate::server::gate::{Decision, GateLimits};
 use crate::server::packs::Location;
 use crate::server::store::metadata::{
-    Access, Applied, Asked, Author, ChunkRow, Database, Metadata, UndoAsked,
+    Access, Applied, Asked, Author, Bounds, ChunkRow, Database, Metadata, OwnQuota, UndoAsked,
 };
 use crate::server::store::sqlite::Sqlite;
 use crate::server::store::transact;
@@ -145,6 +146,7 @@ struct Stored {
     metadata: Box<dyn Metadata>,
     drive: i64,
     now_ms: i64,
+    user: i64,
     devices: Vec<Author>,
     _dir: tempfile::TempDir,
 }
@@ -154,7 +156,7 @@ impl Stored {
         let dir = tempfile::tempdir().unwrap();
         let database = Sqlite::open(&dir.path().join("db")).unwrap();
         let mut metadata = database.connect(Access::Write).unwrap();
-        let (drive, devices) = transact(&mut *metadata, |metadata| {
+        let (drive, user, devices) = transact(&mut *metadata, |metadata| {
             let id = |byte| UserId::from_bytes([byte; 16]);
             let lineage = Lineage::from_bytes([1; 16]);
             let user = metadata.add_user(id(1), "u", DriveId::from_bytes([1; 16]), lineage, 0)?;
@@ -163,10 +165,10 @@ impl Stored {
                 let added = metadata.add_device(device(name), user.num, name, &[0; 32], 0)?;
                 devices.push(Author { num: added.num, id: added.id });
             }
-            Ok((metadata.drives(user.num)?[0].num, devices))
+            Ok((metadata.drives(user.num)?[0].num, user.num, devices))
         })
         .unwrap();
-        Self { metadata, drive, now_ms: 0, devices, _dir: dir }
+        Self { metadata, drive, now_ms: 0, user, devices, _dir: dir }
     }
 
     fn put(&mut self, word: &str) {
@@ -179,7 +181,7 @@ impl Stored {
     }
 
     fn apply(&mut self, author: &str, changes: &[Change]) -> Vec<ChangeResult> {
-        self.commit(author, changes, None, &GateLimits::default()).results
+        self.commit(author, changes, None, &Bounds::default()).results
     }
 
     fn commit(
@@ -187,12 +189,12 @@ impl Stored {
         author: &str,
         changes: &[Change],
         deletions: Option<u64>,
-        limits: &GateLimits,
+        bounds: &Bounds,
     ) -> Applied {
         let author = *self.devices.iter().find(|one| one.id == device(author)).expect("A or B");
         let asked = Asked { changes, deletions, now_ms: self.now_ms };
         let drive = self.drive;
-        transact(&mut *self.metadata, |metadata| metadata.apply(drive, author, &asked, limits))
+        transact(&mut *self.metadata, |metadata| metadata.apply(drive, author, &asked, bounds))
             .unwrap()
     }
 
@@ -200,9 +202,9 @@ impl Stored {
         let author = *self.devices.iter().find(|one| one.id == device(author)).expect("A or B");
         let (drive, now_ms, date) = (self.drive, self.now_ms, DATE);
         let asked = UndoAsked { batch, is_dry_run, is_approved: false, now_ms, date };
-        let limits = GateLimits::default();
+        let bounds = Bounds::default();
         transact(&mut *self.metadata, |metadata| {
-            metadata.undo_batch(drive, author, &asked, &limits)
+            metadata.undo_batch(drive, author, &asked, &bounds)
         })
         .map(|undone| undone.outcome)
         .map_err(|error| error.to_string())
@@ -231,6 +233,9 @@ impl Stored {
         assert_eq!(rows.drive.digest, manifest.digest);
         let live = expected.iter().filter(|node| node.node.is_some()).count();
         assert_eq!(rows.drive.live, live as u64);
+        let files = expected.iter().filter_map(|node| node.node.as_ref());
+        let bytes: u64 = files.map(|node| node.body.content_len()).sum();
+        assert_eq!((rows.drive.bytes, manifest.usage.used), (bytes, bytes));
     }
 }
 
@@ -251,6 +256,13 @@ fn run(script: &str) -> MemoryManifest {
             let ms: i64 = ms.parse().expect("milliseconds");
             manifest.now_ms += ms;
             stored.now_ms += ms;
+            continue;
+        }
+        if let Some(bytes) = line.strip_prefix("quota ") {
+            let bytes: u64 = bytes.parse().expect("bytes");
+            manifest.usage.quota = Some(bytes);
+            let (user, own) = (stored.user, OwnQuota::Bytes(bytes.try_into().expect("some")));
+            transact(&mut *stored.metadata, |metadata| metadata.set_quota(user, own)).unwrap();
             continue;
         }
         let (asked, expected) = line.split_once(" => ").expect("a line has an outcome");
@@ -419,6 +431,77 @@ fn a_content_must_have_the_length_it_claims() {
 }
 
 #[test]
+fn what_makes_more_used_than_the_quota_is_refused_and_all_else_passes() {
+    // Contents are as long as their words.
+    run("put four
+         put three
+         put elevenbytes
+         put x
+         quota 10
+         A create 1 dir 0/d => rev 1
+         A create 2 file 1/f four => rev 2
+         A create 3 file 1/g elevenbytes => full
+         A create 3 file 1/g three => rev 3
+         B create 4 file 0/h three => full
+         B create 4 file 0/h x => rev 4
+         B update 4@4 holds x mode 600 => rev 5
+         B update 4@5 holds four => full
+         B update 4@5 at 1/h holds four => full
+         B update 4@5 at 1/h => rev 6
+         A create 5 link 0/l elevenbytes => rev 7
+         A create 6 file 0/i three & delete 3@3 => rev 8, rev 9
+         A create 7 file 0/j three & update 6@8 holds x => full, full
+         A create 7 file 0/j four & update 6@8 holds x => rev 10, rev 11
+         quota 3
+         A create 8 file 0/k x => full
+         A update 7@10 holds three => full
+         A update 7@10 mode 600 => rev 12
+         A update 7@12 holds x => rev 13
+         A update 2@2 at 0/f => rev 14
+         A create 8 dir 0/k => rev 15
+         A delete 7@13 => rev 16
+         B delete 4@6 => rev 17");
+}
+
+#[test]
+fn an_undo_is_judged_by_what_all_of_it_comes_to() {
+    run("put four
+         put three
+         A create 1 file 0/a four => rev 1
+         A create 2 file 0/b three => rev 2
+         wait 20000
+         A delete 1@1 => rev 3
+         A delete 2@2 => rev 4
+         quota 8
+         B undo 3-4 => Over quota: to undo it takes 9 B more on the server, where 8 B are left; delete something, or ask whoever runs the server for more
+         quota 9
+         B undo 3-4 => 5-6 +2 ~0 >0 -0
+         B undo 1-2 => nothing +0 ~0 >0 -0; a changed by B; b changed by B");
+}
+
+#[test]
+fn without_a_quota_what_is_used_never_becomes_more_than_can_be_counted() {
+    const LEN: u64 = 1000;
+    let mut manifest = MemoryManifest::default();
+    let list = |number: u8| ListId::from_bytes([number; 32]);
+    let create = |number: u8| {
+        let content = Content::List { id: list(number), len: LEN };
+        let body = Body::File { content, mtime: Timestamp::default() };
+        let name = Name::new([b'a' + number]).unwrap();
+        let place = Place { parent: NodeId::ROOT, name };
+        let node = Node { place, body, attrs: Attrs::from_mode(0o644) };
+        Change::new(NodeId::from_bytes([number; 16]), Rev::ZERO, ChangeOp::Create(node))
+    };
+    manifest.add_list(list(1), LEN);
+    manifest.usage.used = Usage::USED_MAX - LEN + 1;
+    let Ok(results) = apply(&mut manifest, device("A"), &[create(1)]);
+    assert_eq!(show(&results[0]), "full");
+    manifest.usage.used -= 1;
+    let Ok(results) = apply(&mut manifest, device("A"), &[create(1)]);
+    assert_eq!(show(&results[0]), "rev 1");
+}
+
+#[test]
 fn held_deletions_pass_once_approved() {
     let mut manifest = run("A create 1 dir 0/a => rev 1
          A create 2 dir 0/b => rev 2");
@@ -451,7 +534,8 @@ fn announced_deletions_are_held_whole_in_memory_and_in_sqlite() {
         let changes: Vec<Change> = changes.iter().map(|change| parse(change)).collect();
         manifest.announce(device("A"), pending, changes.is_empty());
         let Ok(results) = apply(&mut manifest, device("A"), &changes);
-        let applied = stored.commit("A", &changes, pending, &limits);
+        let bounds = Bounds { gate: limits, quota: None };
+        let applied = stored.commit("A", &changes, pending, &bounds);
         assert_eq!(applied.results, results, "in SQLite");
         let (drive, held) = (stored.drive, manifest.held().collect::<Vec<_>>());
         let rows = transact(&mut *stored.metadata, |metadata| metadata.held(drive)).unwrap();

@@ -17,9 +17,9 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::steps::{Step, Steps};
-use super::{Manifest, Version, vacate};
+use super::{Manifest, Version, lack_of_room, vacate};
 use crate::model::{
-    BatchId, DeviceId, Name, Node, NodeId, Place, Refusal, RelPath, Rev, restored_name,
+    BatchId, DeviceId, Name, Node, NodeId, Place, Refusal, RelPath, Rev, byte_count, restored_name,
 };
 
 /// A pause of a device this long, in milliseconds, ends its batch. A deletion of many files, or an
@@ -222,6 +222,19 @@ pub enum UndoError {
     /// What is left alone depends on each other without an end.
     #[error("The batch is too entangled with what was changed since to be undone as one")]
     Entangled,
+    /// What comes back is larger than what there is room for.
+    #[error(
+        "Over quota: to undo it takes {} more on the server, where {} are left; delete something, or ask \
+         whoever runs the server for more",
+        byte_count(*needs),
+        byte_count(*left)
+    )]
+    OverQuota {
+        /// By how much the owner's files would become larger, in bytes.
+        needs: u64,
+        /// How much they may.
+        left: u64,
+    },
 }
 
 /// How to undo.
@@ -472,6 +485,9 @@ pub fn undo<H: History>(
     planning.gather(history, &touched(&made))?;
     if !planning.settle(history, how.date)? {
         return Ok(Err(UndoError::Entangled));
+    }
+    if let Some((needs, left)) = lack_of_room(history, &planning.steps)? {
+        return Ok(Err(UndoError::OverQuota { needs, left }));
     }
     planning.carry_out(history, batch, how).map(Ok)
 }

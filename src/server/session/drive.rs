@@ -4,8 +4,9 @@ use super::reading::Answering;
 use crate::protocol::limits::IDS_MAX;
 use crate::protocol::message::{Author, Authors, FailureCode, GetAuthors, Space};
 use crate::server::clock::timestamp;
+use crate::server::packs::Packs;
 use crate::server::store::StoreError;
-use crate::server::store::metadata::Result;
+use crate::server::store::metadata::{Metadata, Result};
 
 impl Answering {
     pub(super) async fn get_authors(&self, drive: i64, asked: GetAuthors) -> Result<Authors> {
@@ -45,6 +46,13 @@ impl Answering {
             }
         };
         let (free, total) = self.shared.room()?;
-        Ok(Space { stored, free, total, quota: None })
+        let default = self.shared.config.accounts.quota();
+        let look = move |metadata: &mut dyn Metadata, _: &Packs| match metadata.drive(drive)? {
+            Some(drive) => metadata.usage(drive.owner, default).map(Some),
+            None => Ok(None),
+        };
+        let usage = self.shared.store.read(look).await?;
+        let quota = usage.and_then(|usage| usage.quota);
+        Ok(Space { stored, free, total, used: usage.map(|usage| usage.used), quota })
     }
 }

@@ -229,7 +229,7 @@ impl Lane {
         let Turn { request, drive, own, permit } = turn;
         let contents = Contents { drive, chunks, list: None };
         self.count_received(&contents);
-        let (author, gate) = (self.author, self.shared.config.limits.gate());
+        let (author, bounds) = (self.author, self.shared.config.bounds());
         // Set by the work, read when it is done: both on the writer's thread.
         let before = Arc::new(std::sync::OnceLock::new());
         let (before_in_work, before_in_done) = (Arc::clone(&before), before);
@@ -253,7 +253,7 @@ impl Lane {
                         deletions: commit.deletions,
                         now_ms: now_ms(),
                     };
-                    let applied = metadata.apply(drive, author, &asked, &gate)?;
+                    let applied = metadata.apply(drive, author, &asked, &bounds)?;
                     if applied.head > applied.before
                         && let Some(own) = own_in_work
                     {
@@ -269,6 +269,9 @@ impl Lane {
                         }
                         if applied.held_changed {
                             hub.publish_held(drive);
+                        }
+                        if applied.spent.is_new {
+                            hub.publish_usage(applied.spent.owner, applied.spent.usage);
                         }
                     }
                     Err(_) => {
@@ -301,7 +304,8 @@ impl Lane {
             if applied.held_changed {
                 tracing::info!("what is held of this device's deletions has changed");
             }
-            let committed = Committed { results: applied.results, head: applied.head };
+            let usage = Some(applied.spent.usage);
+            let committed = Committed { results: applied.results, head: applied.head, usage };
             outbox.reply(request, &committed).await;
             if let Some(own) = own.filter(|_| applied.head > applied.before) {
                 own.answered(applied.before);

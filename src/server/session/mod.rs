@@ -18,6 +18,7 @@ mod pump;
 mod reading;
 mod shared;
 mod undo;
+mod usage;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -32,6 +33,7 @@ use tracing::Instrument;
 use super::clock::now_ms;
 use super::hub::{Hearing, Seat};
 use super::metrics::{Kind, Way};
+use super::packs::Packs;
 use super::store::StoreError;
 use super::store::metadata::{Author, Metadata, Result};
 use super::throttle::address_key;
@@ -51,6 +53,8 @@ use outbox::Outbox;
 use pump::{Subscription, Wanted};
 use shared::Memory;
 pub use shared::Shared;
+pub use usage::publish_all as publish_usages;
+use usage::{Listening, UsagePush};
 
 /// Seconds of silence after which a guest has to go.
 const GUEST_PATIENCE_SECS: u64 = 30;
@@ -267,6 +271,7 @@ struct Session {
     drives: HashMap<DriveId, i64>,
     subscriptions: HashMap<i64, Subscription>,
     held_pushes: HashMap<i64, HeldPush>,
+    usage_pushes: HashMap<i64, UsagePush>,
     hearings: HashMap<i64, Hearing>,
     notes: Allowance,
     in_flight: Arc<Semaphore>,
@@ -289,6 +294,7 @@ impl Session {
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
             subscriptions: HashMap::new(),
             held_pushes: HashMap::new(),
+            usage_pushes: HashMap::new(),
             hearings: HashMap::new(),
             notes: Allowance::new(),
             lane: Some(lane),
@@ -427,16 +433,23 @@ impl Session {
             // Once this is done, so is every commit of an earlier connection that was not refused.
             self.shared.store.write(|_| Ok(())).await?;
         }
-        let drive =
-            self.shared.store.read(move |metadata, _| metadata.drive(num)).await?.ok_or_else(
-                || StoreError::request(FailureCode::NotFound, "There is no such drive"),
-            )?;
+        let owner = self.member.drives.iter().find(|drive| drive.num == num).map(|it| it.owner);
+        let no_drive = || StoreError::request(FailureCode::NotFound, "There is no such drive");
+        let listening = Listening::begin(&self.shared.hub, owner.ok_or_else(no_drive)?);
+        let default = self.shared.config.accounts.quota();
+        let look = move |metadata: &mut dyn Metadata, _: &Packs| {
+            let Some(drive) = metadata.drive(num)? else { return Ok(None) };
+            let usage = metadata.usage(drive.owner, default)?;
+            Ok(Some((drive, usage)))
+        };
+        let (drive, usage) = self.shared.store.read(look).await?.ok_or_else(no_drive)?;
         let known = asked.lineage == Some(drive.lineage) && asked.cursor <= drive.head;
         let from = if known { asked.cursor } else { Rev::ZERO };
         // The old one ends before the reply, so that none of its pages follows it.
         drop((self.subscriptions.remove(&num), self.held_pushes.remove(&num)));
-        self.hearings.remove(&num);
-        let subscribed = Subscribed { lineage: drive.lineage, from, head: drive.head };
+        drop((self.usage_pushes.remove(&num), self.hearings.remove(&num)));
+        let subscribed =
+            Subscribed { lineage: drive.lineage, from, head: drive.head, usage: Some(usage) };
         self.outbox.reply(request, &subscribed).await;
         let wanted =
             Wanted { drive: asked.drive, num, device, inline_len_max: asked.inline_len_max, turn };
@@ -450,6 +463,8 @@ impl Session {
         self.subscriptions.insert(num, subscription);
         let (shared, outbox) = (Arc::clone(&self.shared), self.outbox.clone());
         self.held_pushes.insert(num, HeldPush::start(shared, outbox, asked.drive, num));
+        let usage_push = UsagePush::start(self.outbox.clone(), asked.drive, listening, usage);
+        self.usage_pushes.insert(num, usage_push);
         if asked.coming {
             let hearing = self.shared.hub.hear(num, device, self.outbox.sender());
             self.hearings.insert(num, hearing);
@@ -461,6 +476,7 @@ impl Session {
     async fn finish(mut self) {
         self.subscriptions.clear();
         self.held_pushes.clear();
+        self.usage_pushes.clear();
         self.hearings.clear();
         drop(self.lane.take());
         let all = async { while self.tasks.join_next().await.is_some() {} };

@@ -316,10 +316,10 @@ mod tests {
         let id = NodeId::from_bytes([2; 16]);
         let change = Change::new(id, Rev::ZERO, ChangeOp::Create(node));
         let own = Arc::clone(&subscription.own);
-        let gate = shared.config.limits.gate();
+        let bounds = shared.config.bounds();
         let work = move |metadata: &mut dyn Metadata| {
             let asked = Asked { changes: &[change], deletions: None, now_ms: 0 };
-            let applied = metadata.apply(drive.num, author, &asked, &gate)?;
+            let applied = metadata.apply(drive.num, author, &asked, &bounds)?;
             own.add(applied.before, applied.head);
             Ok(applied)
         };

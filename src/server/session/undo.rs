@@ -70,7 +70,7 @@ impl Answering {
             ));
         }
         let author = Author { num: self.member.device.num, id: self.member.device.id };
-        let limits = self.shared.config.limits.gate();
+        let bounds = self.shared.config.bounds();
         let work = move |metadata: &mut dyn Metadata| {
             let now_ms = now_ms();
             let undo = UndoAsked {
@@ -80,7 +80,7 @@ impl Answering {
                 now_ms,
                 date: &date(now_ms),
             };
-            let undone = metadata.undo_batch(drive, author, &undo, &limits)?;
+            let undone = metadata.undo_batch(drive, author, &undo, &bounds)?;
             let told = told(metadata, &undone.outcome)?;
             Ok((told, undone))
         };
@@ -94,6 +94,9 @@ impl Answering {
                 && undone.head > undone.before
             {
                 hub.publish(drive, undone.head);
+                if undone.spent.is_new {
+                    hub.publish_usage(undone.spent.owner, undone.spent.usage);
+                }
             }
         };
         let contents = crate::server::store::Contents::default();

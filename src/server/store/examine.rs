@@ -16,6 +16,9 @@ use crate::server::packs::{Location, RecordKind};
 /// How long the writer is waited for.
 const BUSY: Duration = Duration::from_secs(10);
 
+/// The first format that keeps how large the files of each drive are together.
+const FORMAT_WITH_SUMS: i64 = 4;
+
 /// The most faults of the database that are told.
 const FAULTS_MAX: u32 = 5;
 
@@ -74,6 +77,31 @@ impl Examination {
         let told = statement.query_map([], |row| row.get::<_, String>(0))?;
         let told: Vec<String> = told.collect::<std::result::Result<_, _>>()?;
         Ok(told.into_iter().filter(|line| line != "ok").collect())
+    }
+
+    /// Returns of each drive whose sum of the sizes of its files is not what is kept of it: its number, what
+    /// is kept, and what it is.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn wrong_sums(&self) -> Result<Vec<(i64, i64, i64)>> {
+        if self.format()? < FORMAT_WITH_SUMS {
+            return Ok(Vec::new());
+        }
+        // As the migration that began to keep it has it: no sum of many lengths is too large for a number.
+        let mut statement = self.connection.prepare(
+            "WITH real AS (
+                 SELECT drive, CASE WHEN sum(len >> 32) + (sum(len & 4294967295) >> 32) < 2147483647
+                                    THEN (sum(len >> 32) << 32) + sum(len & 4294967295)
+                                    ELSE 9223372036854775807 END AS bytes
+                 FROM node WHERE parent IS NOT NULL GROUP BY drive)
+             SELECT num, drive.bytes, coalesce(real.bytes, 0)
+             FROM drive LEFT JOIN real ON real.drive = num
+             WHERE drive.bytes <> coalesce(real.bytes, 0) ORDER BY num LIMIT ?1",
+        )?;
+        let rows =
+            statement.query_map([FAULTS_MAX], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        Ok(rows.collect::<std::result::Result<_, _>>()?)
     }
 
     /// Returns for each pack that rows point into where its last record begins, and how long that is.

@@ -3,9 +3,11 @@
 //! [`Metadata`] is one connection of a database. SQLite implements it now; whoever adds another
 //! database implements this trait and [`crate::server::rules::Manifest`], and nothing else changes.
 
+use std::num::NonZeroU64;
+
 use crate::model::{
     BatchId, Change, ChunkId, DeviceId, Digest, DriveId, Lineage, ListId, Name, NodeId, RelPath,
-    Rev, UserId, Versioned,
+    Rev, Usage, UserId, Versioned,
 };
 use crate::protocol::message::ChangeResult;
 use crate::server::gate::{Decision, GateLimits};
@@ -34,6 +36,41 @@ pub struct User {
     pub totp_pending: Option<Vec<u8>>,
     /// When it was made, in milliseconds.
     pub created_ms: i64,
+    /// How much room it has.
+    pub quota: OwnQuota,
+}
+
+/// How much room a user has: what the files of all drives that the user owns may be together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OwnQuota {
+    /// What the settings say for everybody.
+    #[default]
+    Default,
+    /// No limit, whatever the settings say.
+    None,
+    /// So many bytes.
+    Bytes(NonZeroU64),
+}
+
+impl OwnQuota {
+    /// Returns the limit in bytes, if there is one; `default` is that of the settings.
+    #[must_use]
+    pub fn limit(self, default: Option<u64>) -> Option<u64> {
+        match self {
+            Self::Default => default,
+            Self::None => None,
+            Self::Bytes(bytes) => Some(bytes.get()),
+        }
+    }
+}
+
+/// What changes are judged by, beside the drive itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Bounds {
+    /// When deletions are held.
+    pub gate: GateLimits,
+    /// The quota of a user who has none of their own, in bytes.
+    pub quota: Option<u64>,
 }
 
 impl std::fmt::Debug for User {
@@ -70,6 +107,8 @@ pub struct Drive {
     pub num: i64,
     /// Its id.
     pub id: DriveId,
+    /// The number of the user who owns it.
+    pub owner: i64,
     /// Its name.
     pub name: String,
     /// Its lineage.
@@ -80,6 +119,19 @@ pub struct Drive {
     pub digest: Digest,
     /// How many live nodes it has.
     pub live: u64,
+    /// The sum of the sizes of its live files.
+    pub bytes: u64,
+}
+
+/// What a change did to the room of a drive's owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spent {
+    /// The number of the owner.
+    pub owner: i64,
+    /// How much is in use now.
+    pub usage: Usage,
+    /// Whether that is another sum than before.
+    pub is_new: bool,
 }
 
 /// A chunk that the drive has.
@@ -176,6 +228,8 @@ pub struct Applied {
     pub head: Rev,
     /// Whether what [`Metadata::held`] tells of the device is no longer what it was.
     pub held_changed: bool,
+    /// What it did to the room of the drive's owner.
+    pub spent: Spent,
 }
 
 /// How much there is, over all users.
@@ -215,6 +269,8 @@ pub struct Undone {
     pub before: Rev,
     /// The newest rev after it.
     pub head: Rev,
+    /// What it did to the room of the drive's owner.
+    pub spent: Spent,
 }
 
 /// Who commits.
@@ -286,6 +342,11 @@ pub trait Metadata: Send {
     /// Takes note that a TOTP step was used; returns whether it was not used before.
     fn use_totp_step(&mut self, user: i64, step: i64) -> Result<bool>;
 
+    fn set_quota(&mut self, user: i64, quota: OwnQuota) -> Result<()>;
+    /// Returns how much of a user's room is in use; `default` is the quota in bytes of one who has none of
+    /// their own.
+    fn usage(&mut self, user: i64, default: Option<u64>) -> Result<Usage>;
+
     // Devices.
     fn devices(&mut self, user: i64) -> Result<Vec<Device>>;
     fn device(&mut self, id: DeviceId) -> Result<Option<Device>>;
@@ -301,8 +362,8 @@ pub trait Metadata: Send {
     fn set_last_seen(&mut self, device: i64, now_ms: i64) -> Result<()>;
     /// Returns those of these devices that are revoked or gone.
     fn revoked(&mut self, devices: &[DeviceId]) -> Result<Vec<DeviceId>>;
-    /// Returns a number that changes with each revocation, removal, and decision about held
-    /// deletions, by whatever process.
+    /// Returns a number that changes with each revocation, removal, decision about held deletions, and
+    /// change of a quota, by whatever process.
     fn notice(&mut self) -> Result<i64>;
 
     // Invitations.
@@ -330,7 +391,7 @@ pub trait Metadata: Send {
         drive: i64,
         author: Author,
         asked: &Asked<'_>,
-        gate: &GateLimits,
+        bounds: &Bounds,
     ) -> Result<Applied>;
     /// Returns the newest batches up to a rev, at most `count`, and whether there are older ones.
     fn batches(
@@ -346,7 +407,7 @@ pub trait Metadata: Send {
         drive: i64,
         author: Author,
         asked: &UndoAsked<'_>,
-        gate: &GateLimits,
+        bounds: &Bounds,
     ) -> Result<Undone>;
     /// Returns what a page after `from` is made of: at most `count_max` nodes.
     fn page(

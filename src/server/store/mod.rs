@@ -602,11 +602,11 @@ mod tests {
         store.close().await;
         drop(store);
         let newer = rusqlite::Connection::open(layout.database()).unwrap();
-        newer.pragma_update(None, "user_version", 4).unwrap();
+        newer.pragma_update(None, "user_version", 5).unwrap();
         let refused = Store::open(&layout, 0).unwrap_err().to_string();
         assert!(
             refused
-                .ends_with("has format 4, but this version reads up to 3: upgrade picloud-server"),
+                .ends_with("has format 5, but this version reads up to 4: upgrade picloud-server"),
             "{refused}"
         );
     }
@@ -623,6 +623,24 @@ mod tests {
                  VALUES (7, zeroblob(16), 1, 'one', zeroblob(32), 0);
              INSERT INTO gate VALUES (1, 7, 5, 600, 900, 5, NULL);
              INSERT INTO held VALUES (1, 7, zeroblob(16));
+             INSERT INTO drive (num, id, owner, name, lineage, head, live, digest, created_ms)
+                 VALUES (1, zeroblob(16), 1, 'alice', zeroblob(16), 4, 3, zeroblob(32), 0);
+             INSERT INTO node (drive, id, rev, created_rev, author, parent, name, kind, mode, mtime_secs,
+                     mtime_nanos, content, len) VALUES
+                 (1, x'01010101010101010101010101010101', 1, 1, 7, zeroblob(16), x'64', 0, 493, NULL, NULL,
+                     NULL, NULL),
+                 (1, x'02020202020202020202020202020202', 2, 2, 7, zeroblob(16), x'66', 3, 420, 0, 0,
+                     zeroblob(32), 1000),
+                 (1, x'03030303030303030303030303030303', 3, 3, 7, zeroblob(16), x'67', 4, 420, 0, 0,
+                     zeroblob(32), 6000000000),
+                 (1, x'04040404040404040404040404040404', 4, 4, 7, NULL, NULL, NULL, NULL, NULL, NULL,
+                     NULL, NULL);
+             INSERT INTO drive (num, id, owner, name, lineage, digest, created_ms)
+                 VALUES (2, randomblob(16), 1, 'empty', zeroblob(16), zeroblob(32), 0),
+                        (3, randomblob(16), 1, 'sparse', zeroblob(16), zeroblob(32), 0);
+             INSERT INTO node (drive, id, rev, created_rev, author, parent, name, kind, len)
+                 VALUES (3, zeroblob(16), 1, 1, 7, zeroblob(16), x'61', 4, 9000000000000000000),
+                        (3, randomblob(16), 2, 2, 7, zeroblob(16), x'62', 4, 9000000000000000000);
              PRAGMA user_version = 1;",
         )
         .unwrap();
@@ -636,6 +654,25 @@ mod tests {
             metadata.held(1)
         };
         assert!(store.write(decide).await.unwrap()[0].rejected);
+        // The sizes of what is alive are added up; so are those of sparse files larger than any disk.
+        let bytes = store
+            .read(|metadata, _| {
+                let drives = [metadata.drive(1)?, metadata.drive(2)?, metadata.drive(3)?];
+                Ok((
+                    drives.map(|drive| drive.map(|drive| drive.bytes)),
+                    metadata.usage(1, Some(5))?,
+                ))
+            })
+            .await
+            .unwrap();
+        let most = crate::model::Usage::USED_MAX;
+        assert_eq!(bytes.0, [Some(6_000_001_000), Some(0), Some(most)]);
+        assert_eq!(bytes.1.quota, Some(5), "as the settings say");
+        let examination = examine::Examination::open(&layout.database()).unwrap();
+        assert_eq!(examination.wrong_sums().unwrap(), []);
+        let spoil = rusqlite::Connection::open(layout.database()).unwrap();
+        spoil.execute("UPDATE drive SET bytes = 7 WHERE num <> 3", []).unwrap();
+        assert_eq!(examination.wrong_sums().unwrap(), [(1, 7, 6_000_001_000), (2, 7, 0)]);
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! The metadata in SQLite: one file, WAL, one writer, readers beside it.
 
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -9,23 +10,27 @@ use rusqlite::{Connection, OpenFlags, Row, params};
 
 use super::StoreError;
 use super::metadata::{
-    Access, Applied, Asked, Author, ChunkRow, Database, Device, Drive, EXAMPLE_LEN_MAX,
-    EXAMPLES_MAX, HELD_MAX, HeldRow, ListRow, Metadata, PageNode, PageRows, Result, Totals,
-    UndoAsked, Undone, User,
+    Access, Applied, Asked, Author, Bounds, ChunkRow, Database, Device, Drive, EXAMPLE_LEN_MAX,
+    EXAMPLES_MAX, HELD_MAX, HeldRow, ListRow, Metadata, OwnQuota, PageNode, PageRows, Result,
+    Spent, Totals, UndoAsked, Undone, User,
 };
 use crate::model::{
     Attrs, BatchId, Body, ChunkId, Content, DeviceId, Digest, DriveId, Lineage, ListId, Name, Node,
-    NodeId, Place, RelPath, Rev, Timestamp, UserId, Versioned,
+    NodeId, Place, RelPath, Rev, Timestamp, Usage, UserId, Versioned,
 };
 use crate::protocol::message::FailureCode;
-use crate::server::gate::{Decision, Gate, GateLimits};
+use crate::server::gate::{Decision, Gate};
 use crate::server::packs::Location;
-use crate::server::rules::undo::{self, Batch, History, Made, Undo};
+use crate::server::rules::undo::{self, Batch, History, Made, Undo, UndoError};
 use crate::server::rules::{self, Manifest, Presence, Version};
 
 /// The steps from each format to the next; the number of steps is the newest format.
-const MIGRATIONS: &[&str] =
-    &[include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("schema.sql"),
+    include_str!("schema-2.sql"),
+    include_str!("schema-3.sql"),
+    include_str!("schema-4.sql"),
+];
 
 /// The newest format.
 #[allow(clippy::cast_possible_wrap, reason = "there are a handful of steps")]
@@ -208,7 +213,7 @@ impl SqliteConnection {
         drive: i64,
         author: Author,
         now_ms: i64,
-        gate_limits: &'a GateLimits,
+        bounds: &'a Bounds,
     ) -> Result<SqliteManifest<'a>> {
         let state = Metadata::drive(self, drive)?.ok_or_else(|| {
             StoreError::Damaged(format!("drive {drive} is gone while it is written to"))
@@ -216,14 +221,33 @@ impl SqliteConnection {
         let stored = self.gate(drive, author.num)?.unwrap_or_default();
         Ok(SqliteManifest {
             before: state.head,
+            bytes_before: state.bytes,
             drive: state,
             author,
             now_ms,
-            gate_limits,
+            bounds,
+            elsewhere: None,
             gate: stored,
             stored,
             connection: self,
         })
+    }
+
+    /// Returns the sum of the sizes of the files in all drives of a user, but for one.
+    fn bytes_owned(&self, user: i64, but: Option<i64>) -> Result<u64> {
+        let drives = self.all(
+            "SELECT bytes FROM drive WHERE owner = ?1 AND num IS NOT ?2",
+            params![user, but],
+            |row| unsigned(row, 0),
+        )?;
+        Ok(drives.into_iter().fold(0, u64::saturating_add))
+    }
+
+    /// Returns the limit of that sum, also for the drives that a removed user left.
+    fn quota_of(&self, user: i64, default: Option<u64>) -> Result<Option<u64>> {
+        let own =
+            self.one("SELECT quota FROM user WHERE num = ?1", [user], |row| read_quota(row, 0))?;
+        Ok(own.unwrap_or_default().limit(default))
     }
 
     fn forget_held(&self, drive: i64, device: i64) -> Result<()> {
@@ -417,6 +441,15 @@ fn read_user(row: &Row<'_>) -> Result<User> {
         totp: row.get(4)?,
         totp_pending: row.get(5)?,
         created_ms: row.get(6)?,
+        quota: read_quota(row, 7)?,
+    })
+}
+
+/// Nothing for the quota of the settings, 0 for none.
+fn read_quota(row: &Row<'_>, column: usize) -> Result<OwnQuota> {
+    Ok(match optional_unsigned(row, column)? {
+        None => OwnQuota::Default,
+        Some(bytes) => NonZeroU64::new(bytes).map_or(OwnQuota::None, OwnQuota::Bytes),
     })
 }
 
@@ -438,11 +471,13 @@ fn read_drive(row: &Row<'_>) -> Result<Drive> {
     Ok(Drive {
         num: row.get(0)?,
         id: DriveId::from_bytes(blob(row, 1)?),
+        owner: row.get(7)?,
         name: row.get(2)?,
         lineage: Lineage::from_bytes(blob(row, 3)?),
         head: read_rev(row, 4)?,
         live: unsigned(row, 5)?,
         digest: Digest::from_bytes(blob(row, 6)?),
+        bytes: unsigned(row, 8)?,
     })
 }
 
@@ -454,7 +489,8 @@ fn read_versioned(row: &Row<'_>) -> Result<Versioned> {
     })
 }
 
-const USER: &str = "SELECT num, id, name, password, totp, totp_pending, created_ms FROM user";
+const USER: &str =
+    "SELECT num, id, name, password, totp, totp_pending, created_ms, quota FROM user";
 const DEVICE: &str =
     "SELECT num, id, user, name, token, added_ms, last_seen_ms, revoked_ms FROM device";
 
@@ -549,6 +585,7 @@ impl Metadata for SqliteConnection {
             totp: None,
             totp_pending: None,
             created_ms: now_ms,
+            quota: OwnQuota::Default,
         })
     }
 
@@ -592,6 +629,21 @@ impl Metadata for SqliteConnection {
             [user, step],
         )?;
         Ok(changed == 1)
+    }
+
+    fn set_quota(&mut self, user: i64, quota: OwnQuota) -> Result<()> {
+        let stored = match quota {
+            OwnQuota::Default => None,
+            OwnQuota::None => Some(0),
+            OwnQuota::Bytes(bytes) => Some(signed(bytes.get())?),
+        };
+        self.exec("UPDATE user SET quota = ?2 WHERE num = ?1", params![user, stored])?;
+        self.exec("UPDATE notice SET changes = changes + 1", [])?;
+        Ok(())
+    }
+
+    fn usage(&mut self, user: i64, default: Option<u64>) -> Result<Usage> {
+        Ok(Usage { used: self.bytes_owned(user, None)?, quota: self.quota_of(user, default)? })
     }
 
     fn devices(&mut self, user: i64) -> Result<Vec<Device>> {
@@ -694,7 +746,7 @@ impl Metadata for SqliteConnection {
 
     fn drives(&mut self, user: i64) -> Result<Vec<Drive>> {
         self.all(
-            "SELECT drive.num, drive.id, name, lineage, head, live, digest
+            "SELECT drive.num, drive.id, name, lineage, head, live, digest, owner, bytes
              FROM member JOIN drive ON drive.num = member.drive
              WHERE member.user = ?1 ORDER BY owner <> ?1, drive.num",
             [user],
@@ -704,7 +756,8 @@ impl Metadata for SqliteConnection {
 
     fn drive(&mut self, drive: i64) -> Result<Option<Drive>> {
         self.one(
-            "SELECT num, id, name, lineage, head, live, digest FROM drive WHERE num = ?1",
+            "SELECT num, id, name, lineage, head, live, digest, owner, bytes FROM drive
+             WHERE num = ?1",
             [drive],
             read_drive,
         )
@@ -715,13 +768,14 @@ impl Metadata for SqliteConnection {
         drive: i64,
         author: Author,
         asked: &Asked<'_>,
-        gate_limits: &GateLimits,
+        bounds: &Bounds,
     ) -> Result<Applied> {
-        let mut manifest = self.manifest(drive, author, asked.now_ms, gate_limits)?;
+        let mut manifest = self.manifest(drive, author, asked.now_ms, bounds)?;
         manifest.gate.announce(asked.deletions, asked.changes.is_empty());
         let results = rules::apply(&mut manifest, author.id, asked.changes)?;
+        let spent = manifest.spent()?;
         let (before, head, held_changed) = manifest.write_back()?;
-        Ok(Applied { results, before, head, held_changed })
+        Ok(Applied { results, before, head, held_changed, spent })
     }
 
     fn batches(
@@ -731,8 +785,8 @@ impl Metadata for SqliteConnection {
         count: usize,
     ) -> Result<(Vec<Batch>, bool)> {
         let nobody = Author { num: 0, id: DeviceId::from_bytes([0; 16]) };
-        let limits = GateLimits::default();
-        let mut manifest = self.manifest(drive, nobody, 0, &limits)?;
+        let bounds = Bounds::default();
+        let mut manifest = self.manifest(drive, nobody, 0, &bounds)?;
         let head = manifest.drive.head;
         undo::batches(&mut manifest, upto.map_or(head, |upto| upto.min(head)), count)
     }
@@ -742,24 +796,32 @@ impl Metadata for SqliteConnection {
         drive: i64,
         author: Author,
         asked: &UndoAsked<'_>,
-        gate_limits: &GateLimits,
+        bounds: &Bounds,
     ) -> Result<Undone> {
-        let mut manifest = self.manifest(drive, author, asked.now_ms, gate_limits)?;
+        let mut manifest = self.manifest(drive, author, asked.now_ms, bounds)?;
         let how = undo::How {
             author: author.id,
             is_dry_run: asked.is_dry_run,
             is_approved: asked.is_approved,
             date: asked.date,
         };
-        let outcome = undo::undo(&mut manifest, asked.batch, how)?
-            .map_err(|error| StoreError::request(FailureCode::NotFound, error.to_string()))?;
+        let outcome = undo::undo(&mut manifest, asked.batch, how)?.map_err(|error| {
+            let code = match error {
+                UndoError::OverQuota { .. } => FailureCode::OverQuota,
+                UndoError::NoBatch | UndoError::TooLarge | UndoError::Entangled => {
+                    FailureCode::NotFound
+                }
+            };
+            StoreError::request(code, error.to_string())
+        })?;
+        let spent = manifest.spent()?;
         let (before, head) = if asked.is_dry_run {
             (manifest.drive.head, manifest.drive.head)
         } else {
             let (before, head, _) = manifest.write_back()?;
             (before, head)
         };
-        Ok(Undone { outcome, before, head })
+        Ok(Undone { outcome, before, head, spent })
     }
 
     fn page(
@@ -1018,11 +1080,14 @@ struct SqliteManifest<'a> {
     drive: Drive,
     author: Author,
     now_ms: i64,
-    gate_limits: &'a GateLimits,
+    bounds: &'a Bounds,
     gate: Gate,
-    /// The head and the gate as they were at its beginning.
+    /// The head, the sum of the sizes and the gate as they were at its beginning.
     before: Rev,
+    bytes_before: u64,
     stored: Gate,
+    /// What the owner's other drives hold, and the quota, once that was asked for.
+    elsewhere: Option<Usage>,
 }
 
 impl SqliteManifest<'_> {
@@ -1032,12 +1097,13 @@ impl SqliteManifest<'_> {
         let Self { connection, drive, author, gate, stored, before, .. } = self;
         if drive.head != before {
             connection.exec(
-                "UPDATE drive SET head = ?2, live = ?3, digest = ?4 WHERE num = ?1",
+                "UPDATE drive SET head = ?2, live = ?3, digest = ?4, bytes = ?5 WHERE num = ?1",
                 params![
                     drive.num,
                     signed(drive.head.0)?,
                     signed(drive.live)?,
-                    drive.digest.to_bytes()
+                    drive.digest.to_bytes(),
+                    signed(drive.bytes)?
                 ],
             )?;
         }
@@ -1050,6 +1116,12 @@ impl SqliteManifest<'_> {
         }
         let shown = |gate: &Gate| (gate.held_since_ms, gate.announced, gate.rejected_ms);
         Ok((before, drive.head, shown(&gate) != shown(&stored)))
+    }
+
+    /// Returns what was done so far to the room of the owner.
+    fn spent(&mut self) -> Result<Spent> {
+        let is_new = self.drive.bytes != self.bytes_before;
+        Ok(Spent { owner: self.drive.owner, usage: Manifest::usage(self)?, is_new })
     }
 
     fn journal(&self, sql: &str, id: NodeId, rev: Rev) -> Result<Option<Version>> {
@@ -1147,8 +1219,21 @@ impl Manifest for SqliteManifest<'_> {
         })
     }
 
+    fn usage(&mut self) -> Result<Usage> {
+        let elsewhere = match self.elsewhere {
+            Some(elsewhere) => elsewhere,
+            None => {
+                let owner = self.drive.owner;
+                let used = self.connection.bytes_owned(owner, Some(self.drive.num))?;
+                let quota = self.connection.quota_of(owner, self.bounds.quota)?;
+                *self.elsewhere.insert(Usage { used, quota })
+            }
+        };
+        Ok(Usage { used: elsewhere.used.saturating_add(self.drive.bytes), ..elsewhere })
+    }
+
     fn admit_deletion(&mut self, _author: DeviceId, id: NodeId) -> Result<bool> {
-        let passes = self.gate.admit(self.now_ms, self.drive.live, self.gate_limits);
+        let passes = self.gate.admit(self.now_ms, self.drive.live, &self.bounds.gate);
         if !passes {
             self.connection.exec(
                 "INSERT OR IGNORE INTO held (drive, device, node) VALUES (?1, ?2, ?3)",
@@ -1170,10 +1255,12 @@ impl Manifest for SqliteManifest<'_> {
         if let Some(Version { rev, node: Some(node), .. }) = before {
             self.drive.digest.remove(id, *rev, node);
             self.drive.live = self.drive.live.saturating_sub(1);
+            self.drive.bytes = self.drive.bytes.saturating_sub(node.body.content_len());
         }
         if let Some(node) = &node {
             self.drive.digest.add(id, rev, node);
             self.drive.live += 1;
+            self.drive.bytes = self.drive.bytes.saturating_add(node.body.content_len());
         }
         let values = StateValues::of(node.as_ref())?;
         let (number, author) = (signed(rev.0)?, self.author.num);
@@ -1319,7 +1406,7 @@ impl History for SqliteManifest<'_> {
 
     fn admit_at_once(&mut self, _author: DeviceId, count: u64, tried: bool) -> Result<bool> {
         let mut gate = self.gate;
-        let passes = gate.admit_at_once(self.now_ms, self.drive.live, self.gate_limits, count);
+        let passes = gate.admit_at_once(self.now_ms, self.drive.live, &self.bounds.gate, count);
         if !tried {
             self.gate = gate;
         }
