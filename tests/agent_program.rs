@@ -31,7 +31,10 @@ fn a_wrong_config_is_one_clear_line_and_exit_code_1() {
     let told = agent().arg("--config").arg(&missing).output().unwrap();
     assert_eq!(
         String::from_utf8(told.stderr).unwrap(),
-        format!("picloud-agent: Cannot read {missing:?}: No such file or directory (os error 2)\n")
+        format!(
+            "picloud-agent: Cannot read {missing:?}: No such file or directory (os error 2)\n\
+             Hint: `picloud setup LINK` writes these settings, and starts the agent\n"
+        )
     );
     assert_eq!(agent().arg("--nonsense").output().unwrap().status.code(), Some(2));
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Parser as _;
 use picloud::agent::args::Args;
-use picloud::agent::config::Config;
+use picloud::agent::config::{Config, ConfigError};
 use picloud::agent::{self, LevelChanged, Options, RunningAgent};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -26,10 +26,21 @@ fn main() -> ExitCode {
                 text.push_str(&format!(": {error}"));
                 cause = error.source();
             }
+            if is_not_there(&*error) {
+                text.push_str(
+                    "\nHint: `picloud setup LINK` writes these settings, and starts the agent",
+                );
+            }
             eprintln!("{text}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whether it failed because there are no settings.
+fn is_not_there(error: &(dyn Error + 'static)) -> bool {
+    matches!(error.downcast_ref(), Some(ConfigError::Read { source, .. })
+        if source.kind() == std::io::ErrorKind::NotFound)
 }
 
 fn run(args: Args) -> Result<(), Box<dyn Error>> {

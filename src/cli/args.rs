@@ -230,6 +230,9 @@ pub struct Setup {
     /// Leave it to you to run the agent
     #[arg(long)]
     pub no_unit: bool,
+    /// Says nothing of what came of it: root, who does it for a person, goes on from there and does.
+    #[arg(long, hide = true, requires = "no_unit")]
+    pub no_report: bool,
 }
 
 /// `picloud register` and `picloud login`.

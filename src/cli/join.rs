@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Access, access};
 use serde_json::json;
 
 use super::agent::told;
@@ -80,7 +81,7 @@ impl Plan {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Failure::file("Cannot use the folder", &folder, &error));
             }
-            _ => {}
+            _ => check_writable(&folder)?,
         }
         check_not_linked(machine, &folder)?;
         check_not_within(machine, &folder)?;
@@ -236,6 +237,17 @@ fn synced_already(folder: &Path, config: &Path) -> Failure {
             folder.display()
         ),
     )
+}
+
+/// Passes when the folder, or the nearest directory above that is there, can be written to: else a link
+/// would be used up for nothing.
+fn check_writable(folder: &Path) -> Result<(), Failure> {
+    let there = folder.ancestors().find(|path| path.is_dir()).unwrap_or(folder);
+    if access(there, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK).is_ok() {
+        return Ok(());
+    }
+    Err(Failure::failed(format!("{folder:?} cannot be synced: you may not write to {there:?}"))
+        .hint("choose another folder with --folder PATH"))
 }
 
 /// Passes when no directory above is synced, by whatever agent: two that fill one another's folder

@@ -148,7 +148,7 @@ impl Machine {
                     Exit::NoAgent,
                     "No agent is running: this machine is not joined yet",
                 )
-                .hint("`picloud join LINK` joins it to a server; `picloud up` starts one here"));
+                .hint("`picloud setup LINK` joins it to a server; `picloud up` starts one here"));
             }
         };
         Ok(Agent { config: self.config_path.clone(), socket })

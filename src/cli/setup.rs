@@ -61,6 +61,9 @@ pub fn setup(machine: &Machine, output: Output, args: &Setup) -> Result<Exit, Fa
         }
         plan.finish(machine, &server, &session).await
     })?;
+    if args.no_report {
+        return Ok(Exit::Done);
+    }
     // With the folder in its settings.
     let machine = Machine::read(Some(&machine.config_path))?;
     let runs = match args.no_unit {
@@ -348,6 +351,9 @@ fn for_person(output: Output, args: &Setup, person: &Person) -> Result<Exit, Fai
     }
     if args.undo {
         words.push("--undo".to_owned());
+    }
+    if !args.undo && !args.no_unit {
+        words.push("--no-report".to_owned());
     }
     if let Some(folder) = &args.folder {
         words.push(format!("--folder={}", folder.display()));

@@ -13,6 +13,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use rustix::fs::{Access, access};
 use serde_json::json;
 
 use super::accounts::PASSWORD_LEN_MAX;
@@ -24,7 +25,7 @@ use super::gate::Decision;
 use super::store::Layout;
 use super::store::metadata::{Device, OwnQuota};
 use super::{log, service};
-use crate::checkup::{Summary, bytes, without_numbers};
+use crate::checkup::{Summary, bytes, counted, without_numbers};
 use crate::model::Usage;
 
 /// The version of the `--json` objects.
@@ -350,6 +351,14 @@ fn run(cli: Cli, arguments: &[OsString]) -> anyhow::Result<Printed> {
     let config = loaded?;
     become_owner(&config.server.data_dir, arguments)?;
     let data_dir = &config.server.data_dir;
+    if let Ok(metadata) = std::fs::metadata(data_dir)
+        && access(data_dir, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK).is_err()
+    {
+        bail!(
+            "{data_dir:?} is its owner's only, user {}: run this as that user, or with sudo",
+            metadata.uid()
+        );
+    }
     if let Err(error) = Layout::create(data_dir) {
         let reason = format!("{data_dir:?} cannot be used: {:#}", anyhow::Error::from(error));
         return Err(Config::cannot_use(path, "data_dir", &reason).into());
@@ -491,8 +500,9 @@ fn user(admin: &Admin, command: UserCommand, json: bool) -> anyhow::Result<Strin
                 let (name, drive) = (&found.user.name, found.drive.as_ref());
                 let live = drive.map_or(0, |drive| drive.live);
                 let text = format!(
-                    "{name}  {} devices  {live} files and directories  {}{}{}",
-                    found.devices,
+                    "{name}  {}  {}  {}{}{}",
+                    counted(found.devices as u64, "device", "devices"),
+                    counted(live, "file or directory", "files and directories"),
                     usage_words(&found.usage),
                     if found.user.password.is_some() { "" } else { "  no password" },
                     if found.user.totp.is_some() { "  TOTP" } else { "" },
