@@ -35,6 +35,4 @@ pub enum Defect {
     LeftOutIsDeleted,
     /// What was left out has its merge base still when it is wanted again.
     BaseOutlivesLeavingOut,
-    /// What comes to be where something is left out is taken for that.
-    LeftOutIsMerged,
 }

@@ -648,8 +648,7 @@ impl<T: Trees> Engine<T> {
         name: &Name,
     ) -> Result<Option<(NodeId, Entry)>, T::Error> {
         for id in self.trees.remote_at(dir, name)? {
-            let is_merged = self.trees.has_defect(Defect::LeftOutIsMerged);
-            if self.is_absent_by_wish(id)? && !is_merged {
+            if self.is_absent_by_wish(id)? {
                 continue;
             }
             let entry = self.trees.get(id)?;

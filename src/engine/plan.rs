@@ -569,7 +569,9 @@ impl<T: Trees> Engine<T> {
             if other == id || self.flights.contains_key(&other) {
                 continue;
             }
-            if self.is_absent_by_wish(other)? {
+            let mut holder = self.trees.get(other)?;
+            self.fit(other, &mut holder)?;
+            if stays_left_out(&holder) {
                 return Ok(true);
             }
             let there = self.trees.get(other)?.local.filter(|there| there.place == local.place);
@@ -794,9 +796,7 @@ impl<T: Trees> Engine<T> {
         }
         for holder in self.trees.remote_at(place.parent, &place.name)? {
             // What is left out never leaves its name.
-            if holder != id
-                && !self.trees.look(holder, |there| there.left_out && there.local.is_none())?
-            {
+            if holder != id && !self.trees.look(holder, stays_left_out)? {
                 blockers.push(holder);
                 break;
             }
@@ -1301,6 +1301,14 @@ impl<T: Trees> Engine<T> {
 /// that is parked there.
 pub(super) fn is_out_of_sight(dir: &DirRef) -> bool {
     dir.path.names().first().is_some_and(|name| name.as_bytes() == OWN_DIR)
+}
+
+/// Returns whether what is left out has nothing to tell that would take it from its place in the drive:
+/// whatever is still here of it only goes.
+fn stays_left_out(entry: &Entry) -> bool {
+    let only_goes =
+        matches!(decide(entry), Need::LeaveOut | Need::TakeLocalAsBase | Need::DropBase);
+    entry.left_out && (entry.local.is_none() || only_goes)
 }
 
 pub(super) fn expected(local: &Local) -> Expected {

@@ -5,7 +5,7 @@ use picloud::server::rules;
 
 use crate::flaws::Flaw;
 use crate::histories::{
-    ALONE, CUTS, FULL, HASTE, KILLS, PLAIN, POWER, QUOTA, SCOPE, SCOPE_FAULTS, SERVER, STORM_KILLS,
+    ALONE, CUTS, FULL, HASTE, KILLS, PLAIN, POWER, QUOTA, SCOPE, SCOPE_MOVES, SERVER, STORM_KILLS,
 };
 use crate::shrink::{History, Kind};
 
@@ -24,8 +24,7 @@ const FLAWS: &[(Flaw, &[&Kind])] = &[
     (Flaw::Engine(Defect::ParkedForgotten), &[&STORM_KILLS]),
     (Flaw::Engine(Defect::CursorAheadOfNodes), &[&KILLS]),
     (Flaw::Engine(Defect::LeftOutIsDeleted), &[&SCOPE]),
-    (Flaw::Engine(Defect::BaseOutlivesLeavingOut), &[&SCOPE_FAULTS]),
-    (Flaw::Engine(Defect::LeftOutIsMerged), &[&SCOPE]),
+    (Flaw::Engine(Defect::BaseOutlivesLeavingOut), &[&SCOPE_MOVES]),
     (Flaw::Rules(rules::Defect::BaseIgnored), &[&CUTS]),
     (Flaw::Rules(rules::Defect::NamesShared), &[&PLAIN]),
     (Flaw::Rules(rules::Defect::CyclesAllowed), &[&STORM_KILLS]),

@@ -43,6 +43,37 @@ fn r06_a_renamed_directory_takes_what_happens_in_it_along_and_its_sibling_is_lef
     }
 }
 
+/// R11: a directory is left out, the agent is killed at any moment of removing it, and then it is wanted
+/// back at once, or stays left out. Nothing of it is deleted, and what was not sent is kept.
+#[test]
+fn r11_what_is_left_out_is_deleted_nowhere_whenever_the_agent_dies_and_what_is_wanted_then() {
+    for turns in 0..10 {
+        for is_wanted_back in [true, false] {
+            let mut world = World::new(11, 2);
+            world.build(0, "d/ d/a=1 d/b=2 d/e/ d/e/c=3 k=4");
+            settle(&mut world);
+            world.checkpoint(1);
+            world.exclude_at(1, "d");
+            world.script(1, "write d/new 6");
+            let mut expected = "d/ d/a=1 d/b=2 d/e/ d/e/c=3 d/new=6 k=4";
+            if !is_wanted_back {
+                world.script(1, "write d/b 5");
+                expected = "d/ d/a=1 d/b=5 d/e/ d/e/c=3 d/new=6 k=4";
+            }
+            world.go_on(turns);
+            world.kill(1);
+            if !is_wanted_back {
+                settle(&mut world);
+                assert_eq!(world.tree(1), "k=4", "{turns} turns\n{}", world.trace());
+                assert_eq!(world.tree(0), expected, "{turns} turns\n{}", world.trace());
+            }
+            world.include_all(None);
+            settle(&mut world);
+            assert_trees(&mut world, 2, expected);
+        }
+    }
+}
+
 /// The server takes a batch back, asked by nobody's agent.
 #[track_caller]
 fn undo(world: &mut World, first: u64, asked_by: usize) -> undo::Outcome {

@@ -727,6 +727,13 @@ impl World {
         self.devices[n].leave_out(left_out);
     }
 
+    /// A device leaves out the directory at a path of the drive.
+    pub fn exclude_at(&mut self, n: usize, path: &str) {
+        let ids: Vec<NodeId> = self.server.manifest.nodes().map(|(id, _)| id).collect();
+        let dir = ids.into_iter().find(|id| self.server.path_of(*id).as_deref() == Some(path));
+        self.leave_out(n, BTreeSet::from([dir.unwrap()]));
+    }
+
     /// Everybody wants everything back; with `spare`, that device does not.
     pub fn include_all(&mut self, spare: Option<usize>) {
         for n in (0..self.devices.len()).filter(|n| Some(*n) != spare) {
