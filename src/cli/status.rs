@@ -521,7 +521,7 @@ pub(super) mod tests {
             .map(|map| map.keys().map(String::as_str).collect())
             .unwrap_or_default();
         let expected = "bytes conflicts dirs download_bytes download_rate downloads files folders \
-                        last_sync problem_count problems secs_left state type upload_bytes \
+                        last_sync left_out_bytes left_out_files problem_count problems secs_left state type upload_bytes \
                         upload_rate uploads version";
         assert_eq!(keys.join(" "), expected);
         let folder = &object["folders"][0];
@@ -530,9 +530,9 @@ pub(super) mod tests {
             .map(|map| map.keys().map(String::as_str).collect())
             .unwrap_or_default();
         let expected = "agrees bytes conflicts cursor device devices dirs download_bytes \
-                        download_rate downloads files held last_sync offline path problem_count problems \
-                        secs_left server space state told_at transfers upload_bytes upload_rate \
-                        uploads user";
+                        download_rate downloads files held last_sync left_out left_out_bytes \
+                        left_out_files offline path problem_count problems secs_left server space \
+                        state told_at transfers upload_bytes upload_rate uploads user";
         assert_eq!(keys.join(" "), expected);
         assert_eq!(folder["transfers"][0]["direction"], "up");
     }

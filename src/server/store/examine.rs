@@ -90,11 +90,14 @@ impl Examination {
         }
         // As the migration that began to keep it has it: no sum of many lengths is too large for a number.
         let mut statement = self.connection.prepare(
-            "WITH real AS (
-                 SELECT drive, CASE WHEN sum(len >> 32) + (sum(len & 4294967295) >> 32) < 2147483647
-                                    THEN (sum(len >> 32) << 32) + sum(len & 4294967295)
+            "WITH half AS (
+                 SELECT drive, coalesce(sum(len >> 32), 0) AS high,
+                        coalesce(sum(len & 4294967295), 0) AS low
+                 FROM node WHERE parent IS NOT NULL GROUP BY drive),
+             real AS (
+                 SELECT drive, CASE WHEN high + (low >> 32) < 2147483647 THEN (high << 32) + low
                                     ELSE 9223372036854775807 END AS bytes
-                 FROM node WHERE parent IS NOT NULL GROUP BY drive)
+                 FROM half)
              SELECT num, drive.bytes, coalesce(real.bytes, 0)
              FROM drive LEFT JOIN real ON real.drive = num
              WHERE drive.bytes <> coalesce(real.bytes, 0) ORDER BY num LIMIT ?1",
