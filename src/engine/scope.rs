@@ -2,14 +2,14 @@
 //!
 //! A person names directories, which are held by node id: wherever one is moved to, it stays left
 //! out. What the server has below it follows from the remote tree, and is asked here only
-//! ([`Engine::fit`]): walking up, with a memory for directories. Each entry bears the answer as its
+//! (`Engine::fit`): walking up, with a memory for directories. Each entry bears the answer as its
 //! mark ([`Entry::left_out`]), so that what is left out and not here is at rest like anything that is
 //! in sync. The mark is written before anything is removed for it, and taken off before anything is
 //! planned without it; with it goes the merge base of what may be gone already. So whenever an agent
 //! dies, what it had removed is never taken for deleted by a person.
 //!
 //! When what is wanted changes, or a directory comes to be elsewhere, the marks below it are set
-//! anew in steps ([`Engine::advance_scope`]); a node that is planned before its turn gets its own
+//! anew in steps (`Engine::advance_scope`); a node that is planned before its turn gets its own
 //! first.
 
 use std::collections::{BTreeSet, HashMap};
