@@ -14,7 +14,7 @@ use toml::Spanned;
 use super::durable;
 use super::ignore;
 use crate::model::{
-    DeviceId, DriveId, Fingerprint, FolderId, Wrong, check_device_name, check_log_filter,
+    DeviceId, DriveId, Fingerprint, Flow, FolderId, Wrong, check_device_name, check_log_filter,
     is_host_and_port,
 };
 
@@ -115,6 +115,8 @@ pub struct FolderConfig {
     pub ignore: Vec<String>,
     /// Whether it rests.
     pub paused: bool,
+    /// Which way changes go.
+    pub flow: Flow,
 }
 
 impl FolderConfig {
@@ -230,6 +232,8 @@ struct RawFolder {
     ignore: Vec<Spanned<String>>,
     #[serde(default)]
     paused: bool,
+    #[serde(default)]
+    direction: Flow,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -363,6 +367,7 @@ impl Config {
             drive: raw.drive,
             ignore: raw.ignore.into_iter().map(Spanned::into_inner).collect(),
             paused: raw.paused,
+            flow: raw.direction,
         })
     }
 
@@ -472,6 +477,9 @@ pub fn add_folder(
     }
     if folder.paused {
         table.insert("paused", toml_edit::value(true));
+    }
+    if folder.flow != Flow::Both {
+        table.insert("direction", toml_edit::value(folder.flow.as_str()));
     }
     let folders = document
         .entry("folder")
@@ -687,6 +695,7 @@ mod tests {
             drive: DriveId::from_bytes([6; 16]),
             ignore: vec!["*.tmp".to_owned()],
             paused: number == 2,
+            flow: if number == 2 { Flow::ReceiveOnly } else { Flow::Both },
         };
         add_folder(&path, &folder(1, "one"), Some("pi")).unwrap();
         add_folder(&path, &folder(2, "two"), Some("other name")).unwrap();

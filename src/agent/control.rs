@@ -248,6 +248,13 @@ async fn converse(stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
             };
             client.tell(&reply).await
         }
+        Request::Kept { folder, path, end } => {
+            let reply = match shared.kept(&folder, path.0, end).await {
+                Ok(kept) => Reply::Kept(kept),
+                Err(message) => Reply::Error { message },
+            };
+            client.tell(&reply).await
+        }
         Request::LeftOut => {
             let reply = match shared.left_out().await {
                 Ok(dirs) => Reply::LeftOut { dirs },

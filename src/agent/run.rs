@@ -20,16 +20,18 @@ use super::authors::signed;
 use super::config::{Config, ConfigError, FolderConfig};
 use super::control::{Control, ControlError};
 use super::folder::{
-    FolderTask, Input, PROGRAM, Rates, Settings, View, exclude, include, list_left_out, resolve,
-    standing,
+    FolderTask, Input, KeptFound, PROGRAM, Rates, Settings, View, exclude, include, list_left_out,
+    resolve, standing,
 };
 use super::log::Happenings;
 use super::rate::Rate;
 use super::{clock, credentials, durable, left_out};
+use crate::engine::kept::KeptPath;
 use crate::model::{DriveId, FolderId, RelPath, Rev};
 use crate::protocol::Connection;
 use crate::protocol::control::{
-    Conflict, FolderStatus, Keep, LeftOut, Problem, Resolved, Standing, State, Status,
+    Conflict, FolderStatus, Keep, KeptLine, KeptPaths, LeftOut, Problem, Resolved, Standing, State,
+    Status,
 };
 use crate::protocol::message::Commit;
 
@@ -668,6 +670,23 @@ impl Shared {
             format!("The folder {folder:?} is not open: `picloud status` says why")
         })?;
         Ok((inputs, file))
+    }
+
+    /// Returns what differs and stays so at and below a path of a folder, and ends that where it is asked
+    /// for. An error is for a person.
+    pub(super) async fn kept(
+        &self,
+        folder: &str,
+        path: RelPath,
+        is_ended: bool,
+    ) -> Result<KeptPaths, String> {
+        let (inputs, _) = self.way_to_scope(folder).await?;
+        let (reply, found) = oneshot::channel();
+        let closed = || format!("The folder {folder:?} is being closed: nothing was done");
+        inputs.send(Input::Kept(path, is_ended, reply)).await.map_err(|_| closed())?;
+        let KeptFound { flow, count, paths } = found.await.map_err(|_| closed())?;
+        let told = |one: KeptPath| KeptLine { path: one.path.to_string(), what: one.what };
+        Ok(KeptPaths { direction: flow, count, paths: paths.into_iter().map(told).collect() })
     }
 
     /// Leaves a directory of a folder out on this device. An error is for a person.

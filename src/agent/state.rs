@@ -20,10 +20,10 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::trees::{
-    Entry, Local, LocalBody, Meta, Putting, Remote, Sent, StandsFor, Totals, Trees,
+    Entry, Local, LocalBody, Meta, Putting, Remote, Sent, StandsFor, Totals, Trees, counted_for,
 };
 use crate::model::{
-    Body, DriveId, FolderId, ListId, Name, Node, NodeId, NodeIdHash, Place, original_of,
+    Body, DriveId, Flow, FolderId, ListId, Name, Node, NodeId, NodeIdHash, Place, original_of,
 };
 
 /// The format written here, in `PRAGMA user_version`.
@@ -986,6 +986,11 @@ impl Trees for SqliteTrees {
 
     fn totals(&self) -> Totals {
         self.totals
+    }
+
+    fn count_for(&mut self, flow: Flow) -> Result<(), StateError> {
+        self.totals = counted_for(self, flow)?;
+        Ok(())
     }
 
     fn meta(&self) -> Meta {

@@ -145,7 +145,11 @@ pub async fn log_out(machine: &Machine, output: Output, of: &OfFolder) -> Result
                 Failure::from_error(Exit::Failed, error)
             };
             // Before it is let go of: joined again, it is synced as it was.
-            let kept = Kept { ignore: folder.ignore.clone(), paused: folder.paused };
+            let kept = Kept {
+                ignore: folder.ignore.clone(),
+                paused: folder.paused,
+                direction: folder.flow,
+            };
             if let Err(error) = kept.leave(&folder.path)
                 && kept != Kept::default()
             {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::model::BatchId;
+use crate::model::{BatchId, Flow};
 
 /// Keeps ~/PiCloud the same on all your devices, through a server you own
 #[derive(Debug, Parser)]
@@ -72,6 +72,10 @@ pub enum Command {
         #[arg(required = true)]
         dirs: Vec<PathBuf>,
     },
+    /// In a folder that only receives: take back what was changed here, so that it is what the drive is
+    Revert(OneWay),
+    /// In a folder that only sends: take back in the drive what others changed, on all devices
+    Override(OneWay),
     /// List the conflicts, with whose each version is
     Conflicts,
     /// Settle a conflict: keep one version, or both
@@ -162,6 +166,40 @@ pub struct OfFolder {
     pub folder: Option<PathBuf>,
 }
 
+/// `picloud revert` and `picloud override`.
+#[derive(Debug, Args)]
+pub struct OneWay {
+    /// A path in the folder, with all below it [default: the whole folder]
+    pub path: Option<PathBuf>,
+    /// Show what it is about, and do nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Do not ask
+    #[arg(short, long, conflicts_with = "dry_run")]
+    pub yes: bool,
+}
+
+/// Which way changes go.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum DirectionArg {
+    /// Both ways
+    Both,
+    /// What is changed here stays here
+    ReceiveOnly,
+    /// What others change is not carried out here
+    SendOnly,
+}
+
+impl From<DirectionArg> for Flow {
+    fn from(arg: DirectionArg) -> Self {
+        match arg {
+            DirectionArg::Both => Self::Both,
+            DirectionArg::ReceiveOnly => Self::ReceiveOnly,
+            DirectionArg::SendOnly => Self::SendOnly,
+        }
+    }
+}
+
 /// What can be done with devices.
 #[derive(Debug, Subcommand)]
 pub enum DevicesCommand {
@@ -203,6 +241,9 @@ pub struct Join {
     /// What to call this device [default: the host name]
     #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     pub device: Option<String>,
+    /// Which way changes go [default: both, or as it was when the folder was synced before]
+    #[arg(long, value_enum)]
+    pub direction: Option<DirectionArg>,
 }
 
 /// `picloud setup`.
@@ -218,6 +259,9 @@ pub struct Setup {
     /// What to call this device [default: the host name]
     #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     pub device: Option<String>,
+    /// Which way changes go [default: both, or as it was when the folder was synced before]
+    #[arg(long, value_enum)]
+    pub direction: Option<DirectionArg>,
     /// Do not ask
     #[arg(short, long)]
     pub yes: bool,

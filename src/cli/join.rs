@@ -18,7 +18,7 @@ use crate::agent::config::{Config, FolderConfig, add_folder, machine_name};
 use crate::agent::credentials;
 use crate::agent::disk::{DiskFolder, FolderError, Identity, Kept};
 use crate::client::Session;
-use crate::model::{FolderId, JoinLink};
+use crate::model::{Flow, FolderId, JoinLink};
 
 /// How long an agent that was told of a log-out may take to let go of the folder.
 const LETTING_GO: Duration = Duration::from_secs(3);
@@ -33,6 +33,8 @@ pub struct Plan {
     pub folder: PathBuf,
     /// What the device is called.
     pub device: String,
+    /// Which way changes go, where a person said so.
+    pub flow: Option<Flow>,
 }
 
 impl Plan {
@@ -92,7 +94,7 @@ impl Plan {
             (None, Some(config)) => config.device_name.clone(),
             (None, None) => machine_name(),
         };
-        Ok(Self { folder, device })
+        Ok(Self { folder, device, flow: None })
     }
 
     /// Binds the folder to the device that was just admitted, and writes it down. When that fails,
@@ -166,6 +168,7 @@ impl Plan {
             drive,
             ignore: kept.ignore,
             paused: kept.paused,
+            flow: self.flow.unwrap_or(kept.direction),
         };
         std::fs::create_dir_all(&self.folder)
             .map_err(|error| Failure::file("Cannot create the folder", &self.folder, &error))?;
@@ -328,7 +331,8 @@ fn check_no_secrets_within(machine: &Machine, folder: &Path) -> Result<(), Failu
 /// When the link is not good, the server cannot be reached, or the folder cannot be synced.
 pub async fn join(machine: &Machine, output: Output, args: &args::Join) -> Result<Exit, Failure> {
     let link = link_of(&args.link)?;
-    let plan = Plan::check(machine, args.folder.as_deref(), args.device.as_deref())?;
+    let mut plan = Plan::check(machine, args.folder.as_deref(), args.device.as_deref())?;
+    plan.flow = args.direction.map(Flow::from);
     let folder = join_with(machine, &link, &plan).await?;
     report(machine, output, &folder)
 }
@@ -386,13 +390,19 @@ pub fn report(machine: &Machine, output: Output, folder: &FolderConfig) -> Resul
             "folder": folder.path,
             "ignore": folder.ignore,
             "paused": folder.paused,
+            "direction": folder.flow,
             "config": machine.config_path,
         })))?;
         return Ok(Exit::Done);
     }
     told(output.line(&format!(
-        "Joined: {} syncs with {} at {}, as {}",
+        "Joined: {} {} {} at {}, as {}",
         printable(&folder.path.to_string_lossy()),
+        match folder.flow {
+            Flow::Both => "syncs with",
+            Flow::ReceiveOnly => "receives from",
+            Flow::SendOnly => "sends to",
+        },
         printable(&folder.user),
         folder.server,
         printable(&folder.device_name),

@@ -14,6 +14,7 @@ mod doctor;
 mod failure;
 mod files;
 mod join;
+mod kept;
 mod layout;
 mod live;
 mod log;
@@ -38,6 +39,7 @@ use clap::{CommandFactory as _, Parser as _};
 
 use args::{Cli, Command};
 use failure::{Exit, Failure};
+use kept::Wish;
 use machine::Machine;
 use output::Output;
 
@@ -92,6 +94,8 @@ fn execute(cli: &Cli, output: Output) -> Result<Exit, Failure> {
         Command::Exclude { dirs } if dirs.is_empty() => scope::list(machine, output),
         Command::Exclude { dirs } => scope::exclude(machine, output, dirs),
         Command::Include { dirs } => scope::include(machine, output, dirs),
+        Command::Revert(args) => kept::end(machine, output, Wish::Revert, args),
+        Command::Override(args) => kept::end(machine, output, Wish::Override, args),
         Command::Conflicts => conflicts::conflicts(machine, output),
         Command::Resolve(args) => conflicts::resolve(machine, output, args),
         Command::Pause => machine.agent()?.set_paused(output, true),

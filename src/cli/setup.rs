@@ -24,6 +24,7 @@ use super::{prompt, wait};
 use crate::agent::config::FolderConfig;
 use crate::agent::disk::Kept;
 use crate::client::Session;
+use crate::model::Flow;
 use crate::protocol::control::{State, Status};
 
 /// The largest drive that is compared: more is held in memory by no one.
@@ -46,7 +47,8 @@ pub fn setup(machine: &Machine, output: Output, args: &Setup) -> Result<Exit, Fa
     }
     let text = args.link.as_deref().ok_or_else(|| Failure::usage("A link is needed"))?;
     let link = link_of(text)?;
-    let plan = Plan::check(machine, args.folder.as_deref(), args.device.as_deref())?;
+    let mut plan = Plan::check(machine, args.folder.as_deref(), args.device.as_deref())?;
+    plan.flow = args.direction.map(Flow::from);
     let folder = wait(async {
         let server = Server::of_link(&link);
         let mut client = server.connect().await?;
@@ -82,9 +84,10 @@ async fn compared(
     session: &Session,
 ) -> Result<Option<Comparison>, Failure> {
     let drive = session.manifest(COMPARED_MAX).await.map_err(|error| Failure::of_client(&error))?;
+    let kept = Kept::find(&plan.folder).unwrap_or_default();
+    let flow = plan.flow.unwrap_or(kept.direction);
     let comparison = match drive {
         Some(drive) => {
-            let kept = Kept::find(&plan.folder).unwrap_or_default();
             let folder = plan.folder.clone();
             let compared =
                 tokio::task::spawn_blocking(move || compare(&folder, drive, &kept.ignore));
@@ -97,29 +100,45 @@ async fn compared(
     };
     let admitted = session.admitted();
     if output.json() {
-        told(output.object(&comparison_json(&plan.folder, comparison.as_ref())))?;
+        told(output.object(&comparison_json(&plan.folder, flow, comparison.as_ref())))?;
     } else {
         told(output.line(&format!(
-            "{} will sync with {} at {}; this device is {} there",
+            "{} will {} {} at {}; this device is {} there",
             printable(&plan.folder.to_string_lossy()),
+            match flow {
+                Flow::Both => "sync with",
+                Flow::ReceiveOnly => "receive from",
+                Flow::SendOnly => "send to",
+            },
             printable(&admitted.user_name),
             server.address,
             printable(&admitted.device_name)
         )))?;
-        told(output.line(&comparison_text(output, comparison.as_ref())))?;
+        told(output.line(&comparison_text(output, flow, comparison.as_ref())))?;
     }
     Ok(comparison)
 }
 
-fn comparison_json(folder: &Path, comparison: Option<&Comparison>) -> serde_json::Value {
+fn comparison_json(
+    folder: &Path,
+    flow: Flow,
+    comparison: Option<&Comparison>,
+) -> serde_json::Value {
     let Some(found) = comparison else {
-        return json!({"type": "comparison", "version": 1, "folder": folder, "compared": false});
+        return json!({
+            "type": "comparison",
+            "version": 1,
+            "folder": folder,
+            "direction": flow,
+            "compared": false,
+        });
     };
     let conflicts: Vec<String> = found.conflicts.iter().map(ToString::to_string).collect();
     json!({
         "type": "comparison",
         "version": 1,
         "folder": folder,
+        "direction": flow,
         "compared": !found.is_partial,
         "receive": found.receive.files,
         "receive_bytes": found.receive.bytes,
@@ -133,28 +152,44 @@ fn comparison_json(folder: &Path, comparison: Option<&Comparison>) -> serde_json
     })
 }
 
-fn comparison_text(output: Output, comparison: Option<&Comparison>) -> String {
+fn comparison_text(output: Output, flow: Flow, comparison: Option<&Comparison>) -> String {
     let never = "Nothing is deleted, neither here nor there";
     let Some(found) = comparison else {
-        return format!(
-            "  The drive is too large to be compared beforehand: what is on one side only goes to \
-             the other, and where both differ both versions are kept\n  {never}"
-        );
+        let what = match flow {
+            Flow::Both => {
+                "what is on one side only goes to the other, and where both differ both versions are kept"
+            }
+            Flow::ReceiveOnly => {
+                "what is in the drive only comes here, what is here only stays here, and where both \
+                 differ both versions are kept here"
+            }
+            Flow::SendOnly => {
+                "what is here only is sent, and what is in the drive only, or differs, stays as it is"
+            }
+        };
+        return format!("  The drive is too large to be compared beforehand: {what}\n  {never}");
     };
     let files = |number| counted(number, "file", "files");
+    let (receive, send) = match flow {
+        Flow::Both => ("to receive", "to send"),
+        Flow::ReceiveOnly => ("to receive", "only here, where it stays"),
+        Flow::SendOnly => ("only in the drive, where it stays", "to send"),
+    };
     let mut lines = vec![
-        format!("to receive: {}, {}", files(found.receive.files), bytes(found.receive.bytes)),
-        format!("to send: {}, {}", files(found.send.files), bytes(found.send.bytes)),
+        format!("{receive}: {}, {}", files(found.receive.files), bytes(found.receive.bytes)),
+        format!("{send}: {}, {}", files(found.send.files), bytes(found.send.bytes)),
     ];
     if found.same.files > 0 {
         lines.push(format!("the same already: {}", files(found.same.files)));
     }
     if found.conflict_count > 0 {
-        lines.push(format!(
-            "different on both sides: {}; both versions are kept, the one from here as a conflict \
-             copy",
-            files(found.conflict_count)
-        ));
+        let what = match flow {
+            Flow::SendOnly => "each side keeps its own",
+            Flow::Both | Flow::ReceiveOnly => {
+                "both versions are kept, the one from here as a conflict copy"
+            }
+        };
+        lines.push(format!("different on both sides: {}; {what}", files(found.conflict_count)));
         lines.extend(found.conflicts.iter().map(|path| {
             let path = printable(&path.to_string());
             format!("  {}", output.paint(Tone::Wait, &path))
@@ -360,6 +395,9 @@ fn for_person(output: Output, args: &Setup, person: &Person) -> Result<Exit, Fai
     }
     if let Some(device) = &args.device {
         words.push(format!("--device={device}"));
+    }
+    if let Some(direction) = args.direction {
+        words.push(format!("--direction={}", Flow::from(direction).as_str()));
     }
     words.extend(args.link.clone());
     let code = person.run(&words)?;

@@ -3,7 +3,7 @@
 
 use super::layout::{ago, percent, span};
 use super::output::{bytes, count, counted, moment, printable};
-use super::status::{held_words, left_out_words};
+use super::status::{flow_words, held_words, left_out_words};
 use crate::protocol::control::{Direction, FolderStatus, Problem, State, Status};
 
 /// Returns the sentences.
@@ -66,6 +66,9 @@ fn folder_sentences(lines: &mut Vec<String>, folder: &FolderStatus, now: i64) {
     ));
     if !folder.left_out.is_empty() {
         lines.push(format!("Left out on this device is {}.", left_out_words(folder)));
+    }
+    if let Some(words) = flow_words(folder) {
+        lines.push(format!("{words}."));
     }
     if let Some(last) = folder.last_sync.filter(|_| folder.state != State::InSync) {
         lines.push(format!("It was last in sync at {}.", moment(last)));

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::layout::{Lines, ago, bar, percent, shortened, span, width_of};
 use super::output::{Output, Tone, bytes, count, counted, moment, printable};
+use crate::model::Flow;
 use crate::protocol::control::{
     DeviceStatus, Direction, FolderStatus, HeldDeletion, Problem, SpaceStatus, State, Status,
 };
@@ -59,6 +60,7 @@ pub fn status_json(status: &Status) -> serde_json::Value {
         "bytes": sum(|f| f.bytes),
         "left_out_files": sum(|f| f.left_out_files),
         "left_out_bytes": sum(|f| f.left_out_bytes),
+        "kept": sum(|f| f.kept),
         "uploads": sum(|f| f.uploads),
         "upload_bytes": sum(|f| f.upload_bytes),
         "upload_rate": sum(|f| f.upload_rate),
@@ -194,6 +196,9 @@ fn folder_lines(lines: &mut Lines, look: Look, status: &Status, folder: &FolderS
     if !folder.left_out.is_empty() {
         lines.add(2, None, &format!("Left out on this device: {}", left_out_words(folder)));
     }
+    if let Some(words) = flow_words(folder) {
+        lines.add(2, None, &words);
+    }
     if let Some(last) = folder.last_sync.filter(|_| folder.state != State::InSync) {
         let text = format!("Last in sync {}", moment(last));
         lines.add(2, Some(Tone::Faint), &text);
@@ -229,6 +234,26 @@ pub fn left_out_words(folder: &FolderStatus) -> String {
     }
     let files = counted(folder.left_out_files, "file", "files");
     format!("{} ({files}, {})", names.join(", "), bytes(folder.left_out_bytes))
+}
+
+/// Returns which way changes go, where that is one way only, and what differs because of it.
+#[must_use]
+pub fn flow_words(folder: &FolderStatus) -> Option<String> {
+    let changes = |what: &str| match folder.kept {
+        0 => String::new(),
+        kept => format!(": {} {what}", counted(kept, "change", "changes")),
+    };
+    match folder.direction {
+        Flow::Both => None,
+        Flow::ReceiveOnly => Some(format!(
+            "Receives only{}",
+            changes("made here stay here; `picloud revert` takes them back")
+        )),
+        Flow::SendOnly => Some(format!(
+            "Sends only{}",
+            changes("made by others stay in the drive; `picloud override` takes them back there")
+        )),
+    }
 }
 
 /// What is under way in one direction.
@@ -363,6 +388,8 @@ pub(super) mod tests {
             left_out: Vec::new(),
             left_out_files: 0,
             left_out_bytes: 0,
+            direction: Flow::Both,
+            kept: 0,
             upload_rate: 0,
             download_rate: 0,
             secs_left: None,
@@ -521,16 +548,16 @@ pub(super) mod tests {
             .map(|map| map.keys().map(String::as_str).collect())
             .unwrap_or_default();
         let expected = "bytes conflicts dirs download_bytes download_rate downloads files folders \
-                        last_sync left_out_bytes left_out_files problem_count problems secs_left state type upload_bytes \
-                        upload_rate uploads version";
+                        kept last_sync left_out_bytes left_out_files problem_count problems secs_left state type \
+                        upload_bytes upload_rate uploads version";
         assert_eq!(keys.join(" "), expected);
         let folder = &object["folders"][0];
         let keys: Vec<&str> = folder
             .as_object()
             .map(|map| map.keys().map(String::as_str).collect())
             .unwrap_or_default();
-        let expected = "agrees bytes conflicts cursor device devices dirs download_bytes \
-                        download_rate downloads files held last_sync left_out left_out_bytes \
+        let expected = "agrees bytes conflicts cursor device devices direction dirs download_bytes \
+                        download_rate downloads files held kept last_sync left_out left_out_bytes \
                         left_out_files offline path problem_count problems secs_left server space \
                         state told_at transfers upload_bytes upload_rate uploads user";
         assert_eq!(keys.join(" "), expected);

@@ -8,6 +8,7 @@ use super::agent::told;
 use super::failure::{Exit, Failure};
 use super::machine::{Machine, Spot};
 use super::output::{Output, Tone, bytes, counted, moment, printable};
+use crate::model::{Difference, Flow};
 use crate::protocol::control::{Direction, PathText, Reply, Request, RuleSource, Standing};
 
 /// What is told of a path.
@@ -101,6 +102,7 @@ fn exit_of(standing: &Standing) -> Exit {
         Standing::InSync
         | Standing::Ignored { .. }
         | Standing::LeftOut { .. }
+        | Standing::Kept { .. }
         | Standing::Own
         | Standing::BeyondLink { .. }
         | Standing::Absent { .. } => Exit::Done,
@@ -125,6 +127,27 @@ fn exit_of(standing: &Standing) -> Exit {
         | Standing::Retry { .. }
         | Standing::PutOff
         | Standing::CatchingUp => Exit::Busy,
+    }
+}
+
+/// What differs in a folder whose changes go one way only.
+fn kept(path: &str, flow: Flow, what: Difference) -> Words {
+    let done = match what {
+        Difference::New => "made",
+        Difference::Gone => "deleted",
+        Difference::Moved => "moved",
+        Difference::Edited => "edited",
+        Difference::Touched => "changed in its permissions or time",
+    };
+    match flow {
+        Flow::SendOnly => Words::new(format!(
+            "{path} was {done} in the drive, which stays there: this folder only sends"
+        ))
+        .fix(format!("`picloud override {}` takes that back in the drive", quoted(path))),
+        Flow::ReceiveOnly | Flow::Both => Words::new(format!(
+            "{path} was {done} here, which stays here: this folder only receives"
+        ))
+        .fix(format!("nothing, or `picloud revert {}` to take that back", quoted(path))),
     }
 }
 
@@ -165,6 +188,7 @@ fn words(path: &str, standing: &Standing) -> Words {
             Words::new(format!("{path} is left out on this device{what}{then}"))
                 .fix(format!("`picloud include {}` brings it back", quoted(&with)))
         }
+        Standing::Kept { flow, what } => kept(path, *flow, *what),
         Standing::Own => Words::new(format!(
             "{path} is not synced: .picloud is the agent's own directory, and no file of that name \
              is synced anywhere"

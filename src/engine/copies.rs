@@ -8,7 +8,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::Engine;
-use super::decide::{Need, decide};
+use super::decide::Need;
 use super::trees::{Local, Remote, Trees};
 use crate::model::{Body, Node, NodeId, Place, original_of};
 
@@ -62,7 +62,7 @@ impl<T: Trees> Engine<T> {
                     node.body.same_bytes(bytes)
                         && place_of_original(&node.place).as_ref() == Some(original)
                 });
-                is_copy && decide(entry) == Need::PullCreate
+                is_copy && self.decide(entry) == Need::PullCreate
             })?;
             if is_it {
                 return Ok(true);
@@ -79,7 +79,7 @@ impl<T: Trees> Engine<T> {
             if self.agenda.has_failed(id) {
                 continue;
             }
-            let comes_first = self.trees.look(id, |entry| match decide(entry) {
+            let comes_first = self.trees.look(id, |entry| match self.decide(entry) {
                 Need::Hash => entry.synced.is_none() && entry.remote.is_some(),
                 Need::PullBody { keep: true } => {
                     let here = entry.local.as_ref().and_then(Local::node);

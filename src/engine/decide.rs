@@ -3,7 +3,7 @@
 //! Pure. Neighbours (a parent that is not there yet, a name that is taken) are the planner's part.
 
 use super::trees::{Entry, Local};
-use crate::model::{Body, Node};
+use crate::model::{Body, Flow, Node};
 
 /// What a node needs next. One thing at a time: when it is done, the node is decided on again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +17,9 @@ pub(crate) enum Need {
     /// The merge base is to become the local state, so that what differs comes from the server:
     /// two equal nodes met, or both sides changed an aspect in which the server's order wins.
     TakeLocalAsBase,
+    /// The merge base is to become the server's state: what still differs was changed here, and stays
+    /// here.
+    TakeRemoteAsBase,
     /// The base is void: the node was deleted here, but changed there, and the change wins.
     DropBase,
     /// It was deleted there, but changed here, and the change wins: it goes on under a new id.
@@ -42,6 +45,8 @@ pub(crate) enum Need {
     PullDelete,
     /// Take it from disk, because it is left out on this device; the server keeps it.
     LeaveOut,
+    /// Nothing: it differs, in a way that this folder does not carry to the other side.
+    Keep,
 }
 
 /// Aspects of a node that can change by themselves.
@@ -76,8 +81,74 @@ fn side<V: PartialEq>(base: &V, local: &V, remote: &V) -> Side {
     }
 }
 
-/// Returns what a node needs next.
-pub(crate) fn decide(entry: &Entry) -> Need {
+/// Returns what a node needs next in a folder of this direction.
+pub(crate) fn decide(entry: &Entry, flow: Flow) -> Need {
+    let need = decide_both_ways(entry);
+    match flow {
+        Flow::Both => need,
+        Flow::ReceiveOnly => receive(entry, need),
+        Flow::SendOnly => send(entry, need),
+    }
+}
+
+/// What was changed here stays here, once all that the server has is here.
+fn receive(entry: &Entry, need: Need) -> Need {
+    match need {
+        Need::PushCreate | Need::PushDelete => Need::Keep,
+        Need::PushUpdate(_) => match (&entry.remote, &entry.synced) {
+            (Some(remote), Some(base)) if remote.node != *base && !entry.left_out => {
+                Need::TakeRemoteAsBase
+            }
+            _ => Need::Keep,
+        },
+        need => need,
+    }
+}
+
+/// What was changed there stays there. What was changed here is told of each aspect by itself, where the
+/// server has it as both last agreed.
+fn send(entry: &Entry, need: Need) -> Need {
+    let Some(local) = &entry.local else {
+        // What is wanted again after it was left out is nothing that was deleted here either.
+        return match need {
+            Need::PullCreate | Need::DropBase if !entry.left_out => Need::Keep,
+            need => need,
+        };
+    };
+    if entry.left_out {
+        return need;
+    }
+    match need {
+        // Out of the way of something since an earlier time, in which it received: back with it.
+        Need::PullBody { .. } | Need::PullAttrs if local.parked => Need::Revive,
+        Need::PullPlace | Need::PullDelete if local.parked => need,
+        Need::PullPlace | Need::PullBody { .. } | Need::PullAttrs => {
+            match (local.node(), &entry.remote, &entry.synced) {
+                (Some(here), Some(remote), Some(base)) => {
+                    let push = changed_here(&here, &remote.node, base);
+                    if push == Aspects::default() { Need::Keep } else { Need::PushUpdate(push) }
+                }
+                _ => Need::Keep,
+            }
+        }
+        Need::PullDelete => Need::Keep,
+        need => need,
+    }
+}
+
+/// Returns the aspects that changed here and not there.
+fn changed_here(here: &Node, there: &Node, base: &Node) -> Aspects {
+    let is_pushed = |side| side == Side::Push;
+    let body = body_side(&base.body, &here.body, &there.body);
+    Aspects {
+        place: is_pushed(side(&base.place, &here.place, &there.place)),
+        body: is_pushed(body) || has_own_time(body, here, there, base),
+        attrs: is_pushed(side(&base.attrs, &here.attrs, &there.attrs)),
+    }
+}
+
+/// Returns what a node needs next where changes go both ways.
+fn decide_both_ways(entry: &Entry) -> Need {
     if !entry.is_dirty() {
         return Need::Rest;
     }
@@ -130,11 +201,7 @@ fn three_way(local: &Local, here: &Node, there: &Node, base: &Node) -> Need {
         return Need::PullAttrs;
     }
     // Now nothing there is unknown here: what still differs was changed here.
-    let push = Aspects {
-        place: place == Side::Push,
-        body: body == Side::Push || has_own_time(body, here, there, base),
-        attrs: attrs == Side::Push,
-    };
+    let push = changed_here(here, there, base);
     if push == Aspects::default() {
         // Both sides came to the same by themselves.
         Need::TakeLocalAsBase
@@ -162,12 +229,7 @@ fn leave_out(local: &Local, here: &Node, there: &Node, base: Option<&Node>) -> N
     if body == Side::Both {
         return Need::Revive;
     }
-    let is_pushed = |side| side == Side::Push;
-    let push = Aspects {
-        place: is_pushed(side(&base.place, &here.place, &there.place)),
-        body: is_pushed(body) || has_own_time(body, here, there, base),
-        attrs: is_pushed(side(&base.attrs, &here.attrs, &there.attrs)),
-    };
+    let push = changed_here(here, there, base);
     // In what else differs the server's order wins.
     if push == Aspects::default() { Need::TakeLocalAsBase } else { Need::PushUpdate(push) }
 }

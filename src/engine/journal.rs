@@ -84,7 +84,7 @@ impl<T: Trees> Engine<T> {
             // It is the change whose answer was lost, and what both sides agreed on; so is a creation
             // whatever became of it since: nobody else can have made a node of this id.
             entry.synced = base_was;
-            entry.synced = doubt.after.map(|after| agreed(entry, after));
+            entry.synced = doubt.after.map(|after| agreed(entry, after, self.settings.flow));
         } else if doubt.after.is_some() && doubt.base.is_some() && node.is_some() {
             // It is another. Whether ours came before it, only the server knows; until it says so
             // nothing is agreed on.
@@ -279,7 +279,7 @@ impl<T: Trees> Engine<T> {
         self.link.newest_own = self.link.newest_own.max(rev);
         self.uploaded.remove(&id);
         let mut entry = self.trees.get(id)?;
-        let base = pushed.node.clone().map(|node| agreed(&entry, node));
+        let base = pushed.node.clone().map(|node| agreed(&entry, node, self.settings.flow));
         // Up to the cursor the journal has told all; an answer about something older was to a change
         // sent twice.
         if rev > self.trees.meta().cursor

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 
 use super::defect::Defect;
-use super::trees::{Entry, Local, Meta, Putting, Sent, Totals, Trees};
-use crate::model::{ListId, Name, NodeId};
+use super::trees::{Entry, Local, Meta, Putting, Sent, Totals, Trees, counted_for};
+use crate::model::{Flow, ListId, Name, NodeId};
 
 /// Trees in maps; what was kept and what is durable is remembered, so that a crash can go back to it.
 #[derive(Debug, Clone, Default)]
@@ -194,6 +194,11 @@ impl Trees for MemoryTrees {
 
     fn totals(&self) -> Totals {
         self.now.totals
+    }
+
+    fn count_for(&mut self, flow: Flow) -> Result<(), Infallible> {
+        self.now.totals = counted_for(self, flow)?;
+        Ok(())
     }
 
     fn meta(&self) -> Meta {

@@ -19,6 +19,7 @@ pub mod defect;
 mod deletions;
 pub mod folder;
 mod journal;
+pub mod kept;
 pub mod memory;
 mod observe;
 mod outcome;
@@ -38,7 +39,9 @@ use std::sync::Arc;
 use self::agenda::{Agenda, Room};
 use self::aliases::Aliases;
 use self::copies::Copies;
+use self::decide::{Need, decide};
 use self::deletions::Deletions;
+use self::kept::Settling;
 use self::observe::Looks;
 use self::putting::Puttings;
 pub use self::quota::Lack;
@@ -48,7 +51,7 @@ use self::scope::Scope;
 use self::seam::{Action, Awaited, DirRef, Event, Expected, Outgoing, Spot, Stat};
 use self::trees::{Entry, Local, LocalBody, Sent, Trees};
 use crate::model::{
-    Body, ChangeOp, Content, IdSource, Name, Node, NodeId, Place, RelPath, Rev, Timestamp,
+    Body, ChangeOp, Content, Flow, IdSource, Name, Node, NodeId, Place, RelPath, Rev, Timestamp,
 };
 
 /// The time, as the driver passes it in.
@@ -72,6 +75,8 @@ pub struct Settings {
     pub suspect_since: Option<Timestamp>,
     /// How long a name must be missing before it counts as deleted, in milliseconds.
     pub missing_settle_ms: u64,
+    /// Which way changes go.
+    pub flow: Flow,
     /// The directories of the drive that are left out on this device. Told before anything is looked
     /// at, so that nothing that is not here because of it is ever taken for deleted.
     pub left_out: BTreeSet<NodeId>,
@@ -83,6 +88,7 @@ impl Default for Settings {
             inline_len_max: 64 * 1024,
             suspect_since: None,
             missing_settle_ms: 150,
+            flow: Flow::Both,
             left_out: BTreeSet::new(),
         }
     }
@@ -259,6 +265,8 @@ pub struct Engine<T> {
     copies: Copies,
     /// What is wanted on this disk.
     scope: Scope,
+    /// A person's choice of side for what differs and stays so, while it is carried out.
+    settling: Option<Settling>,
     /// Directories that were not empty although nothing of ours was in them.
     stubborn: HashMap<NodeId, u32>,
     problems: BTreeMap<Subject, String>,
@@ -305,6 +313,9 @@ impl<T: Trees> Engine<T> {
         if settings.suspect_since.is_some() {
             forget_deletions(&mut trees)?;
         }
+        if trees.totals().flow != settings.flow {
+            trees.count_for(settings.flow)?;
+        }
         let sent = trees.sent()?;
         let commits_in_doubt: Vec<u64> = sent.iter().map(|(commit, _)| *commit).collect();
         let next_batch = commits_in_doubt.last().map_or(1, |last| last + 1);
@@ -346,6 +357,7 @@ impl<T: Trees> Engine<T> {
             aliases: Aliases::default(),
             copies: Copies::default(),
             scope,
+            settling: None,
             stubborn: HashMap::new(),
             problems: BTreeMap::new(),
             paths: HashMap::new(),
@@ -391,6 +403,7 @@ impl<T: Trees> Engine<T> {
         self.agenda.pass_time(now.ms);
         self.hear_anew()?;
         self.advance_scope()?;
+        self.advance_settling()?;
         self.advance_looks(actions)?;
         self.advance_deletions(actions)?;
         if now.ms >= self.next_sweep_ms {
@@ -475,6 +488,7 @@ impl<T: Trees> Engine<T> {
         self.agenda.has_ready()
             || self.agenda.may_sweep()
             || !self.scope.is_settled()
+            || self.settling.is_some()
             || Room::ALL.into_iter().any(|room| self.may_admit(room))
             || self.quota.may_admit()
     }
@@ -505,6 +519,11 @@ impl<T: Trees> Engine<T> {
         let totals = self.trees.totals();
         let held = if self.are_deletions_held() { totals.deletions } else { 0 };
         (totals.uploads + totals.downloads).saturating_sub(held)
+    }
+
+    /// Returns what a node needs next.
+    fn decide(&self, entry: &Entry) -> Need {
+        decide(entry, self.settings.flow)
     }
 
     /// Returns the trees.
@@ -542,7 +561,7 @@ impl<T: Trees> Engine<T> {
             return Ok(None);
         }
         let entry = self.trees.get(id)?;
-        if entry.left_out {
+        if entry.left_out || self.settings.flow == Flow::SendOnly {
             return Ok(None);
         }
         let is_told = entry.remote.is_some_and(|remote| match remote.node.body {
@@ -629,6 +648,7 @@ impl<T: Trees> Engine<T> {
             && self.flights.is_empty()
             && self.agenda.is_idle()
             && self.scope.is_settled()
+            && self.settling.is_none()
             && !self.quota.may_admit()
             && self.all_pending_is_known()
     }

@@ -7,9 +7,10 @@
 use super::agenda::Room;
 use super::aliases::name_between;
 use super::apply::OWN_DIR;
-use super::decide::{Aspects, Need, decide};
+use super::decide::{Aspects, Need};
 use super::defect::Defect;
 use super::deletions::Course;
+use super::kept::IN_THE_WAY;
 use super::rings::{Ring, reached_from};
 use super::seam::{Action, DirRef, DiskOp, Expected, Outgoing, Spot};
 use super::trees::{Entry, Local, LocalBody, Remote, Sent, Trees};
@@ -17,7 +18,7 @@ use super::{
     ApplyKind, Applying, Batch, COMMIT_BYTES_MAX, COMMIT_CHANGES_MAX, Engine, Flight, Pushed,
     Subject,
 };
-use crate::model::{Body, Change, ChangeOp, Content, Name, Node, NodeId, Place, Rev};
+use crate::model::{Body, Change, ChangeOp, Content, Flow, Name, Node, NodeId, Place, Rev};
 
 /// The most changes that a server takes as one, and so the longest ring of nodes, each of which waits
 /// for the next, that can be told of in one step. Of the entries of a directory that is to go as many
@@ -54,11 +55,7 @@ macro_rules! ready {
     ($self:ident, $id:ident, $what:expr) => {
         match $what {
             Ready::Yes(value) => value,
-            Ready::After(blocker) => {
-                $self.agenda.schedule(blocker);
-                $self.agenda.wait_for($id, blocker);
-                return Ok(());
-            }
+            Ready::After(blocker) => return $self.wait_behind($id, blocker),
             Ready::Again => {
                 $self.agenda.schedule($id);
                 return Ok(());
@@ -84,7 +81,7 @@ impl<T: Trees> Engine<T> {
         if self.fit(id, &mut entry)? {
             return self.put(id, &entry);
         }
-        let need = self.mistake(decide(&entry), &entry);
+        let need = self.mistake(self.decide(&entry), &entry);
         if need != Need::Hash {
             self.looks.torn.remove(&id);
         }
@@ -128,6 +125,12 @@ impl<T: Trees> Engine<T> {
                 entry.synced = None;
                 self.put(id, &entry)
             }
+            Need::TakeRemoteAsBase => {
+                let mut entry = entry;
+                entry.synced = entry.remote.as_ref().map(|remote| remote.node.clone());
+                self.put(id, &entry)
+            }
+            Need::Keep => self.keep(id, &entry, actions),
             Need::Revive => match &entry.local {
                 Some(local) if local.parked => self.unpark(id, local),
                 _ => {
@@ -246,6 +249,9 @@ impl<T: Trees> Engine<T> {
             return Ok(());
         };
         ready!(self, id, self.parent_there(node.place.parent)?);
+        if let Some(same) = self.met_there(entry)? {
+            return self.give_local(id, same);
+        }
         if self.is_name_held(id, local)? {
             return self.set_aside(id, local, actions);
         }
@@ -289,6 +295,10 @@ impl<T: Trees> Engine<T> {
                         base.place = place;
                     }
                     return self.put(id, &entry);
+                }
+                if self.settings.flow == Flow::SendOnly {
+                    self.problem(Subject::Node(id), IN_THE_WAY);
+                    return Ok(());
                 }
                 return self.pull_place(id, entry, actions);
             }
@@ -363,9 +373,7 @@ impl<T: Trees> Engine<T> {
                 let on_its_way = matches!(self.flights.get(&child),
                     Some(Flight::Commit { pushed }) if pushed.node.is_none());
                 if !on_its_way {
-                    self.agenda.schedule(child);
-                    self.agenda.wait_for(id, child);
-                    return Ok(());
+                    return self.wait_behind(id, child);
                 }
             }
             if let [.., last] = self.trees.remote_children(id, None, 9)?.as_slice()
@@ -543,6 +551,13 @@ impl<T: Trees> Engine<T> {
         Ok(Ready::After(parent))
     }
 
+    /// A directory was deleted there, and something of this disk's is in it: it lives on, before anything
+    /// becomes of that.
+    pub(super) fn revive_above(&mut self, id: NodeId, parent: NodeId) -> Result<(), T::Error> {
+        ready!(self, id, self.parent_there(parent)?);
+        Ok(())
+    }
+
     /// Sees to it that a name is free on the server, or will be before what is sent next.
     fn name_there(&mut self, id: NodeId, place: &Place) -> Result<Ready<()>, T::Error> {
         for other in self.trees.remote_at(place.parent, &place.name)? {
@@ -563,7 +578,7 @@ impl<T: Trees> Engine<T> {
 
     /// Returns whether another node has the same name in the drive, and stays: one of the two has an
     /// alias here, or that one is left out here, so that they are not in each other's way on this disk.
-    fn is_name_held(&mut self, id: NodeId, local: &Local) -> Result<bool, T::Error> {
+    pub(super) fn is_name_held(&mut self, id: NodeId, local: &Local) -> Result<bool, T::Error> {
         let Place { parent, name } = &local.place;
         for other in self.trees.remote_at(*parent, name)? {
             if other == id || self.flights.contains_key(&other) {
@@ -571,7 +586,7 @@ impl<T: Trees> Engine<T> {
             }
             let mut holder = self.trees.get(other)?;
             self.fit(other, &mut holder)?;
-            if stays_left_out(&holder) {
+            if self.stays_left_out(&holder) {
                 return Ok(true);
             }
             let there = self.trees.get(other)?.local.filter(|there| there.place == local.place);
@@ -580,6 +595,15 @@ impl<T: Trees> Engine<T> {
             }
         }
         Ok(false)
+    }
+
+    /// Returns whether what is left out has nothing to tell that would take it from its place in the drive:
+    /// whatever is still here of it only goes, or stays here alone.
+    fn stays_left_out(&self, entry: &Entry) -> bool {
+        let only_goes = |need| {
+            matches!(need, Need::LeaveOut | Need::TakeLocalAsBase | Need::DropBase | Need::Keep)
+        };
+        entry.left_out && (entry.local.is_none() || only_goes(self.decide(entry)))
     }
 
     /// Tells the server of a ring of nodes, each of which waits for the next to leave its name or to
@@ -598,7 +622,7 @@ impl<T: Trees> Engine<T> {
             }
             let entry = self.trees.get(member)?;
             let here = entry.local.as_ref().and_then(Local::node);
-            let change = match (decide(&entry), here, &entry.remote) {
+            let change = match (self.decide(&entry), here, &entry.remote) {
                 (Need::PushCreate, Some(node), None) if node.is_dir() => {
                     let op = ChangeOp::Create(node.clone());
                     (Change::new(member, Rev::ZERO, op), Some(node), true)
@@ -635,9 +659,7 @@ impl<T: Trees> Engine<T> {
                         }
                         _ => member,
                     };
-                    self.agenda.schedule(first);
-                    self.agenda.wait_for(id, first);
-                    return Ok(());
+                    return self.wait_behind(id, first);
                 }
             };
             changes.push(change);
@@ -716,7 +738,7 @@ impl<T: Trees> Engine<T> {
 
     /// Returns whether a node cannot go into this directory because that is, or will be once all is told,
     /// inside the node: somebody moved it there, and the server's order wins.
-    fn is_undone(&self, id: NodeId, parent: NodeId) -> Result<bool, T::Error> {
+    pub(super) fn is_undone(&self, id: NodeId, parent: NodeId) -> Result<bool, T::Error> {
         let mut at = parent;
         for _ in 0..100_000 {
             if at == id {
@@ -726,7 +748,8 @@ impl<T: Trees> Engine<T> {
                 return Ok(false);
             }
             let entry = self.trees.get(at)?;
-            let is_told = matches!(decide(&entry), Need::PushUpdate(Aspects { place: true, .. }));
+            let is_told =
+                matches!(self.decide(&entry), Need::PushUpdate(Aspects { place: true, .. }));
             at = match (&entry.remote, &entry.local) {
                 (Some(remote), _) if !is_told => remote.node.place.parent,
                 (_, Some(local)) => local.place.parent,
@@ -764,7 +787,7 @@ impl<T: Trees> Engine<T> {
                 return Ok(None);
             }
             let entry = self.trees.get(at)?;
-            if matches!(decide(&entry), Need::PushUpdate(Aspects { place: true, .. })) {
+            if matches!(self.decide(&entry), Need::PushUpdate(Aspects { place: true, .. })) {
                 return Ok(Some(at));
             }
             match &entry.remote {
@@ -779,7 +802,7 @@ impl<T: Trees> Engine<T> {
     /// can be told.
     fn blockers_there(&self, id: NodeId) -> Result<Vec<NodeId>, T::Error> {
         let entry = self.trees.get(id)?;
-        let place = match (decide(&entry), &entry.local) {
+        let place = match (self.decide(&entry), &entry.local) {
             (Need::PushCreate | Need::PushUpdate(Aspects { place: true, .. }), Some(local)) => {
                 &local.place
             }
@@ -796,7 +819,7 @@ impl<T: Trees> Engine<T> {
         }
         for holder in self.trees.remote_at(place.parent, &place.name)? {
             // What is left out never leaves its name.
-            if holder != id && !self.trees.look(holder, stays_left_out)? {
+            if holder != id && !self.trees.look(holder, |entry| self.stays_left_out(entry))? {
                 blockers.push(holder);
                 break;
             }
@@ -870,7 +893,7 @@ impl<T: Trees> Engine<T> {
         self.apply(id, op, what, vec![(parent, name)], actions)
     }
 
-    fn pull_place(
+    pub(super) fn pull_place(
         &mut self,
         id: NodeId,
         entry: &Entry,
@@ -1174,7 +1197,7 @@ impl<T: Trees> Engine<T> {
                 // It may be here because we put it here: what it needs is not known yet.
                 return Ok(Ready::After(other));
             }
-            let need = decide(&entry);
+            let need = self.decide(&entry);
             if need == Need::Rest && self.make_way(other, &entry, actions)? {
                 return Ok(Ready::After(other));
             }
@@ -1195,6 +1218,7 @@ impl<T: Trees> Engine<T> {
                 | Need::LeaveOut
                 | Need::Revive
                 | Need::TakeLocalAsBase
+                | Need::TakeRemoteAsBase
                 | Need::DropBase
                 | Need::Forget
                 | Need::PushDelete
@@ -1202,7 +1226,7 @@ impl<T: Trees> Engine<T> {
                 Need::Rest | Need::PullAttrs | Need::PullBody { .. } => {
                     entry.remote.as_ref().is_none_or(|r| r.node.place != local.place)
                 }
-                Need::PushCreate | Need::PushUpdate(_) => true,
+                Need::PushCreate | Need::PushUpdate(_) | Need::Keep => true,
             };
             if !stays {
                 return Ok(Ready::After(other));
@@ -1228,7 +1252,7 @@ impl<T: Trees> Engine<T> {
     }
 
     /// Renames what has a name that the server gave to another node.
-    fn set_aside(
+    pub(super) fn set_aside(
         &mut self,
         id: NodeId,
         local: &Local,
@@ -1259,7 +1283,7 @@ impl<T: Trees> Engine<T> {
     /// before what the server wants of this one can be done.
     fn blockers_here(&self, id: NodeId) -> Result<Vec<NodeId>, T::Error> {
         let entry = self.trees.get(id)?;
-        let place = match (decide(&entry), &entry.remote) {
+        let place = match (self.decide(&entry), &entry.remote) {
             (Need::PullPlace | Need::PullCreate, Some(remote)) => &remote.node.place,
             (Need::PullDelete | Need::LeaveOut, _) => return self.children_inside(id, RING_MAX),
             _ => return Ok(Vec::new()),
@@ -1285,7 +1309,7 @@ impl<T: Trees> Engine<T> {
                 return Ok(None);
             }
             let entry = self.trees.get(at)?;
-            if decide(&entry) == Need::PullPlace {
+            if self.decide(&entry) == Need::PullPlace {
                 return Ok(Some(at));
             }
             match &entry.local {
@@ -1301,14 +1325,6 @@ impl<T: Trees> Engine<T> {
 /// that is parked there.
 pub(super) fn is_out_of_sight(dir: &DirRef) -> bool {
     dir.path.names().first().is_some_and(|name| name.as_bytes() == OWN_DIR)
-}
-
-/// Returns whether what is left out has nothing to tell that would take it from its place in the drive:
-/// whatever is still here of it only goes.
-fn stays_left_out(entry: &Entry) -> bool {
-    let only_goes =
-        matches!(decide(entry), Need::LeaveOut | Need::TakeLocalAsBase | Need::DropBase);
-    entry.left_out && (entry.local.is_none() || only_goes)
 }
 
 pub(super) fn expected(local: &Local) -> Expected {

@@ -17,7 +17,7 @@ use std::collections::{BTreeSet, HashMap};
 use super::Engine;
 use super::defect::Defect;
 use super::trees::{Entry, Local, Remote, Trees};
-use crate::model::{Name, Node, NodeId, NodeIdHash, Place, RelPath};
+use crate::model::{Flow, Name, Node, NodeId, NodeIdHash, Place, RelPath};
 
 /// The most directories of which it is remembered whether they are left out, but for one way up.
 const KNOWN_MAX: usize = 64 * 1024;
@@ -92,18 +92,22 @@ pub enum Named {
 }
 
 /// Returns what both sides agree on once the server has made `after` of what it had. What is left out
-/// never takes in what changed there before it tells what changed here: of what was not told, nothing new
-/// is agreed on.
-pub(super) fn agreed(before: &Entry, after: Node) -> Node {
+/// never takes in what changed there before it tells what changed here, and a folder that only sends never
+/// does: of what was not told, nothing new is agreed on.
+pub(super) fn agreed(before: &Entry, after: Node, flow: Flow) -> Node {
     fn pick<V: Clone + PartialEq>(after: V, there: &V, base: &V) -> V {
         if after == *there { base.clone() } else { after }
     }
     match (&before.remote, &before.synced) {
-        (Some(Remote { node: there, .. }), Some(base)) if before.left_out => Node {
-            place: pick(after.place, &there.place, &base.place),
-            body: pick(after.body, &there.body, &base.body),
-            attrs: pick(after.attrs, &there.attrs, &base.attrs),
-        },
+        (Some(Remote { node: there, .. }), Some(base))
+            if before.left_out || flow == Flow::SendOnly =>
+        {
+            Node {
+                place: pick(after.place, &there.place, &base.place),
+                body: pick(after.body, &there.body, &base.body),
+                attrs: pick(after.attrs, &there.attrs, &base.attrs),
+            }
+        }
         _ => after,
     }
 }

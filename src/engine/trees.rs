@@ -8,10 +8,11 @@ use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
 
+use super::decide::{Need, decide};
 use super::defect::Defect;
 use super::seam::Stat;
 use crate::model::{
-    Attrs, Body, Content, Digest, Lineage, ListId, Name, Node, NodeId, Place, RelPath, Rev,
+    Attrs, Body, Content, Digest, Flow, Lineage, ListId, Name, Node, NodeId, Place, RelPath, Rev,
     Timestamp,
 };
 
@@ -194,7 +195,8 @@ impl Entry {
     }
 }
 
-/// What the trees hold in all, kept by one step per write.
+/// What the trees hold in all, kept by one step per write. What is pending follows from the direction in
+/// which changes go.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
     /// Files and links on the server.
@@ -223,6 +225,12 @@ pub struct Totals {
     /// Bytes in those files.
     #[serde(default)]
     pub left_out_bytes: u64,
+    /// The direction for which what is pending was counted.
+    #[serde(default)]
+    pub flow: Flow,
+    /// Dirty entries that differ in a way that is not carried in this direction.
+    #[serde(default)]
+    pub kept: u64,
 }
 
 impl Totals {
@@ -246,8 +254,33 @@ impl Totals {
                 step(&mut self.left_out_bytes, remote.node.body.content_len());
             }
         }
+        self.count_pending(entry, add);
+    }
+
+    /// Forgets what is pending, to be counted anew for a direction.
+    pub fn begin_pending(&mut self, flow: Flow) {
+        let counted = Self {
+            uploads: 0,
+            upload_bytes: 0,
+            deletions: 0,
+            downloads: 0,
+            download_bytes: 0,
+            kept: 0,
+            flow,
+            ..*self
+        };
+        *self = counted;
+    }
+
+    /// Takes what there is to do for one entry into account, or out again with `add` false.
+    pub fn count_pending(&mut self, entry: &Entry, add: bool) {
+        let step = |total: &mut u64, by: u64| {
+            *total = if add { total.saturating_add(by) } else { total.saturating_sub(by) };
+        };
         if entry.is_dirty() {
-            if entry.comes_here() {
+            if self.flow != Flow::Both && decide(entry, self.flow) == Need::Keep {
+                step(&mut self.kept, 1);
+            } else if entry.comes_here() {
                 let bytes = entry.remote.as_ref().map_or(0, |r| r.node.body.content_len());
                 let same = matches!((&entry.remote, &entry.synced), (Some(r), Some(s))
                     if r.node.body.same_bytes(&s.body));
@@ -439,6 +472,12 @@ pub trait Trees {
     /// Returns the totals.
     fn totals(&self) -> Totals;
 
+    /// Counts what is pending for another direction from now on.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn count_for(&mut self, flow: Flow) -> Result<(), Self::Error>;
+
     /// Returns what is known of the drive.
     fn meta(&self) -> Meta;
 
@@ -501,5 +540,25 @@ pub trait Trees {
     /// Returns whether the engine over these trees has a fault on purpose; only the simulator's do.
     fn has_defect(&self, _defect: Defect) -> bool {
         false
+    }
+}
+
+/// Returns the totals of these trees with what is pending counted anew for a direction.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn counted_for<T: Trees>(trees: &T, flow: Flow) -> Result<Totals, T::Error> {
+    let mut totals = trees.totals();
+    totals.begin_pending(flow);
+    let mut after = 0;
+    loop {
+        let dirty = trees.dirty(after, 512)?;
+        let Some((last, _)) = dirty.last() else {
+            return Ok(totals);
+        };
+        after = *last;
+        for (_, id) in dirty {
+            trees.look(id, |entry| totals.count_pending(entry, true))?;
+        }
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! What is told is for a person and no base for any decision: it is of the moment it was asked in.
 
-use super::decide::{Need, decide};
+use super::decide::Need;
+use super::kept::difference;
 use super::seam::Stat;
 use super::trees::{Entry, Local, Trees};
 use super::{Engine, Flight, Lack, Subject};
-use crate::model::{Name, NodeId, RelPath};
+use crate::model::{Difference, Name, NodeId, RelPath};
 
 /// What the trees know of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +79,8 @@ pub enum Step {
     OverQuota(Lack),
     /// Each time it was read it had changed meanwhile.
     Busy,
+    /// It differs and stays so: this folder carries changes one way only.
+    Kept(Difference),
     /// There is no connection.
     Offline,
     /// Transfers are paused.
@@ -164,7 +167,7 @@ impl<T: Trees> Engine<T> {
             Some(Flight::Apply(_)) => return Ok(Step::Writing),
             None => {}
         }
-        let need = decide(entry);
+        let need = self.decide(entry);
         if need == Need::Rest && entry.left_out {
             return self.left_out_step(id);
         }
@@ -181,6 +184,9 @@ impl<T: Trees> Engine<T> {
         if let Some(reason) = self.problems.get(&Subject::Node(id)) {
             let is_reading = need == Need::Hash;
             return Ok(Step::Problem { reason: reason.clone(), is_reading });
+        }
+        if need == Need::Keep {
+            return Ok(Step::Kept(difference(entry, self.settings.flow)));
         }
         if need == Need::Hash && self.agenda.has_failed(id) {
             return Ok(Step::Busy);

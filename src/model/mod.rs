@@ -10,6 +10,7 @@ mod chunk;
 mod conflict;
 mod content;
 mod digest;
+mod flow;
 mod id;
 mod join_link;
 mod log_filter;
@@ -29,6 +30,7 @@ pub use conflict::{
 };
 pub use content::{Content, ContentList, ContentListError, Extent};
 pub use digest::Digest;
+pub use flow::{Difference, Flow};
 pub use id::{
     ChunkId, DeviceId, DriveId, FolderId, IdError, IdSource, Lineage, ListId, NodeId, Rev, UserId,
 };

@@ -12,6 +12,8 @@ pub use standing::{Direction, PathText, RuleSource, Standing};
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::{Difference, Flow};
+
 /// What a person's command asks of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
@@ -63,6 +65,16 @@ pub enum Request {
     },
     /// What is left out of all folders: one [`Reply::LeftOut`].
     LeftOut,
+    /// What differs and stays so in a folder whose changes go one way only: one [`Reply::Kept`].
+    Kept {
+        /// The folder, as the settings name it.
+        folder: String,
+        /// The path within it at and below which.
+        path: PathText,
+        /// Whether to end it: a folder that only receives becomes what the drive is, of one that only
+        /// sends the drive becomes what it is.
+        end: bool,
+    },
     /// What happened to which file: the last `lines` [`Reply::Log`] lines, then, with `follow`, each
     /// as it happens; else a [`Reply::Ok`].
     Log {
@@ -105,6 +117,8 @@ pub enum Reply {
         /// Each of them.
         dirs: Vec<LeftOut>,
     },
+    /// What differs and stays so, or did until now.
+    Kept(KeptPaths),
     /// How a path stands.
     Why {
         /// How.
@@ -211,6 +225,12 @@ pub struct FolderStatus {
     /// Bytes in those files; they count in `bytes`, too.
     #[serde(default)]
     pub left_out_bytes: u64,
+    /// Which way changes go.
+    #[serde(default)]
+    pub direction: Flow,
+    /// How many changes differ and stay so, because they are not carried in that direction.
+    #[serde(default)]
+    pub kept: u64,
     /// Bytes that went to the server per second lately, as they are in the files.
     #[serde(default)]
     pub upload_rate: u64,
@@ -243,6 +263,26 @@ pub struct LeftOut {
     pub path: String,
     /// Whether it is in the drive, as far as this device has heard.
     pub in_drive: bool,
+}
+
+/// What differs and stays so in a folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptPaths {
+    /// Which way changes go in it.
+    pub direction: Flow,
+    /// How many paths.
+    pub count: u64,
+    /// The first thousand of them.
+    pub paths: Vec<KeptLine>,
+}
+
+/// A path that differs and stays so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptLine {
+    /// The path within the folder; what is not UTF-8 is replaced.
+    pub path: String,
+    /// How.
+    pub what: Difference,
 }
 
 /// A file that is under way.

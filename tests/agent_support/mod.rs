@@ -15,7 +15,7 @@ use picloud::agent::config::{self, Authority, FolderConfig};
 use picloud::agent::credentials::{self, Token};
 use picloud::agent::disk::{DiskFolder, Identity};
 use picloud::agent::{self, Options, RunningAgent};
-use picloud::model::{DeviceId, FolderId};
+use picloud::model::{DeviceId, Flow, FolderId};
 use picloud::protocol::control::{State, Status};
 
 use crate::server_support::{PATIENCE, Server};
@@ -58,6 +58,7 @@ impl Machine {
             drive: device.drive,
             ignore: vec![],
             paused: false,
+            flow: Flow::Both,
         };
         let token = Token::new(device.token.clone());
         credentials::set_token(&credentials::path_beside(&config), id, &token).unwrap();

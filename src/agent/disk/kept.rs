@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::durable;
+use crate::model::Flow;
 
 /// The longest file that is read.
 const LEN_MAX: u64 = 1024 * 1024;
@@ -19,6 +20,8 @@ pub struct Kept {
     pub ignore: Vec<String>,
     /// Whether it rests.
     pub paused: bool,
+    /// Which way changes go.
+    pub direction: Flow,
 }
 
 impl Kept {

@@ -17,8 +17,8 @@ use super::resolve::seen;
 use super::running::RunningNote;
 use super::view::EngineView;
 use super::{
-    Context, Fetched, FoundConflict, Input, Live, Pair, View, WhyFound, commit, fetch, prefetch,
-    upload,
+    Context, Fetched, FoundConflict, Input, KeptFound, Live, Pair, View, WhyFound, commit, fetch,
+    prefetch, upload,
 };
 use crate::agent::disk::ApplyPool;
 use crate::agent::ignore::{self, Ignore};
@@ -73,6 +73,9 @@ const REST_MS: u64 = 5_000;
 
 /// The most conflict copies and problems told at once.
 const TOLD_MAX: usize = 10_000;
+
+/// The most paths told of those that differ and stay so.
+const KEPT_TOLD_MAX: usize = 1_000;
 
 /// The most files under way that are shown.
 const TRANSFERS_SHOWN: usize = 10;
@@ -512,6 +515,15 @@ impl Core {
                 self.show_at_ms = 0;
                 self.problems_at_ms = 0;
                 reply.send(()).ok();
+            }
+            Input::Kept(path, is_ended, reply) => {
+                let (count, paths) = self.engine.kept(&path, KEPT_TOLD_MAX)?;
+                if is_ended && count > 0 {
+                    self.engine.settle(path);
+                    self.is_unsaved = true;
+                    self.show_at_ms = 0;
+                }
+                reply.send(KeptFound { flow: self.engine.flow(), count, paths }).ok();
             }
             Input::Paused(paused) => {
                 self.paused = paused;

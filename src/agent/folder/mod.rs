@@ -45,10 +45,11 @@ use super::disk::DiskFolder;
 use super::lists::Lists;
 use super::rate::Rate;
 use crate::engine::apply::Payload;
+use crate::engine::kept::KeptPath;
 use crate::engine::rest::AtRest;
 use crate::engine::scope::{LeftOut, Named};
 use crate::engine::seam::{Committed, Event, JournalPage, Outcome, Uploaded};
-use crate::model::{ChunkData, DeviceId, DriveId, Lineage, NodeId, RelPath, Rev, Usage};
+use crate::model::{ChunkData, DeviceId, DriveId, Flow, Lineage, NodeId, RelPath, Rev, Usage};
 use crate::protocol::Connection;
 use crate::protocol::control::Conflict;
 use crate::protocol::message::{Coming, Held};
@@ -165,6 +166,17 @@ pub(super) struct FoundConflict {
     pub original: Option<NodeId>,
 }
 
+/// What differs and stays so, because changes of the folder go one way only.
+#[derive(Debug)]
+pub(super) struct KeptFound {
+    /// Which way.
+    pub flow: Flow,
+    /// How many paths.
+    pub count: u64,
+    /// The first of them.
+    pub paths: Vec<KeptPath>,
+}
+
 /// What the core is told.
 #[derive(Debug)]
 pub(super) enum Input {
@@ -211,6 +223,9 @@ pub(super) enum Input {
     LeftOut(oneshot::Sender<Vec<LeftOut>>),
     /// These directories are to be left out from now on, and no others.
     LeaveOut(BTreeSet<NodeId>, oneshot::Sender<()>),
+    /// What differs and stays so is wanted, at and below this path; it is to be ended first where that is
+    /// asked for.
+    Kept(RelPath, bool, oneshot::Sender<KeptFound>),
     /// A person paused or resumed.
     Paused(bool),
     /// Other patterns of the settings for what is left out.

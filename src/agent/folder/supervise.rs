@@ -369,6 +369,7 @@ impl Supervisor {
         let engine_settings = engine::Settings {
             suspect_since: opened.suspect_since,
             left_out: opened.left_out,
+            flow: self.settings.config.flow,
             ..engine::Settings::default()
         };
         let engine = Engine::new(opened.trees, engine_settings, IdSource::new(seed))

@@ -148,6 +148,8 @@ impl View {
             left_out: engine.left_out.clone(),
             left_out_files: engine.totals.left_out_files,
             left_out_bytes: engine.totals.left_out_bytes,
+            direction: self.config.flow,
+            kept: engine.totals.kept,
             upload_rate: if is_moving { engine.upload_rate } else { 0 },
             download_rate: if is_moving { engine.download_rate } else { 0 },
             secs_left: self.secs_left().filter(|_| is_moving),

@@ -146,6 +146,7 @@ fn of_known(view: &View, path: &RelPath, known: Known, disk: &OnDisk, pending: u
     match known.step {
         Step::Rest => of_rest(path, known, disk),
         Step::LeftOut(with) => Standing::LeftOut { with: with.to_string(), is_here: known.is_here },
+        Step::Kept(what) => Standing::Kept { flow: view.config.flow, what },
         Step::Reading | Step::Sending => Standing::Moving { direction: Direction::Up },
         Step::Writing => Standing::Moving { direction: Direction::Down },
         Step::Problem { reason, is_reading: true } => {

@@ -5,7 +5,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::LogLine;
-use crate::model::RelPath;
+use crate::model::{Difference, Flow, RelPath};
 
 /// A path within a folder, byte for byte: base64 in JSON, which has no other way for bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +86,13 @@ pub enum Standing {
         with: String,
         /// Whether it is still on this disk.
         is_here: bool,
+    },
+    /// Changed on one side, in a folder that does not carry that to the other.
+    Kept {
+        /// Which way changes go.
+        flow: Flow,
+        /// How it differs.
+        what: Difference,
     },
     /// The agent's own.
     Own,
