@@ -13,6 +13,7 @@ mod config;
 mod conflicts;
 mod crash;
 mod deltas;
+mod direction;
 mod doctor;
 mod faults_folder;
 mod faults_server;

@@ -13,7 +13,7 @@ use picloud::engine::seam::{Action, Committed, DiskOp, Event, Outcome, Outgoing}
 use picloud::engine::trees::{Entry, Remote, Trees as _};
 use picloud::engine::{Engine, Now, Settings};
 use picloud::model::{
-    Body, Change, ChangeOp, Content, IdSource, Name, Node, NodeId, Rev, Timestamp,
+    Body, Change, ChangeOp, Content, Flow, IdSource, Name, Node, NodeId, Rev, Timestamp,
 };
 
 use super::disk::{Disk, Form, Shared, Trouble, content_of, name};
@@ -86,6 +86,8 @@ pub struct Device {
     is_unsuspecting: bool,
     /// What a person leaves out here, in a file that nothing takes.
     pub left_out: BTreeSet<NodeId>,
+    /// Which way changes go, by its settings.
+    pub flow: Flow,
 }
 
 /// The agent was killed in the midst of something.
@@ -119,6 +121,7 @@ impl Device {
             connection: 0,
             is_unsuspecting: false,
             left_out: BTreeSet::new(),
+            flow: Flow::Both,
             up: VecDeque::new(),
             down: VecDeque::new(),
             sent: Rev::ZERO,
@@ -214,7 +217,8 @@ impl Device {
         let recovered = self.applier.recover(TODAY, is_parked);
         let suspect_since = self.is_unclean.then(Timestamp::default);
         let left_out = self.left_out.clone();
-        let settings = Settings { suspect_since, left_out, ..Settings::default() };
+        let flow = self.flow;
+        let settings = Settings { suspect_since, left_out, flow, ..Settings::default() };
         self.engine = engine(self.seed, self.incarnation, trees, settings);
         let line = format!("{device} starts again after {death:?}: {recovered:?}");
         self.disk.borrow().ledger.borrow_mut().note(line);

@@ -5,15 +5,25 @@
 //! trace. A history that fails is made as short as it goes, and printed with the command that plays
 //! the short one.
 
+use picloud::model::Flow;
+
 use crate::disk::{Form, Habits};
 use crate::shrink::{History, Kind};
 use crate::steps::{Cast, Fault, Totals};
 
 const CAST: Cast = Cast { devices: 2, rounds: 60, faults: &[], pace: 16, is_alone: false };
+const BOTH: &[Flow] = &[Flow::Both];
 const EXACT: &[Form] = &[Form::Exact];
 const TREE: &str = "a=u1 b=u2 c/ c/a=u3 c/b=u4 c/e/ c/e/a=u5 d.txt/ d.txt/a=u6 d.txt/e/ e/ e/c=u7";
-const KIND: Kind =
-    Kind { name: "", cast: CAST, habits: Habits::ORDINARY, tree: "", forms: EXACT, quota: None };
+const KIND: Kind = Kind {
+    name: "",
+    cast: CAST,
+    habits: Habits::ORDINARY,
+    tree: "",
+    forms: EXACT,
+    quota: None,
+    flows: BOTH,
+};
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
@@ -89,7 +99,7 @@ macro_rules! kinds {
 
 use Fault::{
     BadDisk, Cut, EventStorm, Exclude, FullDisk, HalfOpen, Include, Intrusion, Kill, LostEvent,
-    LostState, NoPermission, PowerCut, ServerCrash, Undo,
+    LostState, NoPermission, PowerCut, Redirect, ServerCrash, Undo,
 };
 
 kinds! {
@@ -221,6 +231,41 @@ kinds! {
             ..CAST
         },
         quota: Some(40),
+        ..KIND
+    };
+
+    fn folders_that_only_receive_or_only_send_keep_what_is_not_carried() ONE_WAY: Kind {
+        cast: Cast { devices: 4, faults: &[Cut, Kill, LostEvent], ..CAST },
+        tree: TREE,
+        flows: &[Flow::Both, Flow::ReceiveOnly, Flow::SendOnly, Flow::Both],
+        ..KIND
+    };
+
+    fn folders_that_only_receive_or_only_send_with_everything_going_wrong() ONE_WAY_FAULTS: Kind {
+        cast: Cast {
+            devices: 3,
+            faults: &[
+                Cut, HalfOpen, ServerCrash, Kill, LostEvent, EventStorm, Intrusion, BadDisk, LostState,
+                PowerCut, Undo,
+            ],
+            ..CAST
+        },
+        tree: TREE,
+        flows: &[Flow::Both, Flow::ReceiveOnly, Flow::SendOnly],
+        ..KIND
+    };
+
+    fn folders_that_only_receive_or_only_send_where_directories_move() ONE_WAY_MOVES: Kind {
+        cast: Cast { devices: 3, faults: &[Kill, Cut, Intrusion], ..CAST },
+        habits: Habits::MOVES,
+        tree: TREE,
+        flows: &[Flow::Both, Flow::ReceiveOnly, Flow::SendOnly],
+        ..KIND
+    };
+
+    fn folders_whose_direction_changes_lose_nothing() REDIRECTS: Kind {
+        cast: Cast { devices: 3, faults: &[Redirect, Redirect, Cut, Kill, Intrusion], ..CAST },
+        tree: TREE,
         ..KIND
     };
 

@@ -82,6 +82,7 @@ impl Sound {
     ) -> Result<(), Failure> {
         let wrong = |text: String| Err(Failure::new("the trees are sound", text));
         let mut totals = Totals::default();
+        totals.begin_pending(trees.totals().flow);
         let mut dirty = 0;
         for (_, entry) in trees.entries() {
             totals.count(entry, true);

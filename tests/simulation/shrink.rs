@@ -4,9 +4,11 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
+use picloud::model::Flow;
+
 use super::disk::{Form, Habits};
 use super::flaws::Flaw;
-use super::steps::{Cast, Step, Totals, What, draw};
+use super::steps::{Cast, Fault, Step, Totals, What, draw};
 use super::world::{Failure, World};
 
 /// The most histories played to make one shorter.
@@ -24,6 +26,8 @@ pub struct Kind {
     pub forms: &'static [Form],
     /// How much the files may be together, until all is quiet; then it is lifted.
     pub quota: Option<u64>,
+    /// Which way the devices' changes go, in turn.
+    pub flows: &'static [Flow],
 }
 
 /// One history.
@@ -63,6 +67,7 @@ impl History {
         if self.kind.quota.is_some() {
             world.set_quota(self.kind.quota);
         }
+        world.set_flows(self.kind.flows);
         if !self.kind.tree.is_empty() {
             world.build(0, self.kind.tree);
             world.settle()?;
@@ -74,6 +79,17 @@ impl History {
             world.check_but_for_held()?;
             world.set_quota(None);
             world.settle()?;
+        }
+        if world.is_one_way() {
+            world.check_one_way()?;
+            world.stays_quiet()?;
+            if self.kind.cast.faults.contains(&Fault::Redirect) {
+                // Nothing that was kept is lost when it goes both ways again.
+                world.set_flows(&[Flow::Both]);
+                world.settle()?;
+            } else {
+                world.choose_sides()?;
+            }
         }
         world.check()?;
         if let Some(spare) = world.who_leaves_out() {

@@ -39,6 +39,8 @@ pub enum Fault {
     Exclude,
     /// A person wants one back.
     Include,
+    /// A person changes which way changes go on a device; the first one's go both ways.
+    Redirect,
 }
 
 impl Fault {
@@ -58,6 +60,8 @@ impl Fault {
             Self::LostState | Self::PowerCut | Self::Intrusion | Self::Undo => false,
             // What was deleted in it and not told yet comes back with the directory.
             Self::Exclude | Self::Include => false,
+            // What was deleted where nothing is told is there until it is.
+            Self::Redirect => false,
         }
     }
 }

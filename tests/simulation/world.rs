@@ -10,7 +10,9 @@ use picloud::engine::apply::{Job, Payload};
 use picloud::engine::seam::{Action, Committed, DiskOp, Event, JournalPage, Outcome, Uploaded};
 use picloud::engine::trees::{LocalBody, Trees as _};
 use picloud::engine::why::{Step as Next, Why};
-use picloud::model::{BatchId, Content, Name, NodeId, Rev, Timestamp, Usage, Versioned};
+use picloud::model::{
+    BatchId, Content, Flow, Name, NodeId, RelPath, Rev, Timestamp, Usage, Versioned,
+};
 use picloud::protocol::message::ChangeResult;
 use picloud::server::rules::undo::{self, History as _, How, Made};
 
@@ -229,6 +231,9 @@ impl World {
         {
             // What waits for room is known to one device only.
             return self.check_but_for_held();
+        }
+        if self.is_one_way() {
+            return self.check_one_way();
         }
         self.check()?;
         // Within a moment the driver makes durable what is known.
@@ -667,6 +672,12 @@ impl World {
             Fault::Undo => self.undo(n),
             Fault::Exclude => self.exclude(n),
             Fault::Include => self.include(n),
+            Fault::Redirect if n > 0 => {
+                let flows = [Flow::Both, Flow::ReceiveOnly, Flow::SendOnly];
+                let flow = *self.rng.pick(&flows).unwrap();
+                self.redirect(n, flow);
+            }
+            Fault::Redirect => {}
             Fault::BadDisk => {
                 let mut disk = self.devices[n].disk.borrow_mut();
                 disk.trouble = self.rng.chance(50).then_some(Trouble::Errors(20));
@@ -700,6 +711,97 @@ impl World {
                 self.die(n, death);
             }
         }
+    }
+
+    /// Changes go these ways on the devices, in turn, from now on.
+    pub fn set_flows(&mut self, flows: &[Flow]) {
+        for n in 0..self.devices.len() {
+            self.redirect(n, flows[n % flows.len()]);
+        }
+    }
+
+    /// Another direction in the settings of a device: its agent starts the folder anew.
+    fn redirect(&mut self, n: usize, flow: Flow) {
+        if self.devices[n].flow != flow {
+            self.note(format!("{}: {flow:?}", self.devices[n].name()));
+            self.devices[n].flow = flow;
+            self.devices[n].checkpoint();
+            self.die(n, Death::Kill);
+        }
+    }
+
+    /// Whether the changes of some device go one way only, or did.
+    pub fn is_one_way(&self) -> bool {
+        self.devices.iter().any(|device| device.flow != Flow::Both)
+    }
+
+    /// Checks what must hold once everything is quiet where the changes of some devices go one way only:
+    /// those that sync both ways are the same, and nothing is lost, wherever it may be.
+    pub fn check_one_way(&mut self) -> Result<(), Failure> {
+        let all = shown(&self.devices[0]);
+        for device in &self.devices {
+            let name = device.name();
+            let problems = device.engine.problems();
+            let is_meant = |(_, why): &(_, String)| {
+                device.flow == Flow::SendOnly && why.contains("picloud override")
+            };
+            if !problems.iter().all(is_meant) {
+                return Err(Failure::new("no problems", format!("{name}: {problems:?}")));
+            }
+            let (lines, hidden) = (shown(device), device.disk.borrow().hidden());
+            if device.flow == Flow::Both && lines != all {
+                let text = format!("{name}:\n{all:#?}\n{lines:#?}");
+                return Err(Failure::new("convergence", text));
+            }
+            if !hidden.is_empty() {
+                return Err(Failure::new("nothing stays hidden", format!("{name} has {hidden:?}")));
+            }
+        }
+        if self.server.render().len() != all.len() {
+            let text = format!("the server differs:\n{all:#?}\n{:#?}", self.server.render());
+            return Err(Failure::new("convergence", text));
+        }
+        let texts: BTreeSet<String> =
+            self.devices.iter().flat_map(|device| device.disk.borrow().texts()).collect();
+        let ledger = self.ledger.borrow();
+        let gone: Vec<_> =
+            ledger.written.difference(&ledger.superseded).filter(|t| !texts.contains(*t)).collect();
+        if !gone.is_empty() {
+            return Err(Failure::new("no version lost", format!("{gone:?}:\n{all:#?}")));
+        }
+        Ok(())
+    }
+
+    /// The persons end what differs: first who only sends makes the drive what that disk is, then who
+    /// only receives makes that disk what the drive is.
+    pub fn choose_sides(&mut self) -> Result<(), Failure> {
+        for flow in [Flow::SendOnly, Flow::ReceiveOnly] {
+            for n in (0..self.devices.len()).filter(|n| self.devices[*n].flow == flow) {
+                let mut rounds = 0;
+                while self.devices[n].engine.trees().totals().kept > 0 {
+                    rounds += 1;
+                    if rounds > 5 {
+                        return Err(Failure::new(
+                            "a choice of side ends it",
+                            self.describe_unrest(),
+                        ));
+                    }
+                    let here = self.devices[n].disk.borrow().texts();
+                    let there = self.devices[0].disk.borrow().texts();
+                    let taken_back: Vec<String> = match flow {
+                        Flow::SendOnly => there.difference(&here).cloned().collect(),
+                        Flow::ReceiveOnly | Flow::Both => {
+                            here.difference(&there).cloned().collect()
+                        }
+                    };
+                    self.note(format!("{} ends what differs", self.devices[n].name()));
+                    self.ledger.borrow_mut().superseded.extend(taken_back);
+                    self.devices[n].engine.settle(RelPath::ROOT);
+                    self.settle()?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A person leaves a directory out at a device. The first one has all, so that it can be compared.
@@ -1100,6 +1202,12 @@ impl World {
     /// Gets the content an operation needs, and hands it over.
     fn apply(&mut self, n: usize, node: NodeId, op: DiskOp) {
         self.note(format!("{} is to do {node} {op:?}", self.devices[n].name()));
+        // What was out of the way when that began comes back.
+        let is_return = matches!(op, DiskOp::Move { from: None, .. });
+        if self.devices[n].flow == Flow::SendOnly && !is_return {
+            let text = format!("{}: {op:?}", self.devices[n].name());
+            self.failure.get_or_insert(Failure::new("who only sends is left alone", text));
+        }
         let payload = match &op {
             DiskOp::Write { content: Content::Empty, .. } => Payload::Bytes(Vec::new()),
             DiskOp::Write { content, .. } => match self.contents.get(&key(content)) {
@@ -1194,6 +1302,11 @@ impl World {
     fn commit(&mut self, n: usize, wire: Wire, connection: Option<u64>) {
         let Wire { batch, changes, deletions, texts, results } = wire;
         let alone = results.is_empty();
+        if connection.is_some() && self.devices[n].flow == Flow::ReceiveOnly && !changes.is_empty()
+        {
+            let text = format!("{}: {changes:?}", self.devices[n].name());
+            self.failure.get_or_insert(Failure::new("who only receives tells nothing", text));
+        }
         self.server.manifest.announce(Server::device(n), Some(deletions), alone);
         for text in texts {
             self.take_in(text);
