@@ -2,7 +2,7 @@
 //!
 //! Pure. Neighbours (a parent that is not there yet, a name that is taken) are the planner's part.
 
-use super::trees::{Entry, Local};
+use super::trees::{Aspects, Entry, Local};
 use crate::model::{Body, Flow, Node};
 
 /// What a node needs next. One thing at a time: when it is done, the node is decided on again.
@@ -47,17 +47,6 @@ pub(crate) enum Need {
     LeaveOut,
     /// Nothing: it differs, in a way that this folder does not carry to the other side.
     Keep,
-}
-
-/// Aspects of a node that can change by themselves.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Aspects {
-    /// Parent or name.
-    pub(crate) place: bool,
-    /// Bytes, target or modification time.
-    pub(crate) body: bool,
-    /// Permissions.
-    pub(crate) attrs: bool,
 }
 
 /// The side from which one aspect has to go to the other.
@@ -120,8 +109,8 @@ fn send(entry: &Entry, need: Need) -> Need {
     }
     match need {
         // Out of the way of something since an earlier time, in which it received: back with it.
-        Need::PullBody { .. } | Need::PullAttrs if local.parked => Need::Revive,
-        Need::PullPlace | Need::PullDelete if local.parked => need,
+        Need::PullPlace | Need::PullBody { .. } | Need::PullAttrs if local.parked => Need::Revive,
+        Need::PullDelete if local.parked => need,
         Need::PullPlace | Need::PullBody { .. } | Need::PullAttrs => {
             match (local.node(), &entry.remote, &entry.synced) {
                 (Some(here), Some(remote), Some(base)) => {
@@ -132,6 +121,8 @@ fn send(entry: &Entry, need: Need) -> Need {
             }
         }
         Need::PullDelete => Need::Keep,
+        // Two that met: what else differs is as it is here.
+        Need::TakeLocalAsBase if entry.synced.is_none() => Need::TakeRemoteAsBase,
         need => need,
     }
 }

@@ -69,7 +69,8 @@ impl<T: Trees> Engine<T> {
             if let Some(Flight::Commit { pushed }) = self.land(id)
                 && !self.unsure.contains_key(&id)
             {
-                let sent = Sent { node: id, after: pushed.node, base: Some(pushed.base) };
+                let Pushed { node: after, base, told, .. } = pushed;
+                let sent = Sent { node: id, after, base: Some(base), told };
                 self.in_doubt.insert(id, sent);
             }
         }
@@ -84,7 +85,7 @@ impl<T: Trees> Engine<T> {
             // It is the change whose answer was lost, and what both sides agreed on; so is a creation
             // whatever became of it since: nobody else can have made a node of this id.
             entry.synced = base_was;
-            entry.synced = doubt.after.map(|after| agreed(entry, after, self.settings.flow));
+            entry.synced = doubt.after.map(|after| agreed(entry, after, doubt.told));
         } else if doubt.after.is_some() && doubt.base.is_some() && node.is_some() {
             // It is another. Whether ours came before it, only the server knows; until it says so
             // nothing is agreed on.
@@ -279,7 +280,7 @@ impl<T: Trees> Engine<T> {
         self.link.newest_own = self.link.newest_own.max(rev);
         self.uploaded.remove(&id);
         let mut entry = self.trees.get(id)?;
-        let base = pushed.node.clone().map(|node| agreed(&entry, node, self.settings.flow));
+        let base = pushed.node.clone().map(|node| agreed(&entry, node, pushed.told));
         // Up to the cursor the journal has told all; an answer about something older was to a change
         // sent twice.
         if rev > self.trees.meta().cursor

@@ -49,7 +49,7 @@ use self::quota::Quota;
 use self::rings::Rings;
 use self::scope::Scope;
 use self::seam::{Action, Awaited, DirRef, Event, Expected, Outgoing, Spot, Stat};
-use self::trees::{Entry, Local, LocalBody, Sent, Trees};
+use self::trees::{Aspects, Entry, Local, LocalBody, Sent, Trees};
 use crate::model::{
     Body, ChangeOp, Content, Flow, IdSource, Name, Node, NodeId, Place, RelPath, Rev, Timestamp,
 };
@@ -148,6 +148,8 @@ struct Pushed {
     is_create: bool,
     /// The rev of the version that it is based on.
     base: Rev,
+    /// Which aspects are told.
+    told: Aspects,
 }
 
 /// A commit under way.

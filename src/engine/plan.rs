@@ -7,13 +7,13 @@
 use super::agenda::Room;
 use super::aliases::name_between;
 use super::apply::OWN_DIR;
-use super::decide::{Aspects, Need};
+use super::decide::Need;
 use super::defect::Defect;
 use super::deletions::Course;
 use super::kept::IN_THE_WAY;
 use super::rings::{Ring, reached_from};
 use super::seam::{Action, DirRef, DiskOp, Expected, Outgoing, Spot};
-use super::trees::{Entry, Local, LocalBody, Remote, Sent, Trees};
+use super::trees::{Aspects, Entry, Local, LocalBody, Remote, Sent, Trees};
 use super::{
     ApplyKind, Applying, Batch, COMMIT_BYTES_MAX, COMMIT_CHANGES_MAX, Engine, Flight, Pushed,
     Subject,
@@ -100,6 +100,12 @@ impl<T: Trees> Engine<T> {
             return Ok(());
         }
         if self.unsure.contains_key(&id) {
+            if self.settings.flow == Flow::ReceiveOnly {
+                // It tells nothing any more: nothing is agreed on.
+                self.unsure.remove(&id);
+                self.agenda.schedule(id);
+                return Ok(());
+            }
             return self.ask_again(id, actions);
         }
         if self.puttings.contains(id) {
@@ -126,6 +132,9 @@ impl<T: Trees> Engine<T> {
                 self.put(id, &entry)
             }
             Need::TakeRemoteAsBase => {
+                if entry.synced.is_none() && !self.looks.is_known {
+                    return Ok(());
+                }
                 let mut entry = entry;
                 entry.synced = entry.remote.as_ref().map(|remote| remote.node.clone());
                 self.put(id, &entry)
@@ -261,7 +270,8 @@ impl<T: Trees> Engine<T> {
             None => return Ok(()),
         };
         let change = Change::new(id, Rev::ZERO, ChangeOp::Create(node.clone()));
-        let pushed = Pushed { node: Some(node), is_create: true, base: Rev::ZERO };
+        let pushed =
+            Pushed { node: Some(node), is_create: true, base: Rev::ZERO, told: Aspects::ALL };
         self.commit(Outgoing { change, attach }, pushed, actions)
     }
 
@@ -347,7 +357,8 @@ impl<T: Trees> Engine<T> {
             attrs: aspects.attrs.then_some(here.attrs),
         };
         let change = Change::new(id, remote.rev, op);
-        let pushed = Pushed { node: Some(after), is_create: false, base: remote.rev };
+        let pushed =
+            Pushed { node: Some(after), is_create: false, base: remote.rev, told: aspects };
         self.commit(Outgoing { change, attach }, pushed, actions)
     }
 
@@ -384,7 +395,7 @@ impl<T: Trees> Engine<T> {
             }
         }
         let change = Change::new(id, remote.rev, ChangeOp::Delete);
-        let pushed = Pushed { node: None, is_create: false, base: remote.rev };
+        let pushed = Pushed { node: None, is_create: false, base: remote.rev, told: Aspects::ALL };
         self.commit(Outgoing { change, attach: None }, pushed, actions)
     }
 
@@ -392,7 +403,7 @@ impl<T: Trees> Engine<T> {
     /// was based on, it is answered as it was then, or refused, since others have come after that.
     fn ask_again(&mut self, id: NodeId, actions: &mut Vec<Action>) -> Result<(), T::Error> {
         let known = self.trees.get(id)?.remote.map(|remote| remote.rev);
-        let Some((Sent { after: Some(after), base: Some(base), .. }, base_was)) =
+        let Some((Sent { after: Some(after), base: Some(base), told, .. }, base_was)) =
             self.unsure.get(&id).filter(|(sent, _)| sent.base < known).cloned()
         else {
             self.unsure.remove(&id);
@@ -407,7 +418,7 @@ impl<T: Trees> Engine<T> {
         let is_moved = base_was.is_none_or(|was| was.place != place);
         let place = is_moved.then_some(place);
         let op = ChangeOp::Update { place, body: Some(body), attrs: Some(attrs) };
-        let pushed = Pushed { node: Some(after), is_create: false, base };
+        let pushed = Pushed { node: Some(after), is_create: false, base, told };
         self.commit(Outgoing { change: Change::new(id, base, op), attach: None }, pushed, actions)
     }
 
@@ -461,6 +472,7 @@ impl<T: Trees> Engine<T> {
                     node: outgoing.change.node,
                     after: pushed.node.clone(),
                     base: Some(pushed.base),
+                    told: pushed.told,
                 }),
                 _ => None,
             })
@@ -670,7 +682,12 @@ impl<T: Trees> Engine<T> {
         let last = changes.len() - 1;
         for (index, (mut change, node, is_create)) in changes.into_iter().enumerate() {
             change.with_next = index < last;
-            let pushed = Pushed { node, is_create, base: change.base };
+            let pushed = Pushed {
+                node,
+                is_create,
+                base: change.base,
+                told: if is_create { Aspects::ALL } else { Aspects::PLACE },
+            };
             self.commit(Outgoing { change, attach: None }, pushed, actions)?;
         }
         Ok(())
@@ -728,7 +745,8 @@ impl<T: Trees> Engine<T> {
             let place = Place { parent, name };
             let op = ChangeOp::Update { place: Some(place.clone()), body: None, attrs: None };
             let after = Node { place, ..node.clone() };
-            let pushed = Pushed { node: Some(after), is_create: false, base: *rev };
+            let pushed =
+                Pushed { node: Some(after), is_create: false, base: *rev, told: Aspects::PLACE };
             let change = Change::new(id, *rev, op);
             return self.commit(Outgoing { change, attach: None }, pushed, actions);
         }
@@ -748,8 +766,7 @@ impl<T: Trees> Engine<T> {
                 return Ok(false);
             }
             let entry = self.trees.get(at)?;
-            let is_told =
-                matches!(self.decide(&entry), Need::PushUpdate(Aspects { place: true, .. }));
+            let is_told = self.stays_moved(&entry);
             at = match (&entry.remote, &entry.local) {
                 (Some(remote), _) if !is_told => remote.node.place.parent,
                 (_, Some(local)) => local.place.parent,
@@ -759,6 +776,20 @@ impl<T: Trees> Engine<T> {
         }
         // Others go round in a circle above it; whoever is part of that is undone, not this one.
         Ok(false)
+    }
+
+    /// Returns whether a node was moved here, and is where it is now once all is told, or stays there.
+    fn stays_moved(&self, entry: &Entry) -> bool {
+        match self.decide(entry) {
+            Need::PushUpdate(aspects) => aspects.place,
+            Need::Keep if self.settings.flow == Flow::ReceiveOnly => {
+                match (&entry.local, &entry.remote) {
+                    (Some(local), Some(remote)) => local.place != remote.node.place,
+                    _ => false,
+                }
+            }
+            _ => false,
+        }
     }
 
     /// Returns a directory of this disk, or, while the server does not have it, the first one above

@@ -16,8 +16,8 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::Engine;
 use super::defect::Defect;
-use super::trees::{Entry, Local, Remote, Trees};
-use crate::model::{Flow, Name, Node, NodeId, NodeIdHash, Place, RelPath};
+use super::trees::{Aspects, Entry, Local, Remote, Trees};
+use crate::model::{Name, Node, NodeId, NodeIdHash, Place, RelPath};
 
 /// The most directories of which it is remembered whether they are left out, but for one way up.
 const KNOWN_MAX: usize = 64 * 1024;
@@ -91,24 +91,17 @@ pub enum Named {
     Nothing,
 }
 
-/// Returns what both sides agree on once the server has made `after` of what it had. What is left out
-/// never takes in what changed there before it tells what changed here, and a folder that only sends never
-/// does: of what was not told, nothing new is agreed on.
-pub(super) fn agreed(before: &Entry, after: Node, flow: Flow) -> Node {
-    fn pick<V: Clone + PartialEq>(after: V, there: &V, base: &V) -> V {
-        if after == *there { base.clone() } else { after }
-    }
-    match (&before.remote, &before.synced) {
-        (Some(Remote { node: there, .. }), Some(base))
-            if before.left_out || flow == Flow::SendOnly =>
-        {
-            Node {
-                place: pick(after.place, &there.place, &base.place),
-                body: pick(after.body, &there.body, &base.body),
-                attrs: pick(after.attrs, &there.attrs, &base.attrs),
-            }
-        }
-        _ => after,
+/// Returns what both sides agree on once the server has made `after` of what it had, of which `told` was told.
+/// What is left out never takes in what changed there before it tells what changed here, and a folder that
+/// only sends never does: in what was not told, nothing new is agreed on.
+pub(super) fn agreed(before: &Entry, after: Node, told: Aspects) -> Node {
+    match &before.synced {
+        Some(base) => Node {
+            place: if told.place { after.place } else { base.place.clone() },
+            body: if told.body { after.body } else { base.body.clone() },
+            attrs: if told.attrs { after.attrs } else { base.attrs },
+        },
+        None => after,
     }
 }
 

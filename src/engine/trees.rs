@@ -324,6 +324,28 @@ pub struct Meta {
     pub last_sync: Option<Timestamp>,
 }
 
+/// Aspects of a node that can change by themselves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Aspects {
+    /// Parent or name.
+    pub place: bool,
+    /// Bytes, target or modification time.
+    pub body: bool,
+    /// Permissions.
+    pub attrs: bool,
+}
+
+impl Aspects {
+    /// All of them.
+    pub const ALL: Self = Self { place: true, body: true, attrs: true };
+    /// Where it is.
+    pub const PLACE: Self = Self { place: true, body: false, attrs: false };
+
+    const fn all() -> Self {
+        Self::ALL
+    }
+}
+
 /// What a change that was sent makes of a node: nothing for a deletion.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sent {
@@ -335,6 +357,10 @@ pub struct Sent {
     /// versions of this program wrote.
     #[serde(default)]
     pub base: Option<Rev>,
+    /// Which aspects of it the change tells: in the others it is as the server had it. Earlier versions of this
+    /// program did not say.
+    #[serde(default = "Aspects::all")]
+    pub told: Aspects,
 }
 
 /// A version of the server's that is being put on this disk, or only the place of one.

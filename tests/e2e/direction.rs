@@ -28,7 +28,8 @@ fn kept(device: &Device) -> (String, u64) {
 fn differs(run: &[serde_json::Value]) -> Vec<(String, String)> {
     let paths = run[0]["paths"].as_array().unwrap();
     let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
-    let mut all: Vec<_> = paths.iter().map(|one| (text(&one["what"]), text(&one["path"]))).collect();
+    let mut all: Vec<_> =
+        paths.iter().map(|one| (text(&one["what"]), text(&one["path"]))).collect();
     all.sort();
     all
 }
@@ -69,7 +70,10 @@ fn what_is_changed_where_it_only_receives_stays_there_until_it_is_taken_back() {
     assert_eq!(b.read("d/1").as_deref(), Some("edited by a"), "{}", b.tree());
     assert!(b.exists("elsewhere") && !b.exists("moved") && !b.exists("deleted"));
     assert!(!b.exists("d/2"));
-    assert_eq!(a.tree().paths(), ["both", "d", "d/1", "d/2", "deleted", "edited", "edited-too", "moved", "same"]);
+    assert_eq!(
+        a.tree().paths(),
+        ["both", "d", "d/1", "d/2", "deleted", "edited", "edited-too", "moved", "same"]
+    );
     assert_eq!(a.read("edited").as_deref(), Some("edited"));
     assert_eq!(kept(&b), ("receive-only".to_owned(), 8), "{}", b.tree());
     let shown = b.picloud(&["status"]).ok();
@@ -101,7 +105,11 @@ fn what_is_changed_where_it_only_receives_stays_there_until_it_is_taken_back() {
     let listed = b.picloud(&["revert", "--dry-run", "--json"]).objects();
     let copies: Vec<String> = b.conflict_copies("");
     let mut expected = pairs(&[
-        ("gone", "d/2"), ("gone", "deleted"), ("moved", "elsewhere"), ("new", "mine"), ("new", "new"),
+        ("gone", "d/2"),
+        ("gone", "deleted"),
+        ("moved", "elsewhere"),
+        ("new", "mine"),
+        ("new", "new"),
         ("new", "new/file"),
     ]);
     expected.extend(copies.iter().map(|copy| ("new".to_owned(), copy.clone())));
@@ -146,7 +154,10 @@ fn what_others_change_stays_in_the_drive_where_it_only_sends_until_it_is_taken_b
     a.wait_text("mine", "of b");
     a.wait_text("d/2", "of b");
     assert_eq!(b.tree().paths(), ["both", "d", "d/2", "mine", "same"]);
-    assert_eq!((a.read("both").as_deref(), b.read("both").as_deref()), (Some("both"), Some("of b")));
+    assert_eq!(
+        (a.read("both").as_deref(), b.read("both").as_deref()),
+        (Some("both"), Some("of b"))
+    );
     assert_eq!(kept(&b), ("send-only".to_owned(), 3));
 
     // Edited, deleted and moved there: nothing of it is done here.
@@ -183,7 +194,11 @@ fn what_others_change_stays_in_the_drive_where_it_only_sends_until_it_is_taken_b
     assert_eq!(kept(&b).1, 6);
     let listed = b.picloud(&["override", "--dry-run", "--json"]).objects();
     let expected = [
-        ("edited", "both"), ("edited", "mine"), ("gone", "same"), ("moved", "d/2"), ("new", "d/1"),
+        ("edited", "both"),
+        ("edited", "mine"),
+        ("gone", "same"),
+        ("moved", "d/2"),
+        ("new", "d/1"),
         ("new", "theirs"),
     ];
     assert_eq!(differs(&listed), pairs(&expected));

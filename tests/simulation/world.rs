@@ -776,7 +776,10 @@ impl World {
     /// only receives makes that disk what the drive is.
     pub fn choose_sides(&mut self) -> Result<(), Failure> {
         for flow in [Flow::SendOnly, Flow::ReceiveOnly] {
-            for n in (0..self.devices.len()).filter(|n| self.devices[*n].flow == flow) {
+            for n in 0..self.devices.len() {
+                if self.devices[n].flow != flow {
+                    continue;
+                }
                 let mut rounds = 0;
                 while self.devices[n].engine.trees().totals().kept > 0 {
                     rounds += 1;

@@ -3,6 +3,7 @@
 use super::*;
 use crate::engine::memory::MemoryTrees;
 use crate::engine::seam::Stat;
+use crate::engine::trees::Aspects;
 use crate::model::{Attrs, ChunkId, Content, Digest, Kind, Lineage, Rev, Timestamp};
 
 const FOLDER: FolderId = FolderId::from_bytes([1; 16]);
@@ -198,7 +199,8 @@ fn the_database_answers_as_the_trees_in_memory_do() {
                 }
                 9 => {
                     let after = (dice.roll(2) == 0).then(|| dice.node());
-                    let sent = [Sent { node: dice.id(), after, base: Some(Rev(step)) }];
+                    let told = Aspects { place: true, body: false, attrs: true };
+                    let sent = [Sent { node: dice.id(), after, base: Some(Rev(step)), told }];
                     let commit = dice.roll(4);
                     trees.note_sent(commit, &sent).unwrap();
                     model.note_sent(commit, &sent).unwrap();
