@@ -35,4 +35,8 @@ pub enum Defect {
     LeftOutIsDeleted,
     /// What was left out has its merge base still when it is wanted again.
     BaseOutlivesLeavingOut,
+    /// In a folder that only receives, a deletion is told all the same.
+    ReceiverDeletes,
+    /// What a change does not tell is agreed on with it.
+    UntoldIsAgreedOn,
 }

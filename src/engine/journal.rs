@@ -3,7 +3,7 @@
 use super::defect::Defect;
 use super::scope::agreed;
 use super::seam::{Committed, JournalPage};
-use super::trees::{Entry, LocalBody, Remote, Sent, Trees};
+use super::trees::{Aspects, Entry, LocalBody, Remote, Sent, Trees};
 use super::{Batch, Engine, Flight, Pushed, Subject};
 use crate::model::{Body, Digest, Lineage, Node, NodeId, Refusal, Rev, Versioned};
 
@@ -280,7 +280,11 @@ impl<T: Trees> Engine<T> {
         self.link.newest_own = self.link.newest_own.max(rev);
         self.uploaded.remove(&id);
         let mut entry = self.trees.get(id)?;
-        let base = pushed.node.clone().map(|node| agreed(&entry, node, pushed.told));
+        let told = match self.trees.has_defect(Defect::UntoldIsAgreedOn) {
+            true => Aspects::ALL,
+            false => pushed.told,
+        };
+        let base = pushed.node.clone().map(|node| agreed(&entry, node, told));
         // Up to the cursor the journal has told all; an answer about something older was to a change
         // sent twice.
         if rev > self.trees.meta().cursor

@@ -221,6 +221,9 @@ impl<T: Trees> Engine<T> {
             Need::DropBase if entry.left_out && self.trees.has_defect(Defect::LeftOutIsDeleted) => {
                 Need::PushDelete
             }
+            Need::Keep if entry.is_deletion() && self.trees.has_defect(Defect::ReceiverDeletes) => {
+                Need::PushDelete
+            }
             need => need,
         }
     }

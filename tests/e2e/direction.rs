@@ -223,8 +223,13 @@ fn a_wrong_direction_is_told_with_the_line_and_joining_again_keeps_it() {
     let mut b = joined(&world, "b", "receive-only", &[("mine", "of b")]);
     b.sync();
     b.edit_config(|text| text.replace("\"receive-only\"", "\"receive\""));
-    let problem = b.wait_problem("agent.toml");
-    assert!(problem.contains("direction") && problem.contains("receive-only"), "{problem}");
+    let mut told = String::new();
+    b.wait_status("a problem", |status| {
+        let all = status["problems"].as_array().cloned().unwrap_or_default();
+        told = all.iter().map(|one| one["reason"].to_string()).collect();
+        told.contains("direction")
+    });
+    assert!(told.contains("receive-only") && told.contains("line "), "{told}");
     b.edit_config(|text| text.replace("\"receive\"", "\"receive-only\""));
     b.wait_status("in sync", |status| status["state"] == "in-sync");
     // Who logs out and joins again does not send by mistake what was meant to stay.

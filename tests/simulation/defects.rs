@@ -5,7 +5,8 @@ use picloud::server::rules;
 
 use crate::flaws::Flaw;
 use crate::histories::{
-    ALONE, CUTS, FULL, HASTE, KILLS, PLAIN, POWER, QUOTA, SCOPE, SCOPE_MOVES, SERVER, STORM_KILLS,
+    ALONE, CUTS, FULL, HASTE, KILLS, ONE_WAY, PLAIN, POWER, QUOTA, SCOPE, SCOPE_MOVES, SERVER,
+    STORM_KILLS,
 };
 use crate::shrink::{History, Kind};
 
@@ -25,6 +26,8 @@ const FLAWS: &[(Flaw, &[&Kind])] = &[
     (Flaw::Engine(Defect::CursorAheadOfNodes), &[&KILLS]),
     (Flaw::Engine(Defect::LeftOutIsDeleted), &[&SCOPE]),
     (Flaw::Engine(Defect::BaseOutlivesLeavingOut), &[&SCOPE_MOVES]),
+    (Flaw::Engine(Defect::ReceiverDeletes), &[&ONE_WAY]),
+    (Flaw::Engine(Defect::UntoldIsAgreedOn), &[&ONE_WAY, &SCOPE]),
     (Flaw::Rules(rules::Defect::BaseIgnored), &[&CUTS]),
     (Flaw::Rules(rules::Defect::NamesShared), &[&PLAIN]),
     (Flaw::Rules(rules::Defect::CyclesAllowed), &[&STORM_KILLS]),

@@ -5,6 +5,9 @@
 //! `"rm d"`, `"link l t"`, several with `;` between them. Ann is heard first, so where the server's
 //! order decides, hers is the remote side and Bob's the local one.
 
+use picloud::engine::trees::Trees as _;
+use picloud::model::Flow;
+
 use crate::disk::Form;
 use crate::world::World;
 
@@ -120,6 +123,107 @@ fn names_can_be_exchanged_in_one_go() {
     check("a=1 b=2", "mv a t; mv b a; mv t b", "", "a=2 b=1");
     check("a=1 b=2", "", "mv a t; mv b a; mv t b", "a=2 b=1");
     check("d/ d/e/ d/e/a=1", "mv d/e t; mv d t/d; mv t d", "", "d/ d/a=1 d/d/");
+}
+
+/// Ann's folder syncs both ways, Bob's one way only; then Bob's person ends what differs.
+#[track_caller]
+fn check_flow(
+    flow: Flow,
+    before: &str,
+    then: [&str; 2],
+    expected: [&str; 2],
+    kept: u64,
+    end: &str,
+) {
+    let mut world = World::new(1, 2);
+    world.set_flows(&[Flow::Both, flow]);
+    world.build(0, before);
+    world.settle().unwrap();
+    if flow == Flow::SendOnly {
+        // It has what is there.
+        world.set_flows(&[Flow::Both]);
+        world.settle().unwrap();
+        world.set_flows(&[Flow::Both, flow]);
+    }
+    world.script(0, then[0]);
+    world.script(1, then[1]);
+    world.settle_one(0).unwrap();
+    world.settle().unwrap();
+    let told = format!("{flow:?} {before:?}, {then:?}: {}", world.trace());
+    assert_eq!([world.tree(0), world.tree(1)], expected, "{told}");
+    assert_eq!(world.check_one_way(), Ok(()), "{told}");
+    assert_eq!(world.devices[1].engine.trees().totals().kept, kept, "{told}");
+    world.choose_sides().unwrap();
+    let result = world.check();
+    assert_eq!([world.tree(0), world.tree(1)], [end, end], "{}", world.trace());
+    assert_eq!(result, Ok(()), "{}", world.trace());
+}
+
+#[test]
+fn a_folder_that_only_receives_keeps_what_was_changed_in_it() {
+    let check = |before, ann, bob, expected, kept, end| {
+        check_flow(Flow::ReceiveOnly, before, [ann, bob], expected, kept, end);
+    };
+    check("a=1", "write a 2", "", ["a=2", "a=2"], 0, "a=2");
+    check("a=1", "", "write a 2", ["a=1", "a=2"], 1, "a=1");
+    check("a=1", "", "rm a", ["a=1", ""], 1, "a=1");
+    check("a=1", "", "mv a b", ["a=1", "b=1"], 1, "a=1");
+    check("", "", "mkdir d; write d/a 1", ["", "d/ d/a=1"], 2, "");
+    // Both did something: the rules of the table hold here alone.
+    let copy = "a=2 a (conflicted copy bob 2026-11-23)=3";
+    check("a=1", "write a 2", "write a 3", ["a=2", copy], 1, "a=2");
+    check("a=1", "rm a", "write a 2", ["", "a=2"], 1, "");
+    check("a=1", "write a 2", "rm a", ["a=2", "a=2"], 0, "a=2");
+    check("a=1", "mv a b", "write a 2", ["b=1", "b=2"], 1, "b=1");
+    check("a=1", "write a 2", "mv a b", ["a=2", "b=2"], 1, "a=2");
+    check("a=1", "mv a b", "mv a c", ["b=1", "b=1"], 0, "b=1");
+    check("", "write a 1", "write a 1", ["a=1", "a=1"], 0, "a=1");
+    check("d/ d/a=1 d/b=2", "rm d", "write d/c 3", ["", "d/ d/c=3"], 2, "");
+    check("d/ d/a=1", "write d/b 2", "rm d", ["d/ d/a=1 d/b=2", "d/ d/b=2"], 1, "d/ d/a=1 d/b=2");
+    let moved = "y/ y/b=2 y/x/ y/x/a=1";
+    check("x/ x/a=1 y/ y/b=2", "mv x y/x", "mv y x/y", [moved, moved], 0, moved);
+    check("a=1 b=2", "", "mv a t; mv b a; mv t b", ["a=1 b=2", "a=2 b=1"], 2, "a=1 b=2");
+}
+
+#[test]
+fn a_folder_that_only_sends_leaves_what_was_changed_elsewhere_there() {
+    let check = |before, ann, bob, expected, kept, end| {
+        check_flow(Flow::SendOnly, before, [ann, bob], expected, kept, end);
+    };
+    check("a=1", "", "write a 2", ["a=2", "a=2"], 0, "a=2");
+    check("a=1", "write a 2", "", ["a=2", "a=1"], 1, "a=1");
+    check("a=1", "rm a", "", ["", "a=1"], 1, "a=1");
+    check("a=1", "mv a b", "", ["b=1", "a=1"], 1, "a=1");
+    check("a=1", "mkdir d; write d/b 2", "", ["a=1 d/ d/b=2", "a=1"], 2, "a=1");
+    // Both did something: each aspect by itself, and neither side overwrites the other.
+    check("a=1", "write a 2", "write a 3", ["a=2", "a=3"], 1, "a=3");
+    check("a=1", "rm a", "write a 2", ["a=2", "a=2"], 0, "a=2");
+    check("a=1", "write a 2", "rm a", ["a=2", ""], 1, "");
+    check("a=1", "mv a b", "write a 2", ["b=2", "a=2"], 1, "a=2");
+    check("a=1", "write a 2", "mv a b", ["b=2", "b=1"], 1, "b=1");
+    check("a=1", "write a 2", "chmod 600 a", ["a=2", "a=1"], 1, "a=1");
+    check("", "write a 1", "write a 1", ["a=1", "a=1"], 0, "a=1");
+    check("", "write a 1", "write a 2", ["a=1", "a=2"], 1, "a=2");
+    check(
+        "",
+        "mkdir d; write d/a 1",
+        "mkdir d; write d/b 2",
+        ["d/ d/a=1 d/b=2", "d/ d/b=2"],
+        1,
+        "d/ d/b=2",
+    );
+    check(
+        "d/ d/a=1 d/b=2",
+        "rm d",
+        "write d/c 3",
+        ["d/ d/c=3", "d/ d/a=1 d/b=2 d/c=3"],
+        2,
+        "d/ d/a=1 d/b=2 d/c=3",
+    );
+    check("a=1 b=2", "mv a t; mv b a; mv t b", "", ["a=2 b=1", "a=1 b=2"], 2, "a=1 b=2");
+    // A name that is taken there by what does not come here, and a directory with something in it.
+    check("a=1 b=2", "mv a c", "mv b c", ["b=2 c=1", "a=1 c=2"], 1, "a=1 c=2");
+    check("d/ d/a=1", "write d/b 2", "rm d", ["d/ d/b=2", ""], 1, "");
 }
 
 /// R3 of the ways in which others lost files: a backup of the server is restored.
