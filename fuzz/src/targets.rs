@@ -161,6 +161,8 @@ const CONTROL_WORDS: &[&str] = &[
     "exclude",
     "include",
     "left-out",
+    "kept",
+    "receive-only",
     "\"folder\":",
     "\"path\":",
     "\"dirs\":",
