@@ -247,11 +247,11 @@ pub fn flow_words(folder: &FolderStatus) -> Option<String> {
         Flow::Both => None,
         Flow::ReceiveOnly => Some(format!(
             "Receives only{}",
-            changes("made here stay here; `picloud revert` takes them back")
+            changes("made and kept here; `picloud revert` takes back what was changed")
         )),
         Flow::SendOnly => Some(format!(
             "Sends only{}",
-            changes("made by others stay in the drive; `picloud override` takes them back there")
+            changes("by others, kept in the drive; `picloud override` takes back what was changed")
         )),
     }
 }

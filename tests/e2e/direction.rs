@@ -77,7 +77,8 @@ fn what_is_changed_where_it_only_receives_stays_there_until_it_is_taken_back() {
     assert_eq!(a.read("edited").as_deref(), Some("edited"));
     assert_eq!(kept(&b), ("receive-only".to_owned(), 8), "{}", b.tree());
     let shown = b.picloud(&["status"]).ok();
-    let line = "Receives only: 8 changes made here stay here; `picloud revert` takes them back";
+    let line =
+        "Receives only: 8 changes made and kept here; `picloud revert` takes back what was changed";
     assert!(shown.contains(line), "{shown}");
     let why = b.picloud(&["why", "new/file"]);
     assert_eq!(why.code, 0);
@@ -172,7 +173,7 @@ fn what_others_change_stays_in_the_drive_where_it_only_sends_until_it_is_taken_b
     assert_eq!(b.read("mine").as_deref(), Some("of b"));
     assert_eq!(kept(&b).1, 6);
     let shown = b.picloud(&["status", "--plain"]).ok();
-    let line = "Sends only: 6 changes made by others stay in the drive; `picloud override` takes them back there.";
+    let line = "Sends only: 6 changes by others, kept in the drive; `picloud override` takes back what was changed.";
     assert!(shown.contains(line), "{shown}");
     let why = b.picloud(&["why", "theirs"]);
     assert_eq!(
