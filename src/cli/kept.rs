@@ -89,19 +89,14 @@ pub fn end(machine: &Machine, output: Output, wish: Wish, args: &OneWay) -> Resu
     if output.json() {
         told(output.object(&object(wish, &folder, &path, &ended, true)))?;
     } else {
-        told(
-            output.line(&format!(
-                "{}; `picloud sync` waits until it is done",
-                match wish {
-                    Wish::Revert =>
-                        format!("{} here go back to what the drive is", changes(ended.count)),
-                    Wish::Override => format!(
-                        "{} in the drive go back to what this device has",
-                        changes(ended.count)
-                    ),
-                }
-            )),
-        )?;
+        let side = match wish {
+            Wish::Revert => "here",
+            Wish::Override => "in the drive",
+        };
+        told(output.line(&format!(
+            "Taking back {} {side}; `picloud sync` waits until it is done",
+            changes(ended.count)
+        )))?;
     }
     Ok(Exit::Done)
 }
