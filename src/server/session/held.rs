@@ -6,9 +6,8 @@
 
 use std::sync::Arc;
 
-use tokio::task::AbortHandle;
-
 use super::outbox::Outbox;
+use super::push::Push;
 use super::shared::Shared;
 use crate::model::DriveId;
 use crate::protocol::EncodedFrame;
@@ -18,33 +17,11 @@ use crate::server::clock::timestamp;
 use crate::server::store::StoreError;
 use crate::server::store::metadata::{HeldRow, Result};
 
-/// A running push; ends when it is dropped.
-#[derive(Debug)]
-pub struct HeldPush {
-    task: AbortHandle,
-}
-
-impl Drop for HeldPush {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl HeldPush {
-    /// Begins to push what is held in a drive, whose number is `num`.
-    pub fn start(shared: Arc<Shared>, outbox: Outbox, drive: DriveId, num: i64) -> Self {
-        let task = tokio::spawn(async move {
-            if let Err(error) = push(&shared, &outbox, drive, num).await
-                && error.is_fault()
-            {
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::error!(%error, cause, "what is held could not be read");
-                // The device asks for all of it again on another connection.
-                outbox.end(&error.to_failure());
-            }
-        });
-        Self { task: task.abort_handle() }
-    }
+/// Begins to push what is held in a drive, whose number is `num`.
+pub fn start(shared: Arc<Shared>, outbox: Outbox, drive: DriveId, num: i64) -> Push {
+    Push::start(outbox.clone(), "what is held could not be read", async move {
+        push(&shared, &outbox, drive, num).await
+    })
 }
 
 async fn push(shared: &Shared, outbox: &Outbox, drive: DriveId, num: i64) -> Result<()> {

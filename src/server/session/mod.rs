@@ -15,6 +15,7 @@ mod lane;
 mod outbox;
 mod own;
 mod pump;
+mod push;
 mod reading;
 mod shared;
 mod undo;
@@ -47,14 +48,14 @@ use crate::protocol::message::{
 use crate::protocol::{FrameError, FrameReader, IncomingFrame, ServerConnection, kind_name};
 use coming::Allowance;
 use guest::{Guest, Member, Outcome};
-use held::HeldPush;
 use lane::{Write, malformed};
 use outbox::Outbox;
 use pump::{Subscription, Wanted};
+use push::Push;
 use shared::Memory;
 pub use shared::Shared;
+use usage::Listening;
 pub use usage::publish_all as publish_usages;
-use usage::{Listening, UsagePush};
 
 /// Seconds of silence after which a guest has to go.
 const GUEST_PATIENCE_SECS: u64 = 30;
@@ -270,8 +271,8 @@ struct Session {
     member: Arc<Member>,
     drives: HashMap<DriveId, i64>,
     subscriptions: HashMap<i64, Subscription>,
-    held_pushes: HashMap<i64, HeldPush>,
-    usage_pushes: HashMap<i64, UsagePush>,
+    held_pushes: HashMap<i64, Push>,
+    usage_pushes: HashMap<i64, Push>,
     hearings: HashMap<i64, Hearing>,
     notes: Allowance,
     in_flight: Arc<Semaphore>,
@@ -462,8 +463,8 @@ impl Session {
         );
         self.subscriptions.insert(num, subscription);
         let (shared, outbox) = (Arc::clone(&self.shared), self.outbox.clone());
-        self.held_pushes.insert(num, HeldPush::start(shared, outbox, asked.drive, num));
-        let usage_push = UsagePush::start(self.outbox.clone(), asked.drive, listening, usage);
+        self.held_pushes.insert(num, held::start(shared, outbox, asked.drive, num));
+        let usage_push = usage::start(self.outbox.clone(), asked.drive, listening, usage);
         self.usage_pushes.insert(num, usage_push);
         if asked.coming {
             let hearing = self.shared.hub.hear(num, device, self.outbox.sender());

@@ -4,10 +4,10 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Semaphore;
-use tokio::task::AbortHandle;
 
 use super::outbox::Outbox;
 use super::own::OwnRevs;
+use super::push::Push;
 use super::shared::Shared;
 use crate::model::{DriveId, Rev};
 use crate::protocol::EncodedFrame;
@@ -51,13 +51,7 @@ pub struct Subscription {
     window: Arc<Window>,
     /// What the connection committed to the drive itself.
     pub own: Arc<OwnRevs>,
-    task: AbortHandle,
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    _push: Push,
 }
 
 impl Subscription {
@@ -80,17 +74,10 @@ impl Subscription {
             window: Arc::clone(&window),
             own: Arc::clone(&own),
         };
-        let task = tokio::spawn(async move {
-            if let Err(error) = pump.run(from).await
-                && error.is_fault()
-            {
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::error!(%error, cause, "the journal could not be read");
-                pump.outbox.end(&error.to_failure());
-            }
-        })
-        .abort_handle();
-        Self { window, own, task }
+        let outbox = pump.outbox.clone();
+        let work = async move { pump.run(from).await };
+        let push = Push::start(outbox, "the journal could not be read", work);
+        Self { window, own, _push: push }
     }
 
     /// Takes note that the device has taken in the pages up to a rev.

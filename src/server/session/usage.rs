@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
 
 use super::outbox::Outbox;
+use super::push::Push;
 use crate::model::{DriveId, Usage};
 use crate::protocol::EncodedFrame;
 use crate::protocol::limits::BODY_LEN_MAX;
@@ -35,31 +35,11 @@ impl Listening {
     }
 }
 
-/// A running push; ends when it is dropped.
-#[derive(Debug)]
-pub struct UsagePush {
-    task: AbortHandle,
-}
-
-impl Drop for UsagePush {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl UsagePush {
-    /// Begins to push what changes from what the device was `told`.
-    pub fn start(outbox: Outbox, drive: DriveId, listening: Listening, told: Usage) -> Self {
-        let task = tokio::spawn(async move {
-            if let Err(error) = push(&outbox, drive, listening, told).await
-                && error.is_fault()
-            {
-                tracing::error!(%error, "what is in use could not be told");
-                outbox.end(&error.to_failure());
-            }
-        });
-        Self { task: task.abort_handle() }
-    }
+/// Begins to push what changes from what the device was `told`.
+pub fn start(outbox: Outbox, drive: DriveId, listening: Listening, told: Usage) -> Push {
+    Push::start(outbox.clone(), "what is in use could not be told", async move {
+        push(&outbox, drive, listening, told).await
+    })
 }
 
 async fn push(
