@@ -432,6 +432,10 @@ impl World {
 
     /// Checks what must hold once everything is quiet.
     pub fn check(&mut self) -> Result<(), Failure> {
+        if !self.restored {
+            // A tree with a ring in it has no paths that could be shown.
+            self.sound.check_manifest(&self.server)?;
+        }
         let shown: Vec<Vec<String>> = self.devices.iter().map(shown).collect();
         let first = &shown[0];
         for (device, other) in self.devices.iter().zip(&shown) {
@@ -822,6 +826,11 @@ impl World {
     /// The agent of a device is killed, and started again.
     pub fn kill(&mut self, device: usize) {
         self.die(device, Death::Kill);
+    }
+
+    /// The power of a device goes, and comes back.
+    pub fn power_cut(&mut self, device: usize) {
+        self.die(device, Death::PowerCut);
     }
 
     fn die(&mut self, n: usize, death: Death) {
