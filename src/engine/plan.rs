@@ -282,15 +282,13 @@ impl<T: Trees> Engine<T> {
             }
             let anchor = self.anchor_there(parent)?;
             if self.is_undone(id, parent)? {
-                if entry.left_out {
-                    // Where the server has it is not here. It goes from where it is.
-                    let mut entry = entry.clone();
-                    if let Some(base) = &mut entry.synced {
-                        base.place = place;
-                    }
-                    return self.put(id, &entry);
+                // From here on only the server moved it, so that who waits for it, and for whom it
+                // waits, knows where it goes. What is left out goes from where it is.
+                let mut entry = entry.clone();
+                if let Some(base) = &mut entry.synced {
+                    base.place = place;
                 }
-                return self.pull_place(id, entry, actions);
+                return self.put(id, &entry);
             }
             match self.way_out_there(id)? {
                 Way::Free => {}

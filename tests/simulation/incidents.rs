@@ -121,3 +121,23 @@ fn r20_a_deletion_is_taken_back_whoever_has_heard_of_it() {
         assert_eq!([0, 1, 2].map(|device| world.tree(device)), ["k=4"; 3]);
     }
 }
+
+/// A directory that is left out, and is just going, is moved to where another one is, and that into it; while
+/// somebody else moves it into that. Each of the two is in the other's way.
+#[test]
+fn a_directory_that_is_left_out_makes_way_for_the_one_that_was_moved_into_it() {
+    let mut world = World::new(31, 2);
+    world.build(0, "e/ e/a=1 x/ x/b=2 x/y/");
+    settle(&mut world);
+    world.script(0, "mv e x/y/e");
+    world.exclude_at(1, "e");
+    world.script(1, "mv e t; mv x t/g; mv t x");
+    if let Err(failure) = world.settle_one(0) {
+        panic!("{failure}\n{}", world.trace());
+    }
+    settle(&mut world);
+    assert_eq!(world.tree(1), "x/ x/b=2 x/y/", "{}", world.trace());
+    world.include_all(None);
+    settle(&mut world);
+    assert_trees(&mut world, 2, "x/ x/b=2 x/y/ x/y/e/ x/y/e/a=1");
+}
