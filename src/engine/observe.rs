@@ -825,8 +825,13 @@ impl<T: Trees> Engine<T> {
             }
         }
         for id in self.claims(found)? {
-            let is_parked_now = self.looks.is_known || self.looks.parked.contains(&id);
-            if is_parked_now && self.trees.get(id)?.local.is_some_and(|local| local.parked) {
+            let is_parked = self.trees.get(id)?.local.is_some_and(|local| local.parked);
+            if is_parked && !self.looks.is_known && self.looks.parked.contains(&id) {
+                // We parked it and did not look there since, so this is another name of it, or what was
+                // there before. It does not wait for the end of that, which may wait until all is known.
+                continue;
+            }
+            if is_parked && self.looks.is_known {
                 // Only we move what is parked, so this is what was there before; or a hard link to
                 // it, which waits until that is over.
                 let names = BTreeSet::from([name.clone()]);

@@ -141,3 +141,26 @@ fn a_directory_that_is_left_out_makes_way_for_the_one_that_was_moved_into_it() {
     settle(&mut world);
     assert_trees(&mut world, 2, "x/ x/b=2 x/y/ x/y/e/ x/y/e/a=1");
 }
+
+/// A file gets another name that no look has found when the agent dies, and changes places with a directory
+/// that was moved just before: what was moved is settled once all is known, and all is known although that
+/// name has to wait for what is parked.
+#[test]
+fn what_is_parked_comes_back_although_it_has_a_name_that_was_not_known() {
+    for turns in 0..12 {
+        let mut world = World::new(32, 2);
+        world.build(0, "a=1 e/ x/ x/b=2");
+        settle(&mut world);
+        world.script(1, "mv x c");
+        settle(&mut world);
+        world.script(1, "mv a t; mv c a; mv t c");
+        world.go_on(turns);
+        if !world.tree(0).contains("a=1") {
+            break;
+        }
+        world.script(0, "ln a e/d");
+        world.kill(0);
+        settle(&mut world);
+        assert_trees(&mut world, 2, "a/ a/b=2 c=1 e/ e/d=1");
+    }
+}
