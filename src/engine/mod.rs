@@ -18,6 +18,7 @@ mod decide;
 pub mod defect;
 mod deletions;
 pub mod folder;
+mod gone;
 mod journal;
 pub mod memory;
 mod observe;
@@ -39,6 +40,7 @@ use self::agenda::{Agenda, Room};
 use self::aliases::Aliases;
 use self::copies::Copies;
 use self::deletions::Deletions;
+use self::gone::Gone;
 use self::observe::Looks;
 use self::putting::Puttings;
 pub use self::quota::Lack;
@@ -233,6 +235,7 @@ pub struct Engine<T> {
     outbox: Vec<Outgoing>,
     outbox_bytes: u64,
     deletions: Deletions,
+    gone: Gone,
     quota: Quota,
     /// Contents that the server has by an upload of ours, until their change is committed.
     uploaded: HashMap<NodeId, Content>,
@@ -334,6 +337,7 @@ impl<T: Trees> Engine<T> {
             outbox: Vec::new(),
             outbox_bytes: 0,
             deletions: Deletions::default(),
+            gone: Gone::default(),
             quota: Quota::default(),
             uploaded: HashMap::new(),
             in_doubt,
@@ -376,6 +380,7 @@ impl<T: Trees> Engine<T> {
             Event::Usage(usage) => self.heard_usage(usage),
             Event::Paused(paused) => {
                 self.link.paused = paused;
+                self.begin_telling();
                 self.agenda.sweep();
             }
         }
@@ -393,6 +398,7 @@ impl<T: Trees> Engine<T> {
         self.advance_scope()?;
         self.advance_looks(actions)?;
         self.advance_deletions(actions)?;
+        self.advance_gone();
         if now.ms >= self.next_sweep_ms {
             self.next_sweep_ms = now.ms + SWEEP_MS;
             if self.flights.is_empty() && self.pending() > 0 {
@@ -452,6 +458,7 @@ impl<T: Trees> Engine<T> {
             self.agenda.next_due_ms(),
             self.looks.next_due_ms(),
             self.deletions_due_ms(),
+            self.gone_due_ms(),
             self.hear_anew_at_ms(),
             sweep,
         ];

@@ -113,6 +113,8 @@ pub(super) struct Looks {
     doubted: HashMap<(NodeId, Name), ((u64, Timestamp), u32)>,
     rescan_wanted: bool,
     rescanning: bool,
+    /// How many rounds have begun.
+    pub(super) rounds: u64,
     /// Completed looks at everything.
     pub(super) rescans_done: u64,
     /// Whether everything was looked at once, and nothing of that is left open.
@@ -322,6 +324,7 @@ impl<T: Trees> Engine<T> {
                 }
                 return Ok(());
             }
+            self.looks.rounds += 1;
         }
         Ok(())
     }
@@ -1121,6 +1124,8 @@ impl<T: Trees> Engine<T> {
             }
             if is_lost {
                 entry.synced = None;
+            } else {
+                self.note_gone(id, &local);
             }
             self.looks.missing.remove(&id);
             self.looks.torn.remove(&id);

@@ -140,7 +140,7 @@ impl<T: Trees> Engine<T> {
                 if self.waits_for_journal(id) {
                     return Ok(());
                 }
-                if need == Need::PushDelete && !self.may_delete(id)? {
+                if need == Need::PushDelete && !(self.may_delete(id)? && self.may_let_go(id)?) {
                     return Ok(());
                 }
                 if !self.has_room(Room::Commits) {

@@ -4,6 +4,7 @@
 use picloud::model::BatchId;
 use picloud::server::rules::undo::{self, How};
 
+use crate::disk::content_of;
 use crate::server::Server;
 use crate::world::World;
 
@@ -119,6 +120,31 @@ fn r20_a_deletion_is_taken_back_whoever_has_heard_of_it() {
         world.script(1, "rm d");
         settle(&mut world);
         assert_eq!([0, 1, 2].map(|device| world.tree(device)), ["k=4"; 3]);
+    }
+}
+
+/// A file is moved over one and then over another. Its own node is deleted then, and so is the first of
+/// those; but whenever that is found, the server always has its bytes.
+#[test]
+fn what_is_moved_over_other_files_is_on_the_server_at_any_moment() {
+    let moved = format!("{:?}", content_of("moved"));
+    for (turns, is_read_slowly) in (0..40).flat_map(|turns| [(turns, false), (turns, true)]) {
+        let mut world = World::new(30, 2);
+        world.build(0, "c=1 d/ d/e=2 f/ f/b=moved");
+        settle(&mut world);
+        world.script(0, "mv f/b c");
+        world.go_on(turns);
+        world.script(0, "mv c d/e");
+        for _ in 0..80 {
+            if is_read_slowly {
+                world.pass_ms(300);
+            }
+            world.go_on(1);
+            let is_there = world.server.contents().contains(&moved);
+            assert!(is_there, "{turns} turns\n{}", world.trace());
+        }
+        settle(&mut world);
+        assert_trees(&mut world, 2, "d/ d/e=moved f/");
     }
 }
 

@@ -300,6 +300,11 @@ impl World {
         self.settle_some(&[device])
     }
 
+    /// Time passes in which no machine does anything.
+    pub fn pass_ms(&mut self, ms: u64) {
+        self.ledger.borrow_mut().pass_ms(ms);
+    }
+
     /// All devices do all they can so many times, in turn. Other than when they come to rest, they look
     /// at what the watch has told and no further.
     pub fn go_on(&mut self, turns: usize) {
