@@ -46,6 +46,7 @@ impl<T: Trees> Engine<T> {
             self.contradicted()?;
         }
         self.forget_word();
+        self.begin_telling();
         self.agenda.forget_revs();
         self.agenda.sweep();
         Ok(())

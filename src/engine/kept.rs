@@ -163,7 +163,7 @@ impl<T: Trees> Engine<T> {
             return self.revive_above(id, parent);
         }
         if entry.remote.is_some() && !entry.left_out && self.is_undone(id, parent)? {
-            return self.pull_place(id, entry, actions);
+            return self.undo_move(id, entry, &local.place);
         }
         if self.is_name_held(id, local)? {
             return self.set_aside(id, local, actions);

@@ -18,6 +18,7 @@ mod decide;
 pub mod defect;
 mod deletions;
 pub mod folder;
+mod gone;
 mod journal;
 pub mod kept;
 pub mod memory;
@@ -41,6 +42,7 @@ use self::aliases::Aliases;
 use self::copies::Copies;
 use self::decide::{Need, decide};
 use self::deletions::Deletions;
+use self::gone::Gone;
 use self::kept::Settling;
 use self::observe::Looks;
 use self::putting::Puttings;
@@ -241,6 +243,7 @@ pub struct Engine<T> {
     outbox: Vec<Outgoing>,
     outbox_bytes: u64,
     deletions: Deletions,
+    gone: Gone,
     quota: Quota,
     /// Contents that the server has by an upload of ours, until their change is committed.
     uploaded: HashMap<NodeId, Content>,
@@ -347,6 +350,7 @@ impl<T: Trees> Engine<T> {
             outbox: Vec::new(),
             outbox_bytes: 0,
             deletions: Deletions::default(),
+            gone: Gone::default(),
             quota: Quota::default(),
             uploaded: HashMap::new(),
             in_doubt,
@@ -390,6 +394,7 @@ impl<T: Trees> Engine<T> {
             Event::Usage(usage) => self.heard_usage(usage),
             Event::Paused(paused) => {
                 self.link.paused = paused;
+                self.begin_telling();
                 self.agenda.sweep();
             }
         }
@@ -408,6 +413,7 @@ impl<T: Trees> Engine<T> {
         self.advance_settling()?;
         self.advance_looks(actions)?;
         self.advance_deletions(actions)?;
+        self.advance_gone();
         if now.ms >= self.next_sweep_ms {
             self.next_sweep_ms = now.ms + SWEEP_MS;
             if self.flights.is_empty() && self.pending() > 0 {
@@ -467,6 +473,7 @@ impl<T: Trees> Engine<T> {
             self.agenda.next_due_ms(),
             self.looks.next_due_ms(),
             self.deletions_due_ms(),
+            self.gone_due_ms(),
             self.hear_anew_at_ms(),
             sweep,
         ];

@@ -113,6 +113,8 @@ pub(super) struct Looks {
     doubted: HashMap<(NodeId, Name), ((u64, Timestamp), u32)>,
     rescan_wanted: bool,
     rescanning: bool,
+    /// How many rounds have begun.
+    pub(super) rounds: u64,
     /// Completed looks at everything.
     pub(super) rescans_done: u64,
     /// Whether everything was looked at once, and nothing of that is left open.
@@ -322,6 +324,7 @@ impl<T: Trees> Engine<T> {
                 }
                 return Ok(());
             }
+            self.looks.rounds += 1;
         }
         Ok(())
     }
@@ -825,8 +828,13 @@ impl<T: Trees> Engine<T> {
             }
         }
         for id in self.claims(found)? {
-            let is_parked_now = self.looks.is_known || self.looks.parked.contains(&id);
-            if is_parked_now && self.trees.get(id)?.local.is_some_and(|local| local.parked) {
+            let is_parked = self.trees.get(id)?.local.is_some_and(|local| local.parked);
+            if is_parked && !self.looks.is_known && self.looks.parked.contains(&id) {
+                // We parked it and did not look there since, so this is another name of it, or what was
+                // there before. It does not wait for the end of that, which may wait until all is known.
+                continue;
+            }
+            if is_parked && self.looks.is_known {
                 // Only we move what is parked, so this is what was there before; or a hard link to
                 // it, which waits until that is over.
                 let names = BTreeSet::from([name.clone()]);
@@ -1116,6 +1124,8 @@ impl<T: Trees> Engine<T> {
             }
             if is_lost {
                 entry.synced = None;
+            } else {
+                self.note_gone(id, &local);
             }
             self.looks.missing.remove(&id);
             self.looks.torn.remove(&id);

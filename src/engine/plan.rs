@@ -152,7 +152,7 @@ impl<T: Trees> Engine<T> {
                 if self.waits_for_journal(id) {
                     return Ok(());
                 }
-                if need == Need::PushDelete && !self.may_delete(id)? {
+                if need == Need::PushDelete && !(self.may_delete(id)? && self.may_let_go(id)?) {
                     return Ok(());
                 }
                 if !self.has_room(Room::Commits) {
@@ -301,19 +301,11 @@ impl<T: Trees> Engine<T> {
             }
             let anchor = self.anchor_there(parent)?;
             if self.is_undone(id, parent)? {
-                if entry.left_out {
-                    // Where the server has it is not here. It goes from where it is.
-                    let mut entry = entry.clone();
-                    if let Some(base) = &mut entry.synced {
-                        base.place = place;
-                    }
-                    return self.put(id, &entry);
-                }
-                if self.settings.flow == Flow::SendOnly {
+                if self.settings.flow == Flow::SendOnly && !entry.left_out {
                     self.problem(Subject::Node(id), IN_THE_WAY);
                     return Ok(());
                 }
-                return self.pull_place(id, entry, actions);
+                return self.undo_move(id, entry, &place);
             }
             match self.way_out_there(id)? {
                 Way::Free => {}
@@ -564,6 +556,21 @@ impl<T: Trees> Engine<T> {
             return Ok(Ready::Again);
         }
         Ok(Ready::After(parent))
+    }
+
+    /// From here on only the server moved a node, so that who waits for it, and for whom it waits, knows where
+    /// it goes. What is left out goes from where it is.
+    pub(super) fn undo_move(
+        &mut self,
+        id: NodeId,
+        entry: &Entry,
+        here: &Place,
+    ) -> Result<(), T::Error> {
+        let mut entry = entry.clone();
+        if let Some(base) = &mut entry.synced {
+            base.place = here.clone();
+        }
+        self.put(id, &entry)
     }
 
     /// A directory was deleted there, and something of this disk's is in it: it lives on, before anything
@@ -927,7 +934,7 @@ impl<T: Trees> Engine<T> {
         self.apply(id, op, what, vec![(parent, name)], actions)
     }
 
-    pub(super) fn pull_place(
+    fn pull_place(
         &mut self,
         id: NodeId,
         entry: &Entry,

@@ -119,6 +119,22 @@ fn a_made_name_gives_way_to_who_has_it_by_right() {
     }
 }
 
+/// A file with two names loses its bytes with the power, and is an empty one of two names then: that its
+/// modes may differ elsewhere stays so.
+#[test]
+fn a_file_with_two_names_that_lost_its_bytes_is_still_one_of_two_names() {
+    for seed in 0..40 {
+        let mut world = World::new(seed, 2);
+        world.script(0, "write a 1");
+        settle(&mut world);
+        world.script(0, "write a 2; ln a b; chmod 755 b");
+        world.power_cut(0);
+        world.script(1, "chmod 600 a");
+        settle(&mut world);
+        assert_in_sync(&mut world);
+    }
+}
+
 /// A file has two names on both devices, and gets a mode by one name here and by the other one there. Each
 /// device tells of that one name only, before it has looked at the other one, or of both.
 #[test]

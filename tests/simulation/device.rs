@@ -362,7 +362,8 @@ impl Device {
         let mut at = place.parent;
         while at != NodeId::ROOT {
             let Ok(above) = trees.get(at);
-            let Some(above) = above.remote else { return };
+            // A server with a fault may tell of a directory that is inside itself.
+            let Some(above) = above.remote.filter(|_| path.len() < 1000) else { return };
             path.push(above.node.place.name);
             at = above.node.place.parent;
         }

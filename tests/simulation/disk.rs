@@ -544,6 +544,7 @@ impl Disk {
     /// old or new. Persons lose what only this disk had and was not durable.
     pub fn power_cut(&mut self) {
         let before = self.all_texts();
+        let linked = self.linked_inodes();
         let keep = self.rng.below(101);
         let mut broken_dirs = BTreeSet::new();
         let mut broken_inodes = BTreeSet::new();
@@ -576,7 +577,11 @@ impl Disk {
         self.late_hints.clear();
         self.open.clear();
         let after = self.all_texts();
+        let still_linked = linked.iter().filter_map(|ino| self.text(*ino).cloned());
+        let still_linked: Vec<String> = still_linked.collect();
         let mut ledger = self.ledger.borrow_mut();
+        // What it holds now is other bytes, perhaps none; it has or had several names all the same.
+        ledger.linked.extend(still_linked);
         ledger.written.insert(String::new());
         ledger.superseded.insert(String::new());
         for text in before.difference(&after) {
@@ -586,6 +591,17 @@ impl Disk {
         for text in after.difference(&before) {
             ledger.note(format!("{}: {text:?} is there again", self.device));
         }
+    }
+
+    /// The files that have or had several names.
+    fn linked_inodes(&self) -> Vec<u64> {
+        let ledger = self.ledger.borrow();
+        let is_linked = |inode: &Inode| match &inode.data {
+            Data::File(text) => ledger.linked.contains(text),
+            Data::Dir(_) | Data::Link(_) => false,
+        };
+        let all = self.inodes.iter().filter(|(_, inode)| is_linked(inode));
+        all.map(|(ino, _)| *ino).collect()
     }
 
     /// Returns the text of a file that was never anywhere but at this path.
@@ -726,7 +742,7 @@ impl Disk {
     }
 
     fn text(&self, ino: u64) -> Option<&String> {
-        match &self.inodes[&ino].data {
+        match &self.inodes.get(&ino)?.data {
             Data::File(text) => Some(text),
             _ => None,
         }

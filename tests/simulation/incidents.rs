@@ -4,6 +4,7 @@
 use picloud::model::BatchId;
 use picloud::server::rules::undo::{self, How};
 
+use crate::disk::content_of;
 use crate::server::Server;
 use crate::world::World;
 
@@ -119,5 +120,73 @@ fn r20_a_deletion_is_taken_back_whoever_has_heard_of_it() {
         world.script(1, "rm d");
         settle(&mut world);
         assert_eq!([0, 1, 2].map(|device| world.tree(device)), ["k=4"; 3]);
+    }
+}
+
+/// A file is moved over one and then over another. Its own node is deleted then, and so is the first of
+/// those; but whenever that is found, the server always has its bytes.
+#[test]
+fn what_is_moved_over_other_files_is_on_the_server_at_any_moment() {
+    let moved = format!("{:?}", content_of("moved"));
+    for (turns, is_read_slowly) in (0..40).flat_map(|turns| [(turns, false), (turns, true)]) {
+        let mut world = World::new(30, 2);
+        world.build(0, "c=1 d/ d/e=2 f/ f/b=moved");
+        settle(&mut world);
+        world.script(0, "mv f/b c");
+        world.go_on(turns);
+        world.script(0, "mv c d/e");
+        for _ in 0..80 {
+            if is_read_slowly {
+                world.pass_ms(300);
+            }
+            world.go_on(1);
+            let is_there = world.server.contents().contains(&moved);
+            assert!(is_there, "{turns} turns\n{}", world.trace());
+        }
+        settle(&mut world);
+        assert_trees(&mut world, 2, "d/ d/e=moved f/");
+    }
+}
+
+/// A directory that is left out, and is just going, is moved to where another one is, and that into it; while
+/// somebody else moves it into that. Each of the two is in the other's way.
+#[test]
+fn a_directory_that_is_left_out_makes_way_for_the_one_that_was_moved_into_it() {
+    let mut world = World::new(31, 2);
+    world.build(0, "e/ e/a=1 x/ x/b=2 x/y/");
+    settle(&mut world);
+    world.script(0, "mv e x/y/e");
+    world.exclude_at(1, "e");
+    world.script(1, "mv e t; mv x t/g; mv t x");
+    if let Err(failure) = world.settle_one(0) {
+        panic!("{failure}\n{}", world.trace());
+    }
+    settle(&mut world);
+    assert_eq!(world.tree(1), "x/ x/b=2 x/y/", "{}", world.trace());
+    world.include_all(None);
+    settle(&mut world);
+    assert_trees(&mut world, 2, "x/ x/b=2 x/y/ x/y/e/ x/y/e/a=1");
+}
+
+/// A file gets another name that no look has found when the agent dies, and changes places with a directory
+/// that was moved just before: what was moved is settled once all is known, and all is known although that
+/// name has to wait for what is parked.
+#[test]
+fn what_is_parked_comes_back_although_it_has_a_name_that_was_not_known() {
+    for turns in 0..12 {
+        let mut world = World::new(32, 2);
+        world.build(0, "a=1 e/ x/ x/b=2");
+        settle(&mut world);
+        world.script(1, "mv x c");
+        settle(&mut world);
+        world.script(1, "mv a t; mv c a; mv t c");
+        world.go_on(turns);
+        if !world.tree(0).contains("a=1") {
+            break;
+        }
+        world.script(0, "ln a e/d");
+        world.kill(0);
+        settle(&mut world);
+        assert_trees(&mut world, 2, "a/ a/b=2 c=1 e/ e/d=1");
     }
 }

@@ -305,6 +305,11 @@ impl World {
         self.settle_some(&[device])
     }
 
+    /// Time passes in which no machine does anything.
+    pub fn pass_ms(&mut self, ms: u64) {
+        self.ledger.borrow_mut().pass_ms(ms);
+    }
+
     /// All devices do all they can so many times, in turn. Other than when they come to rest, they look
     /// at what the watch has told and no further.
     pub fn go_on(&mut self, turns: usize) {
@@ -437,6 +442,10 @@ impl World {
 
     /// Checks what must hold once everything is quiet.
     pub fn check(&mut self) -> Result<(), Failure> {
+        if !self.restored {
+            // A tree with a ring in it has no paths that could be shown.
+            self.sound.check_manifest(&self.server)?;
+        }
         let shown: Vec<Vec<String>> = self.devices.iter().map(shown).collect();
         let first = &shown[0];
         for (device, other) in self.devices.iter().zip(&shown) {
@@ -927,6 +936,11 @@ impl World {
     /// The agent of a device is killed, and started again.
     pub fn kill(&mut self, device: usize) {
         self.die(device, Death::Kill);
+    }
+
+    /// The power of a device goes, and comes back.
+    pub fn power_cut(&mut self, device: usize) {
+        self.die(device, Death::PowerCut);
     }
 
     fn die(&mut self, n: usize, death: Death) {
