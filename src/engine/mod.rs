@@ -290,17 +290,22 @@ struct Counts {
 }
 
 /// After an unclean stop a deletion that nobody was told of yet may have been half of a rename, the
-/// other half of which the power took: what the server has comes again.
-fn forget_deletions<T: Trees>(trees: &mut T) -> Result<(), T::Error> {
+/// other half of which the power took: what the server has comes again. Returns the directories that
+/// are parked.
+fn forget_deletions<T: Trees>(trees: &mut T) -> Result<Vec<NodeId>, T::Error> {
     let mut after = 0;
+    let mut parked = Vec::new();
     loop {
         let dirty = trees.dirty(after, 512)?;
         let Some((last, _)) = dirty.last() else {
-            return Ok(());
+            return Ok(parked);
         };
         after = *last;
         for (_, id) in dirty {
             let mut entry = trees.get(id)?;
+            if entry.local.as_ref().is_some_and(|here| here.parked && here.body == LocalBody::Dir) {
+                parked.push(id);
+            }
             if entry.is_deletion() {
                 entry.synced = None;
                 trees.put(id, &entry)?;
@@ -315,8 +320,9 @@ impl<T: Trees> Engine<T> {
     /// # Errors
     /// When the trees cannot be read.
     pub fn new(mut trees: T, mut settings: Settings, ids: IdSource) -> Result<Self, T::Error> {
+        let mut looks = Looks::default();
         if settings.suspect_since.is_some() {
-            forget_deletions(&mut trees)?;
+            looks.out_of_sight = forget_deletions(&mut trees)?;
         }
         if trees.totals().flow != settings.flow {
             trees.count_for(settings.flow)?;
@@ -339,7 +345,7 @@ impl<T: Trees> Engine<T> {
             settings,
             ids,
             now: Now::default(),
-            looks: Looks::default(),
+            looks,
             agenda: Agenda::default(),
             flights: BTreeMap::new(),
             counts: Counts::default(),

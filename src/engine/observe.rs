@@ -122,6 +122,9 @@ pub(super) struct Looks {
     /// Nodes that were parked in this life of the agent, and still are. Of others that are said to be, it
     /// is not known before all was looked at.
     pub(super) parked: HashSet<NodeId>,
+    /// Directories that were parked at an unclean stop. What the power took of them is found by the
+    /// first look, as everywhere; afterwards it would pass for what a person did.
+    pub(super) out_of_sight: Vec<NodeId>,
     /// Files that look as they did before an unclean stop, but may have lost bytes: they are being
     /// read, and count as what both sides agreed on only if they still hold it.
     pub(super) torn: HashSet<NodeId>,
@@ -317,6 +320,9 @@ impl<T: Trees> Engine<T> {
             if std::mem::take(&mut self.looks.rescan_wanted) {
                 self.looks.rescanning = true;
                 self.looks.want(NodeId::ROOT, Want::All { deep: true });
+                for dir in std::mem::take(&mut self.looks.out_of_sight) {
+                    self.looks.want(dir, Want::All { deep: true });
+                }
             }
             if self.looks.wanted.is_empty() {
                 if self.looks.is_idle() {
@@ -388,6 +394,8 @@ impl<T: Trees> Engine<T> {
                 None => {}
                 // The look was asked for where it was before, or only the move out of there will
                 // tell that it is gone.
+                // Parked before an unclean stop, it may be elsewhere, or lost.
+                Some(local) if local.parked && self.is_after_unclean_stop() => {}
                 Some(local) if local.parked => {
                     self.looks.astray(dir, self.now.ms + GONE_RECHECK_MS, asked);
                 }

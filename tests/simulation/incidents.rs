@@ -190,3 +190,21 @@ fn what_is_parked_comes_back_although_it_has_a_name_that_was_not_known() {
         assert_trees(&mut world, 2, "a/ a/b=2 c=1 e/ e/d=1");
     }
 }
+
+/// The power goes while a directory is parked, and takes a file in it that the server has. No look goes
+/// there afterwards before the directory is back in the folder.
+#[test]
+fn what_the_power_takes_of_a_parked_directory_is_deleted_nowhere() {
+    for (seed, turns) in (0..40).flat_map(|seed| (0..16).map(move |turns| (seed, turns))) {
+        let mut world = World::new(seed, 2);
+        world.build(0, "c/ c/a=1 c/e/");
+        settle(&mut world);
+        world.script(1, "write c/new 2");
+        settle(&mut world);
+        world.script(0, "mv c/e t; mv c t/x; mv t c");
+        world.go_on(turns);
+        world.power_cut(1);
+        settle(&mut world);
+        assert_trees(&mut world, 2, "c/ c/x/ c/x/a=1 c/x/new=2");
+    }
+}
