@@ -615,6 +615,7 @@ impl<T: Trees> Engine<T> {
             return Ok(());
         }
         let is_as_it_was = local.stat.unchanged(&found.stat) && !target_changed;
+        let is_another = inode_of(&local.stat) != inode_of(&found.stat);
         local.set_stat(found.stat);
         local.racy = false;
         match (&mut local.body, &found.target) {
@@ -627,6 +628,11 @@ impl<T: Trees> Engine<T> {
             self.looks.torn.insert(id);
         } else if self.is_after_unclean_stop() {
             suspect(entry, &mut local);
+        }
+        if entry.left_out && is_another && !self.looks.is_known {
+            // An earlier life of this agent may have removed what was here, and this was made since: an
+            // edit of what it was not made from, it would replace what the others have.
+            entry.synced = None;
         }
         entry.local = Some(local);
         self.agenda.clear_retry(id);
