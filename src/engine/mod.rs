@@ -290,21 +290,23 @@ struct Counts {
 }
 
 /// After an unclean stop a deletion that nobody was told of yet may have been half of a rename, the
-/// other half of which the power took: what the server has comes again. Returns the directories that
-/// are parked.
-fn forget_deletions<T: Trees>(trees: &mut T) -> Result<Vec<NodeId>, T::Error> {
+/// other half of which the power took: what the server has comes again. Returns the directories and the
+/// files that are parked.
+fn forget_deletions<T: Trees>(trees: &mut T) -> Result<[Vec<NodeId>; 2], T::Error> {
     let mut after = 0;
-    let mut parked = Vec::new();
+    let (mut dirs, mut files) = (Vec::new(), Vec::new());
     loop {
         let dirty = trees.dirty(after, 512)?;
         let Some((last, _)) = dirty.last() else {
-            return Ok(parked);
+            return Ok([dirs, files]);
         };
         after = *last;
         for (_, id) in dirty {
             let mut entry = trees.get(id)?;
-            if entry.local.as_ref().is_some_and(|here| here.parked && here.body == LocalBody::Dir) {
-                parked.push(id);
+            match entry.local.as_ref().filter(|here| here.parked).map(|here| &here.body) {
+                Some(LocalBody::Dir) => dirs.push(id),
+                Some(LocalBody::File(_)) => files.push(id),
+                Some(LocalBody::Link(_)) | None => {}
             }
             if entry.is_deletion() {
                 entry.synced = None;
@@ -322,7 +324,9 @@ impl<T: Trees> Engine<T> {
     pub fn new(mut trees: T, mut settings: Settings, ids: IdSource) -> Result<Self, T::Error> {
         let mut looks = Looks::default();
         if settings.suspect_since.is_some() {
-            looks.out_of_sight = forget_deletions(&mut trees)?;
+            let [dirs, files] = forget_deletions(&mut trees)?;
+            looks.out_of_sight = dirs;
+            looks.suspects.extend(files);
         }
         if trees.totals().flow != settings.flow {
             trees.count_for(settings.flow)?;

@@ -125,6 +125,9 @@ pub(super) struct Looks {
     /// Directories that were parked at an unclean stop. What the power took of them is found by the
     /// first look, as everywhere; afterwards it would pass for what a person did.
     pub(super) out_of_sight: Vec<NodeId>,
+    /// Files that were parked at an unclean stop: the first look at where they are then finds what the power
+    /// took of them.
+    pub(super) suspects: HashSet<NodeId>,
     /// Files that look as they did before an unclean stop, but may have lost bytes: they are being
     /// read, and count as what both sides agreed on only if they still hold it.
     pub(super) torn: HashSet<NodeId>,
@@ -394,8 +397,12 @@ impl<T: Trees> Engine<T> {
                 None => {}
                 // The look was asked for where it was before, or only the move out of there will
                 // tell that it is gone.
-                // Parked before an unclean stop, it may be elsewhere, or lost.
-                Some(local) if local.parked && self.is_after_unclean_stop() => {}
+                // Parked in an earlier life of this agent, which may have ended before it knew that it was
+                // not any more: it may be elsewhere, or lost.
+                Some(local)
+                    if local.parked
+                        && !self.looks.is_known
+                        && !self.looks.parked.contains(&dir) => {}
                 Some(local) if local.parked => {
                     self.looks.astray(dir, self.now.ms + GONE_RECHECK_MS, asked);
                 }
@@ -605,7 +612,8 @@ impl<T: Trees> Engine<T> {
     ) -> Result<(), T::Error> {
         let target_changed =
             matches!((&local.body, &found.target), (LocalBody::Link(old), Some(new)) if old != new);
-        let may_be_torn = self.is_after_unclean_stop()
+        let is_suspect = self.is_after_unclean_stop() || self.looks.suspects.remove(&id);
+        let may_be_torn = is_suspect
             && found.stat.kind == Some(Kind::File)
             && self.settings.suspect_since.is_some_and(|since| found.stat.ctime >= since);
         if local.stat.unchanged(&found.stat) && !target_changed && !may_be_torn {
@@ -626,7 +634,7 @@ impl<T: Trees> Engine<T> {
         if may_be_torn && is_as_it_was {
             // Only its bytes can tell, once they are read.
             self.looks.torn.insert(id);
-        } else if self.is_after_unclean_stop() {
+        } else if is_suspect {
             suspect(entry, &mut local);
         }
         if entry.left_out && is_another && !self.looks.is_known {

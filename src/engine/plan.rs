@@ -1159,6 +1159,10 @@ impl<T: Trees> Engine<T> {
     /// Sees to it that a directory of the server's is on this disk.
     fn parent_here(&mut self, parent: NodeId) -> Result<Ready<DirRef>, T::Error> {
         if let Some(dir) = self.dir_ref(parent)? {
+            if is_out_of_sight(&dir) && !self.looks.is_known {
+                // An earlier life of this agent parked it, and may have brought it back.
+                return Ok(Ready::Looking);
+            }
             return Ok(if matches!(self.flights.get(&parent), Some(Flight::Apply(_))) {
                 Ready::After(parent)
             } else {
