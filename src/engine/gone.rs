@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use super::decide::Need;
 use super::trees::{Entry, Local, LocalBody, Trees};
 use super::{Engine, Subject};
 use crate::model::{Content, NodeId, NodeIdHash, Timestamp};
@@ -141,7 +142,8 @@ impl<T: Trees> Engine<T> {
             let is_unsent = |entry: &Entry| {
                 let local = entry.local.as_ref()?;
                 let is_it = (local.stat.ino, local.stat.birth) == inode;
-                Some(is_it && !local.parked && !is_sent(entry, local))
+                let is_told = !is_sent(entry, local) && self.decide(entry) != Need::Keep;
+                Some(is_it && !local.parked && is_told)
             };
             // What a person has to see to, or what waits for room, can take any time.
             let is_stuck = self.quota.lack_of(other).is_some()
