@@ -653,7 +653,7 @@ impl<T: Trees> Engine<T> {
 
     /// Returns whether everything on disk was looked at once, and all of it is in the trees.
     pub fn has_looked(&self) -> bool {
-        self.looks.is_known && self.looks.torn.is_empty()
+        self.looks.is_known && self.looks.torn.is_empty() && self.looks.unread.is_empty()
     }
 
     /// Returns whether there is nothing to do: what is still dirty has a problem that a person has

@@ -128,6 +128,9 @@ pub(super) struct Looks {
     /// Files that were parked at an unclean stop: the first look at where they are then finds what the power
     /// took of them.
     pub(super) suspects: HashSet<NodeId>,
+    /// Directories that could not be read when all was looked at after an unclean stop: what the power took
+    /// of them is found once they can.
+    pub(super) unread: HashSet<NodeId>,
     /// Files that look as they did before an unclean stop, but may have lost bytes: they are being
     /// read, and count as what both sides agreed on only if they still hold it.
     pub(super) torn: HashSet<NodeId>,
@@ -391,6 +394,9 @@ impl<T: Trees> Engine<T> {
                 }
                 let deep = asked == Want::All { deep: true };
                 self.take_entries(dir, names.is_none(), deep, entries)?;
+                if names.is_none() && self.looks.unread.contains(&dir) {
+                    self.pass_doubt_on(dir)?;
+                }
             }
             Look::Gone => match local {
                 // The root is the driver's to watch: a missing folder is not an empty one.
@@ -415,6 +421,9 @@ impl<T: Trees> Engine<T> {
                 }
             },
             Look::Unreadable { reason } => {
+                if self.is_after_unclean_stop() {
+                    self.looks.unread.insert(dir);
+                }
                 self.problem(Subject::Listing(dir), reason);
                 self.looks.rechecks.insert(dir, self.now.ms + 30_000);
             }
@@ -508,7 +517,8 @@ impl<T: Trees> Engine<T> {
             return;
         }
         let since_ms = self.now.ms + self.settings.missing_settle_ms;
-        let is_lost = self.is_after_unclean_stop();
+        let parent = self.trees.get(id).ok().and_then(|entry| Some(entry.local?.place.parent));
+        let is_lost = self.is_in_doubt(parent.unwrap_or(NodeId::ROOT));
         let missing = self.looks.missing.entry(id).or_insert(Missing {
             since_ms,
             asked_again: false,
@@ -612,7 +622,8 @@ impl<T: Trees> Engine<T> {
     ) -> Result<(), T::Error> {
         let target_changed =
             matches!((&local.body, &found.target), (LocalBody::Link(old), Some(new)) if old != new);
-        let is_suspect = self.is_after_unclean_stop() || self.looks.suspects.remove(&id);
+        let is_parked_then = self.looks.suspects.remove(&id);
+        let is_suspect = is_parked_then || self.is_in_doubt(local.place.parent);
         let may_be_torn = is_suspect
             && found.stat.kind == Some(Kind::File)
             && self.settings.suspect_since.is_some_and(|since| found.stat.ctime >= since);
@@ -893,7 +904,7 @@ impl<T: Trees> Engine<T> {
                 *content = None;
             }
             local.set_stat(found.stat);
-            if self.is_after_unclean_stop() {
+            if self.is_in_doubt(*dir) {
                 suspect(&mut entry, &mut local);
             }
             entry.local = Some(local);
@@ -1031,7 +1042,7 @@ impl<T: Trees> Engine<T> {
             parked: false,
             stands_for: None,
         };
-        if self.is_after_unclean_stop() && local.stat.size == 0 {
+        if local.stat.size == 0 && self.is_in_doubt(local.place.parent) {
             suspect(&mut entry, &mut local);
         }
         entry.local = Some(local);
@@ -1045,6 +1056,47 @@ impl<T: Trees> Engine<T> {
     pub(super) fn fresh_id(&mut self) -> NodeId {
         let millis = u64::try_from(self.now.wall.as_millis()).unwrap_or(0);
         self.ids.node_id(millis)
+    }
+
+    /// Returns whether what is in a directory of this disk was not looked at since an unclean stop: of what
+    /// differs there it is not known whether a person or the power did it.
+    fn is_in_doubt(&self, dir: NodeId) -> bool {
+        if self.looks.unread.is_empty() || self.is_after_unclean_stop() {
+            return self.is_after_unclean_stop();
+        }
+        let mut at = dir;
+        for _ in 0..100_000 {
+            if self.looks.unread.contains(&at) {
+                return true;
+            }
+            match self.trees.look(at, |entry| entry.local.as_ref().map(|here| here.place.parent)) {
+                Ok(Some(parent)) => at = parent,
+                Ok(None) | Err(_) => return at != NodeId::ROOT,
+            }
+        }
+        true
+    }
+
+    /// A directory of which it was not known what the power took could be read: now that is not known of those
+    /// in it.
+    fn pass_doubt_on(&mut self, dir: NodeId) -> Result<(), T::Error> {
+        let mut after = None;
+        loop {
+            let children = self.trees.local_children(dir, after, 512)?;
+            let Some(last) = children.last() else { break };
+            after = Some(*last);
+            for child in children {
+                let is_dir = |entry: &Entry| {
+                    entry.local.as_ref().is_some_and(|here| here.body == LocalBody::Dir)
+                };
+                if self.trees.look(child, is_dir)? {
+                    self.looks.unread.insert(child);
+                    self.looks.want(child, Want::All { deep: true });
+                }
+            }
+        }
+        self.looks.unread.remove(&dir);
+        Ok(())
     }
 
     /// Returns whether the machine stopped uncleanly and the disk has not been looked at since.

@@ -4,7 +4,7 @@
 use picloud::model::BatchId;
 use picloud::server::rules::undo::{self, How};
 
-use crate::disk::content_of;
+use crate::disk::{Trouble, content_of};
 use crate::server::Server;
 use crate::world::World;
 
@@ -213,6 +213,25 @@ fn what_is_made_where_something_was_left_out_replaces_nothing_after_a_kill() {
         settle(&mut world);
         let tree = world.tree(0);
         assert!(tree.contains("d/a=1"), "{seed} {turns}: {tree}\n{}", world.trace());
+    }
+}
+
+/// The power takes what a file held, and a directory cannot be read when all is looked at afterwards.
+#[test]
+fn what_the_power_takes_of_a_directory_that_cannot_be_read_at_first_is_no_edit() {
+    for seed in 0..60 {
+        let mut world = World::new(seed, 2);
+        world.build(0, "a=1 d/ d/b=2 d/e/ d/e/c=3");
+        settle(&mut world);
+        world.script(1, "write a 4; write d/b 5; write d/e/c 6");
+        world.go_on(40);
+        world.power_cut(1);
+        world.devices[1].disk.borrow_mut().trouble = Some(Trouble::Errors(70));
+        world.go_on(4);
+        settle(&mut world);
+        let tree = world.tree(0);
+        let is_there = ["a=4", "d/b=5", "d/e/c=6"].iter().all(|text| tree.contains(text));
+        assert!(is_there, "{seed}: {tree}\n{}", world.trace());
     }
 }
 
