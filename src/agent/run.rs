@@ -27,7 +27,7 @@ use super::log::Happenings;
 use super::rate::Rate;
 use super::{clock, credentials, durable, left_out};
 use crate::engine::kept::KeptPath;
-use crate::model::{DriveId, FolderId, RelPath, Rev};
+use crate::model::{DriveId, Flow, FolderId, RelPath, Rev};
 use crate::protocol::Connection;
 use crate::protocol::control::{
     Conflict, FolderStatus, Keep, KeptLine, KeptPaths, LeftOut, Problem, Resolved, Standing, State,
@@ -700,6 +700,12 @@ impl Shared {
     /// Brings a directory of a folder back. An error is for a person.
     pub(super) async fn include(&self, folder: &str, path: RelPath) -> Result<LeftOut, String> {
         let _scoping = self.scoping.lock().await;
+        if self.task_of(folder, |task| task.settings.config.flow)? == Flow::SendOnly {
+            return Err(format!(
+                "{folder:?} only sends, so nothing would come back: change `direction` in the agent's \
+                 settings first"
+            ));
+        }
         let (inputs, file) = self.way_to_scope(folder).await?;
         let (path, in_drive) = include(inputs, file, path).await?;
         Ok(LeftOut { folder: folder.to_owned(), path, in_drive })

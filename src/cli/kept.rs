@@ -197,6 +197,7 @@ const fn words(what: Difference) -> &'static str {
         Difference::Gone => "deleted",
         Difference::Moved => "moved  ",
         Difference::Edited => "edited ",
+        Difference::Both => "both   ",
         Difference::Touched => "touched",
     }
 }

@@ -251,7 +251,7 @@ pub fn flow_words(folder: &FolderStatus) -> Option<String> {
         )),
         Flow::SendOnly => Some(format!(
             "Sends only{}",
-            changes("by others, kept in the drive; `picloud override` takes back what was changed")
+            changes("in the drive, not carried out here; `picloud override` takes them back there")
         )),
     }
 }

@@ -137,6 +137,7 @@ fn kept(path: &str, flow: Flow, what: Difference) -> Words {
         Difference::Gone => "deleted",
         Difference::Moved => "moved",
         Difference::Edited => "edited",
+        Difference::Both => "edited, and differently on the other side",
         Difference::Touched => "changed in its permissions or time",
     };
     match flow {

@@ -13,18 +13,19 @@
 //! [`Totals::kept`]: super::trees::Totals::kept
 
 use super::Engine;
+use super::Subject;
 use super::decide::Need;
 use super::seam::Action;
 use super::trees::{Entry, Local, Trees};
-use super::{Flight, Subject};
-use crate::model::{Difference, Flow, NodeId, RelPath};
-
-/// So many entries are looked at in one poll.
-const SETTLED_PER_POLL: usize = 1024;
+use crate::model::{Difference, Flow, Node, NodeId, RelPath};
 
 /// What a person should know of a change that cannot be told past one that stays on the server.
 pub(super) const IN_THE_WAY: &str = "What others changed in the drive is in the way, and this folder only \
     sends; `picloud override` makes the drive what this folder is";
+
+/// What a person should know of a directory that is left out, and holds what was changed in it here.
+const STAYS_INSIDE: &str = "What was changed in it here stays here, so it cannot go from this device; move that \
+    elsewhere, or `picloud revert` takes it back";
 
 /// A path that differs and stays so.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,15 +34,6 @@ pub struct KeptPath {
     pub path: RelPath,
     /// How it differs.
     pub what: Difference,
-}
-
-/// A choice of side that is being carried out.
-#[derive(Debug)]
-pub(super) struct Settling {
-    /// What it is about: this path and all below it.
-    under: RelPath,
-    /// The position of the last dirty entry looked at.
-    after: u64,
 }
 
 /// Returns how the side on which a change was made differs from the other.
@@ -56,7 +48,13 @@ pub(super) fn difference(entry: &Entry, flow: Flow) -> Difference {
         (Some(_), None) => Difference::New,
         (None, _) => Difference::Gone,
         (Some(changed), Some(other)) if changed.place != other.place => Difference::Moved,
-        (Some(changed), Some(other)) if !changed.body.same_bytes(&other.body) => Difference::Edited,
+        (Some(changed), Some(other)) if !changed.body.same_bytes(&other.body) => {
+            let is_base = |base: &Node| other.body.same_bytes(&base.body);
+            match entry.synced.as_ref().is_some_and(is_base) {
+                true => Difference::Edited,
+                false => Difference::Both,
+            }
+        }
         (Some(_), Some(_)) => Difference::Touched,
     }
 }
@@ -86,12 +84,12 @@ impl<T: Trees> Engine<T> {
                 if !self.is_kept(id, &entry) {
                     continue;
                 }
-                let path = self.trees.path_of(id);
-                if !path.names().starts_with(under.names()) {
+                if !self.is_at_or_below(id, under)? {
                     continue;
                 }
                 count += 1;
                 if first.len() < limit {
+                    let path = self.trees.path_of(id);
                     first.push(KeptPath { path, what: difference(&entry, self.settings.flow) });
                 }
             }
@@ -99,40 +97,43 @@ impl<T: Trees> Engine<T> {
     }
 
     /// Ends that what is kept at and below a path differs: where this folder only receives, it becomes
-    /// what the drive is; where it only sends, the drive becomes what it is. This goes on in steps.
-    pub fn settle(&mut self, under: RelPath) {
-        self.settling = Some(Settling { under, after: 0 });
+    /// what the drive is; where it only sends, the drive becomes what it is. What follows is planned.
+    ///
+    /// # Errors
+    /// When the trees cannot be read or written; the engine must then be dropped.
+    pub fn settle(&mut self, under: &RelPath) -> Result<(), T::Error> {
+        let mut after = 0;
+        loop {
+            let dirty = self.trees.dirty(after, 512)?;
+            let Some((last, _)) = dirty.last() else { return Ok(()) };
+            after = *last;
+            for (_, id) in dirty {
+                let entry = self.trees.get(id)?;
+                if self.is_kept(id, &entry) && self.is_at_or_below(id, under)? {
+                    self.choose_side(id, entry)?;
+                }
+            }
+        }
     }
 
-    /// Goes on with that.
-    pub(super) fn advance_settling(&mut self) -> Result<(), T::Error> {
-        let Some(Settling { under, after }) = self.settling.take() else { return Ok(()) };
-        let dirty = self.trees.dirty(after, SETTLED_PER_POLL)?;
-        let Some((last, _)) = dirty.last().copied() else { return Ok(()) };
-        for (_, id) in dirty {
-            let mut entry = self.trees.get(id)?;
-            if !self.is_kept(id, &entry)
-                || !self.trees.path_of(id).names().starts_with(under.names())
-            {
-                continue;
+    fn choose_side(&mut self, id: NodeId, mut entry: Entry) -> Result<(), T::Error> {
+        match (self.settings.flow, &entry.remote) {
+            (Flow::Both, _) => return Ok(()),
+            (Flow::ReceiveOnly, _) => entry.synced = entry.local.as_ref().and_then(Local::node),
+            (Flow::SendOnly, Some(remote)) => entry.synced = Some(remote.node.clone()),
+            (Flow::SendOnly, None) => {
+                // Its id is used up.
+                let fresh = self.fresh_id();
+                return self.give_local(id, fresh);
             }
-            match self.settings.flow {
-                Flow::ReceiveOnly => entry.synced = entry.local.as_ref().and_then(Local::node),
-                Flow::SendOnly => match &entry.remote {
-                    Some(remote) => entry.synced = Some(remote.node.clone()),
-                    None => {
-                        // Its id is used up.
-                        let fresh = self.fresh_id();
-                        self.give_local(id, fresh)?;
-                        continue;
-                    }
-                },
-                Flow::Both => return Ok(()),
-            }
-            self.put(id, &entry)?;
         }
-        self.settling = Some(Settling { under, after: last });
-        Ok(())
+        self.put(id, &entry)
+    }
+
+    /// Returns whether a node is at a path or below it, here or in the drive.
+    fn is_at_or_below(&self, id: NodeId, under: &RelPath) -> Result<bool, T::Error> {
+        let is_in = |path: RelPath| path.names().starts_with(under.names());
+        Ok(under.is_root() || is_in(self.trees.path_of(id)) || is_in(self.path_in_drive(id)?))
     }
 
     fn is_kept(&self, id: NodeId, entry: &Entry) -> bool {
@@ -176,12 +177,16 @@ impl<T: Trees> Engine<T> {
     pub(super) fn wait_behind(&mut self, id: NodeId, blocker: NodeId) -> Result<(), T::Error> {
         self.agenda.schedule(blocker);
         self.agenda.wait_for(id, blocker);
-        if self.settings.flow == Flow::SendOnly
-            && !matches!(self.flights.get(&blocker), Some(Flight::Apply(_)))
-        {
+        let reason = match self.settings.flow {
+            Flow::Both => return Ok(()),
+            Flow::ReceiveOnly => STAYS_INSIDE,
+            Flow::SendOnly => IN_THE_WAY,
+        };
+        let is_leaving = self.trees.look(id, |entry| entry.left_out)?;
+        if self.settings.flow == Flow::SendOnly || is_leaving {
             let entry = self.trees.get(blocker)?;
             if self.is_kept(blocker, &entry) {
-                self.problem(Subject::Node(id), IN_THE_WAY);
+                self.problem(Subject::Node(id), reason);
             }
         }
         Ok(())

@@ -43,7 +43,6 @@ use self::copies::Copies;
 use self::decide::{Need, decide};
 use self::deletions::Deletions;
 use self::gone::Gone;
-use self::kept::Settling;
 use self::observe::Looks;
 use self::putting::Puttings;
 pub use self::quota::Lack;
@@ -270,8 +269,6 @@ pub struct Engine<T> {
     copies: Copies,
     /// What is wanted on this disk.
     scope: Scope,
-    /// A person's choice of side for what differs and stays so, while it is carried out.
-    settling: Option<Settling>,
     /// Directories that were not empty although nothing of ours was in them.
     stubborn: HashMap<NodeId, u32>,
     problems: BTreeMap<Subject, String>,
@@ -373,7 +370,6 @@ impl<T: Trees> Engine<T> {
             aliases: Aliases::default(),
             copies: Copies::default(),
             scope,
-            settling: None,
             stubborn: HashMap::new(),
             problems: BTreeMap::new(),
             paths: HashMap::new(),
@@ -420,7 +416,6 @@ impl<T: Trees> Engine<T> {
         self.agenda.pass_time(now.ms);
         self.hear_anew()?;
         self.advance_scope()?;
-        self.advance_settling()?;
         self.advance_looks(actions)?;
         self.advance_deletions(actions)?;
         self.advance_gone();
@@ -507,7 +502,6 @@ impl<T: Trees> Engine<T> {
         self.agenda.has_ready()
             || self.agenda.may_sweep()
             || !self.scope.is_settled()
-            || self.settling.is_some()
             || Room::ALL.into_iter().any(|room| self.may_admit(room))
             || self.quota.may_admit()
     }
@@ -667,7 +661,6 @@ impl<T: Trees> Engine<T> {
             && self.flights.is_empty()
             && self.agenda.is_idle()
             && self.scope.is_settled()
-            && self.settling.is_none()
             && !self.quota.may_admit()
             && self.all_pending_is_known()
     }

@@ -1115,9 +1115,7 @@ impl<T: Trees> Engine<T> {
             // Its entries first: those deleted there too go the same way, those moved there leave;
             // any that stays brings the directory back when it is planned.
             if let Some(child) = self.children_inside(id, 1)?.first() {
-                self.agenda.schedule(*child);
-                self.agenda.wait_for(id, *child);
-                return Ok(());
+                return self.wait_behind(id, *child);
             }
         }
         let Some(at) = self.spot(local)? else {

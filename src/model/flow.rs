@@ -40,6 +40,8 @@ pub enum Difference {
     Moved,
     /// It holds something else.
     Edited,
+    /// It holds something else, and so does the other side: neither has the other's.
+    Both,
     /// Its permissions or its time differ.
     Touched,
 }

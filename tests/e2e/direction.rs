@@ -126,6 +126,17 @@ fn what_is_changed_where_it_only_receives_stays_there_until_it_is_taken_back() {
     assert_eq!(kept(&b).1, 6);
     let wrong = b.picloud(&["override", "--yes"]).fails(1);
     assert!(wrong.contains("only receives"), "{wrong}");
+    let wrong = b.picloud(&["resolve", &copies[0], "--keep", "both"]).fails(1);
+    assert!(wrong.contains("only receives"), "{wrong}");
+    // What stays here keeps the directory that it is in, which is told.
+    b.write("d/kept", "of b");
+    b.picloud(&["exclude", "d"]).ok();
+    let told = b.wait_problem("d");
+    assert!(told.contains("picloud revert"), "{told}");
+    b.picloud(&["revert", "--yes", "d"]).ok();
+    b.wait_gone("d");
+    b.picloud(&["include", "d"]).ok();
+    b.sync();
     b.picloud(&["revert", "--yes"]).ok();
     b.sync();
     assert_eq!(kept(&b), ("receive-only".to_owned(), 0));
@@ -173,7 +184,7 @@ fn what_others_change_stays_in_the_drive_where_it_only_sends_until_it_is_taken_b
     assert_eq!(b.read("mine").as_deref(), Some("of b"));
     assert_eq!(kept(&b).1, 6);
     let shown = b.picloud(&["status", "--plain"]).ok();
-    let line = "Sends only: 6 changes by others, kept in the drive; `picloud override` takes back what was changed.";
+    let line = "Sends only: 6 changes in the drive, not carried out here; `picloud override` takes them back there.";
     assert!(shown.contains(line), "{shown}");
     let why = b.picloud(&["why", "theirs"]);
     assert_eq!(
@@ -195,7 +206,7 @@ fn what_others_change_stays_in_the_drive_where_it_only_sends_until_it_is_taken_b
     assert_eq!(kept(&b).1, 6);
     let listed = b.picloud(&["override", "--dry-run", "--json"]).objects();
     let expected = [
-        ("edited", "both"),
+        ("both", "both"),
         ("edited", "mine"),
         ("gone", "same"),
         ("moved", "d/2"),
@@ -203,6 +214,8 @@ fn what_others_change_stays_in_the_drive_where_it_only_sends_until_it_is_taken_b
         ("new", "theirs"),
     ];
     assert_eq!(differs(&listed), pairs(&expected));
+    let wrong = b.picloud(&["include", "d"]).fails(1);
+    assert!(wrong.contains("only sends"), "{wrong}");
     b.picloud(&["override", "--yes", "theirs"]).ok();
     a.wait_gone("theirs");
     b.picloud(&["override", "--yes"]).ok();

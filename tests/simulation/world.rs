@@ -808,7 +808,7 @@ impl World {
                     };
                     self.note(format!("{} ends what differs", self.devices[n].name()));
                     self.ledger.borrow_mut().superseded.extend(taken_back);
-                    self.devices[n].engine.settle(RelPath::ROOT);
+                    self.devices[n].engine.settle(&RelPath::ROOT).unwrap();
                     self.settle()?;
                 }
             }

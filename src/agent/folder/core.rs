@@ -34,7 +34,7 @@ use crate::engine::seam::{
     Action, Committed, DiskOp, Event, Outcome, Outgoing, Spot, Stat, Uploaded, Word,
 };
 use crate::engine::trees::{Totals, Trees as _};
-use crate::model::{Change, ChangeOp, Content, Kind, Name, NodeId, RelPath, read_copy_name};
+use crate::model::{Change, ChangeOp, Content, Flow, Kind, Name, NodeId, RelPath, read_copy_name};
 use crate::protocol::control::{
     Conflict, Direction, HeldDeletion, PathText, Problem, Transfer, Version,
 };
@@ -519,8 +519,9 @@ impl Core {
             Input::Kept(path, is_ended, reply) => {
                 let (count, paths) = self.engine.kept(&path, KEPT_TOLD_MAX)?;
                 if is_ended && count > 0 {
-                    self.engine.settle(path);
-                    self.is_unsaved = true;
+                    self.engine.settle(&path)?;
+                    // What was acknowledged outlives the agent.
+                    self.checkpoint()?;
                     self.show_at_ms = 0;
                 }
                 reply.send(KeptFound { flow: self.engine.flow(), count, paths }).ok();
@@ -967,6 +968,12 @@ impl Core {
                  done (`picloud why` says what it waits for)"
             )
         };
+        if self.engine.flow() == Flow::ReceiveOnly && self.engine.kept(path, 0)?.0 > 0 {
+            return Ok(Err(format!(
+                "{path:?} is only here, for this folder only receives: remove the one that you do not \
+                 want; `picloud revert` takes all of it back"
+            )));
+        }
         let copy = match self.engine.at_rest(path)? {
             Ok(Some(copy)) => copy,
             Ok(None) => return Ok(Err(format!("There is no {path:?} any more"))),
