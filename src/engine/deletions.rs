@@ -55,6 +55,9 @@ pub(super) struct Deletions {
     put_off: bool,
     /// Since when deletions wait for others.
     growing_since_ms: Option<u64>,
+    /// Whether the server was told, since this connection began, that nothing is pending, or of a deletion: an
+    /// approval of what is not wanted any more must not be there for something else.
+    is_begun: bool,
     /// What the server was last told, and when it may be told something else.
     announced: Option<u64>,
     announce_at_ms: u64,
@@ -120,6 +123,7 @@ impl<T: Trees> Engine<T> {
             return Course::TakeBack;
         }
         if word == Word::Open && !self.is_act_growing() {
+            self.deletions.is_begun = true;
             return Course::Tell;
         }
         self.deletions.put_off = true;
@@ -152,6 +156,9 @@ impl<T: Trees> Engine<T> {
             self.deletions.word = Word::Open;
         }
         if self.deletions.word == Word::Open {
+            if !self.deletions.is_begun && self.may_tell_of_none() {
+                return self.tell_how_many(0, actions);
+            }
             if self.deletions.put_off && !self.is_act_growing() {
                 self.deletions.put_off = false;
                 self.agenda.sweep();
@@ -166,14 +173,7 @@ impl<T: Trees> Engine<T> {
             // A crash must not bring back, as a smaller act that may pass, what was rejected.
             self.trees.checkpoint()?;
         }
-        // What is gathered goes first: commits are heard in the order of their numbers.
-        self.flush(actions)?;
-        let batch = self.next_batch;
-        self.next_batch += 1;
-        self.batches.insert(batch, Batch::default());
-        actions.push(Action::Commit { batch, changes: Vec::new() });
-        self.deletions.announced = Some(pending);
-        self.deletions.announce_at_ms = now_ms + ANNOUNCE_MS;
+        self.tell_how_many(pending, actions)?;
         if pending == 0 {
             // The server hears that nothing is pending before it hears of any later deletion.
             self.deletions.word = Word::Open;
@@ -182,15 +182,43 @@ impl<T: Trees> Engine<T> {
         Ok(())
     }
 
+    /// Tells the server, without a change, how many deletions are pending.
+    fn tell_how_many(&mut self, pending: u64, actions: &mut Vec<Action>) -> Result<(), T::Error> {
+        // What is gathered goes first: commits are heard in the order of their numbers.
+        self.flush(actions)?;
+        let batch = self.next_batch;
+        self.next_batch += 1;
+        self.batches.insert(batch, Batch::default());
+        actions.push(Action::Commit { batch, changes: Vec::new() });
+        self.deletions.is_begun = true;
+        self.deletions.announced = Some(pending);
+        self.deletions.announce_at_ms = self.now.ms + ANNOUNCE_MS;
+        Ok(())
+    }
+
+    /// Returns whether the server can be told that nothing is pending: it is known what is on disk, and no
+    /// deletion is on its way.
+    fn may_tell_of_none(&self) -> bool {
+        self.trees.totals().deletions == 0
+            && self.trees.meta().consistent
+            && self.looks.is_known
+            && self.looks.is_idle()
+            && self.batches.len() + usize::from(!self.outbox.is_empty()) < COMMITS_MAX
+            && !self.is_deletion_under_way()
+    }
+
+    fn is_deletion_under_way(&self) -> bool {
+        self.batches.values().any(|batch| batch.deletions > 0)
+            || self.outbox.iter().any(|outgoing| outgoing.change.op == ChangeOp::Delete)
+    }
+
     /// Returns when the server is to be told, without a change, how many deletions are pending now
     /// that some are held or rejected; none while there is nothing new to tell, or it is not certain.
     fn announce_due_ms(&self) -> Option<u64> {
         let pending = self.trees.totals().deletions;
         let has_room = self.batches.len() + usize::from(!self.outbox.is_empty()) < COMMITS_MAX;
         // The number is taken for all there are.
-        let is_deletion_under_way = self.batches.values().any(|batch| batch.deletions > 0)
-            || self.outbox.iter().any(|outgoing| outgoing.change.op == ChangeOp::Delete);
-        if self.deletions.announced == Some(pending) || !has_room || is_deletion_under_way {
+        if self.deletions.announced == Some(pending) || !has_room || self.is_deletion_under_way() {
             return None;
         }
         if pending > 0 {
@@ -212,6 +240,9 @@ impl<T: Trees> Engine<T> {
         }
         let growing = self.looks.may_find_deletions();
         let until = deletions.growing_since_ms.filter(|_| growing);
+        if !deletions.is_begun && self.may_tell_of_none() {
+            return Some(self.now.ms);
+        }
         deletions
             .put_off
             .then(|| until.map_or(self.now.ms, |since_ms| since_ms + self.wait_max_ms()))

@@ -50,7 +50,7 @@ pub struct Gate {
     /// Since when deletions are held.
     pub held_since_ms: Option<i64>,
     /// How many deletions the device has pending by its last word, less those that passed since.
-    /// Kept over commits only while something is held.
+    /// Kept over commits only while something is held, or approved: that many are.
     pub announced: Option<u64>,
     /// Since when what is held is rejected: nothing passes until nothing is pending any more.
     pub rejected_ms: Option<i64>,
@@ -79,6 +79,11 @@ impl Gate {
             self.approved_until_ms = None;
         }
         let pending = pending.map(|count| count.min(Self::ANNOUNCED_MAX));
+        if self.approved_until_ms.is_some() && self.announced.is_some() && pending > self.announced
+        {
+            // More than what a person has approved is another act.
+            self.approved_until_ms = None;
+        }
         self.announced = match self.held_since_ms {
             Some(_) if !alone => pending.max(self.announced),
             Some(_) => pending.or(self.announced),
@@ -89,7 +94,7 @@ impl Gate {
     /// Ends a commit: returns what is to be stored.
     #[must_use]
     pub const fn at_rest(mut self) -> Self {
-        if self.held_since_ms.is_none() {
+        if self.held_since_ms.is_none() && self.approved_until_ms.is_none() {
             self.announced = None;
         }
         self
@@ -176,7 +181,7 @@ impl Gate {
                     passed: 0,
                     live_at_start: 0,
                     held_since_ms: None,
-                    announced: None,
+                    announced: self.announced,
                     rejected_ms: None,
                     approved_until_ms: Some(now_ms.saturating_add(Self::APPROVAL_MS)),
                 };
@@ -263,6 +268,12 @@ mod tests {
         assert_eq!(announce(&mut gate, 3, 60, 40, 40), 40);
         assert_eq!(gate.approved_until_ms, None);
         assert_eq!(announce(&mut gate, 4, 20, 20, 20), 0, "the next one is asked about again");
+        // One that was approved and came to nothing lets nothing larger pass.
+        let mut gate = Gate::default();
+        assert_eq!(announce(&mut gate, 0, 2000, 1200, 40), 0);
+        gate.decide(Decision::Approve, 1);
+        assert_eq!(announce(&mut gate, 2, 2000, 1201, 40), 0);
+        assert_eq!((gate.approved_until_ms, gate.held_since_ms), (None, Some(2)));
     }
 
     #[test]
