@@ -361,6 +361,35 @@ fn a_mass_deletion_waits_as_a_whole_until_a_person_has_decided() {
     assert_eq!(b.picloud(&["held"]).code, 0);
 }
 
+/// What was approved was put back before the device came on again: nothing else passes by that word.
+#[test]
+fn an_approval_of_what_is_not_deleted_any_more_lets_nothing_else_pass() {
+    let world =
+        World::with_server_config("[limits]\nmass_delete_min = 20\nmass_delete_share = 0.1\n");
+    let mut a = world.device("ann", "a");
+    let b = world.device("ann", "b");
+    let fill = |device: &Device| {
+        for index in 0..60 {
+            device.write(format!("precious/{index}"), "x");
+        }
+    };
+    fill(&a);
+    a.write("other/file", "y");
+    let whole = settle(&[&a, &b]);
+    a.remove("precious");
+    a.wait_status("held deletion", |status| status["state"] == "problem");
+    a.kill();
+    b.picloud(&["approve", "a"]).ok();
+    fill(&a);
+    a.start();
+    settle(&[&a, &b]);
+    for dir in ["precious", "other"] {
+        a.remove(dir);
+    }
+    a.wait_status("held deletion", |status| status["state"] == "problem");
+    assert_eq!(b.tree().paths(), whole.paths());
+}
+
 #[test]
 fn a_decision_counts_for_a_device_that_was_off_and_can_be_made_on_the_server() {
     let world =
