@@ -581,16 +581,16 @@ mod tests {
         for file in files {
             let start = file[..30].to_owned();
             let trying = std::thread::Builder::new().stack_size(2 << 20).spawn(move || {
-                let started = std::time::Instant::now();
                 let ignore = Ignore::new(&[]).unwrap();
                 let load = |_: &RelPath| Some((stat(1), Ok(file.clone().into_bytes())));
                 let mut rules = ignore.rules(&RelPath::ROOT, load);
                 rules.is_ignored(&[b'a'; 255], false);
-                (started.elapsed(), ignore.problems().len())
+                // All that this thread has taken, of the processor: a busy machine does not count.
+                let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+                (time.tv_sec, ignore.problems().len())
             });
-            let (time, _problems) = trying.unwrap().join().unwrap();
-            println!("{time:?} for {start:?}");
-            assert!(time.as_secs() < 10, "{time:?} for {start:?}");
+            let (secs, _problems) = trying.unwrap().join().unwrap();
+            assert!(secs < 10, "{secs} seconds for {start:?}");
         }
     }
 
