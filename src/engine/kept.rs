@@ -2,7 +2,7 @@
 //!
 //! In a folder that only receives, what a person changes here is never told; in one that only sends, what
 //! others change is never applied. Neither is work: such an entry is dirty, but needs nothing
-//! ([`Need::Keep`]), is pending nowhere, and is counted by itself ([`Totals::kept`]). What changes go the
+//! (`Keep`), is pending nowhere, and is counted by itself ([`Totals::kept`]). What changes go the
 //! other way is settled by the same rules as ever, on this side alone: a file that was edited here and
 //! there becomes a conflict copy here, one that was edited here and deleted there lives on here.
 //!
