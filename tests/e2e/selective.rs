@@ -111,7 +111,11 @@ fn a_directory_left_out_goes_here_is_deleted_nowhere_and_comes_back() {
     assert_eq!(left_out(&b), ["keep/pictures"]);
 
     // What is made in its place is something else.
-    b.write("keep/pictures/mine", "b's own");
+    // With what is in it at once: a directory there gets its other name within milliseconds.
+    let made = b.dir.join("made");
+    std::fs::create_dir(&made).unwrap();
+    std::fs::write(made.join("mine"), "b's own").unwrap();
+    std::fs::rename(&made, b.path("keep/pictures")).unwrap();
     b.sync();
     let copies = b.conflict_copies("keep");
     assert_eq!(copies.len(), 1, "{}", b.tree());
