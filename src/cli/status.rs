@@ -251,7 +251,9 @@ pub fn flow_words(folder: &FolderStatus) -> Option<String> {
         )),
         Flow::SendOnly => Some(format!(
             "Sends only{}",
-            changes("in the drive, not carried out here; `picloud override` takes them back there")
+            changes(
+                "in the drive, not carried out here; `picloud override` takes back what was changed there"
+            )
         )),
     }
 }

@@ -136,11 +136,15 @@ fn kept(path: &str, flow: Flow, what: Difference) -> Words {
         Difference::New => "made",
         Difference::Gone => "deleted",
         Difference::Moved => "moved",
-        Difference::Edited => "edited",
-        Difference::Both => "edited, and differently on the other side",
+        Difference::Edited | Difference::Both => "edited",
         Difference::Touched => "changed in its permissions or time",
     };
     match flow {
+        Flow::SendOnly if what == Difference::Both => Words::new(format!(
+            "{path} was edited here and in the drive: each side keeps its own, and what is here is not \
+             in the drive"
+        ))
+        .fix(format!("`picloud override {}` puts what is here there", quoted(path))),
         Flow::SendOnly => Words::new(format!(
             "{path} was {done} in the drive, which stays there: this folder only sends"
         ))

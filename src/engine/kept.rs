@@ -69,31 +69,22 @@ impl<T: Trees> Engine<T> {
     ///
     /// # Errors
     /// When the trees cannot be read.
-    pub fn kept(&self, under: &RelPath, limit: usize) -> Result<(u64, Vec<KeptPath>), T::Error> {
+    pub fn kept(
+        &mut self,
+        under: &RelPath,
+        limit: usize,
+    ) -> Result<(u64, Vec<KeptPath>), T::Error> {
         let mut count = 0;
         let mut first = Vec::new();
-        let mut after = 0;
-        loop {
-            let dirty = self.trees.dirty(after, 512)?;
-            let Some((last, _)) = dirty.last() else {
-                return Ok((count, first));
-            };
-            after = *last;
-            for (_, id) in dirty {
-                let entry = self.trees.get(id)?;
-                if !self.is_kept(id, &entry) {
-                    continue;
-                }
-                if !self.is_at_or_below(id, under)? {
-                    continue;
-                }
-                count += 1;
-                if first.len() < limit {
-                    let path = self.trees.path_of(id);
-                    first.push(KeptPath { path, what: difference(&entry, self.settings.flow) });
-                }
+        self.for_each_kept(under, |engine, id, entry| {
+            count += 1;
+            if first.len() < limit {
+                let path = engine.trees.path_of(id);
+                first.push(KeptPath { path, what: difference(&entry, engine.settings.flow) });
             }
-        }
+            Ok(())
+        })?;
+        Ok((count, first))
     }
 
     /// Ends that what is kept at and below a path differs: where this folder only receives, it becomes
@@ -102,6 +93,15 @@ impl<T: Trees> Engine<T> {
     /// # Errors
     /// When the trees cannot be read or written; the engine must then be dropped.
     pub fn settle(&mut self, under: &RelPath) -> Result<(), T::Error> {
+        self.for_each_kept(under, Self::choose_side)
+    }
+
+    /// Does something with each entry at and below a path that differs and stays so.
+    fn for_each_kept(
+        &mut self,
+        under: &RelPath,
+        mut act: impl FnMut(&mut Self, NodeId, Entry) -> Result<(), T::Error>,
+    ) -> Result<(), T::Error> {
         let mut after = 0;
         loop {
             let dirty = self.trees.dirty(after, 512)?;
@@ -110,7 +110,7 @@ impl<T: Trees> Engine<T> {
             for (_, id) in dirty {
                 let entry = self.trees.get(id)?;
                 if self.is_kept(id, &entry) && self.is_at_or_below(id, under)? {
-                    self.choose_side(id, entry)?;
+                    act(self, id, entry)?;
                 }
             }
         }
@@ -136,7 +136,7 @@ impl<T: Trees> Engine<T> {
         Ok(under.is_root() || is_in(self.trees.path_of(id)) || is_in(self.path_in_drive(id)?))
     }
 
-    fn is_kept(&self, id: NodeId, entry: &Entry) -> bool {
+    pub(super) fn is_kept(&self, id: NodeId, entry: &Entry) -> bool {
         !self.flights.contains_key(&id) && self.decide(entry) == Need::Keep
     }
 

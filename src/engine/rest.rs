@@ -28,7 +28,7 @@ impl<T: Trees> Engine<T> {
         for name in path.names() {
             match self.trees.local_at(id, name)?.first() {
                 Some(found) => id = *found,
-                None if self.looks.is_pending(id, name) => return Ok(Err(Unrest)),
+                None if self.looks.is_pending(id, name) => return Ok(Err(Unrest::Waits)),
                 None => return Ok(Ok(None)),
             }
         }
@@ -37,8 +37,11 @@ impl<T: Trees> Engine<T> {
             return Ok(Ok(None));
         };
         let is_looked_at = self.looks.is_pending(local.place.parent, local.disk_name());
+        if self.is_kept(id, &entry) {
+            return Ok(Err(Unrest::Kept));
+        }
         if entry.is_dirty() || is_looked_at || self.flights.contains_key(&id) {
-            return Ok(Err(Unrest));
+            return Ok(Err(Unrest::Waits));
         }
         let content = match &local.body {
             LocalBody::File(content) => *content,
@@ -46,7 +49,7 @@ impl<T: Trees> Engine<T> {
         };
         let expected = Expected { stat: local.stat, content };
         let spot = self.spot(local)?;
-        Ok(spot.map(|at| Some(AtRest { id, at, expected })).ok_or(Unrest))
+        Ok(spot.map(|at| Some(AtRest { id, at, expected })).ok_or(Unrest::Waits))
     }
 
     /// Returns whether a disk operation of the plan's is under way for a node.
@@ -55,6 +58,11 @@ impl<T: Trees> Engine<T> {
     }
 }
 
-/// It is not in sync.
+/// Why it is not in sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unrest;
+pub enum Unrest {
+    /// There is something to do for it.
+    Waits,
+    /// It differs and stays so: changes go one way only.
+    Kept,
+}

@@ -127,7 +127,7 @@ fn what_is_changed_where_it_only_receives_stays_there_until_it_is_taken_back() {
     let wrong = b.picloud(&["override", "--yes"]).fails(1);
     assert!(wrong.contains("only receives"), "{wrong}");
     let wrong = b.picloud(&["resolve", &copies[0], "--keep", "both"]).fails(1);
-    assert!(wrong.contains("only receives"), "{wrong}");
+    assert!(wrong.contains("go one way only"), "{wrong}");
     // What stays here keeps the directory that it is in, which is told.
     b.write("d/kept", "of b");
     b.picloud(&["exclude", "d"]).ok();
@@ -184,7 +184,7 @@ fn what_others_change_stays_in_the_drive_where_it_only_sends_until_it_is_taken_b
     assert_eq!(b.read("mine").as_deref(), Some("of b"));
     assert_eq!(kept(&b).1, 6);
     let shown = b.picloud(&["status", "--plain"]).ok();
-    let line = "Sends only: 6 changes in the drive, not carried out here; `picloud override` takes them back there.";
+    let line = "Sends only: 6 changes in the drive, not carried out here; `picloud override` takes back what was changed there.";
     assert!(shown.contains(line), "{shown}");
     let why = b.picloud(&["why", "theirs"]);
     assert_eq!(
@@ -195,6 +195,8 @@ fn what_others_change_stays_in_the_drive_where_it_only_sends_until_it_is_taken_b
              What to do: `picloud override theirs` takes that back in the drive\n"
         )
     );
+    let why = b.picloud(&["why", "both"]).ok();
+    assert!(why.contains("each side keeps its own, and what is here is not in the drive"), "{why}");
     // What was edited here and not there is told, and leaves what was edited there as it is.
     b.write("d/2", "again of b");
     b.sync();

@@ -28,13 +28,13 @@ use crate::agent::{clock, heap, watch::Watcher};
 use crate::engine::Engine;
 use crate::engine::apply::{Job, Payload};
 use crate::engine::folder::{Folder as _, Own};
-use crate::engine::rest::AtRest;
+use crate::engine::rest::{AtRest, Unrest};
 use crate::engine::scope::Named;
 use crate::engine::seam::{
     Action, Committed, DiskOp, Event, Outcome, Outgoing, Spot, Stat, Uploaded, Word,
 };
 use crate::engine::trees::{Totals, Trees as _};
-use crate::model::{Change, ChangeOp, Content, Flow, Kind, Name, NodeId, RelPath, read_copy_name};
+use crate::model::{Change, ChangeOp, Content, Kind, Name, NodeId, RelPath, read_copy_name};
 use crate::protocol::control::{
     Conflict, Direction, HeldDeletion, PathText, Problem, Transfer, Version,
 };
@@ -962,26 +962,24 @@ impl Core {
             return Ok(Err(format!("{path:?} is no conflict copy")));
         };
         let original = dir.join(&read.original);
-        let busy = |path: &RelPath| {
-            format!(
+        let refused = |path: &RelPath, unrest| match unrest {
+            Unrest::Waits => format!(
                 "{path:?} is not in sync yet, so what is not kept might be nowhere else: nothing was \
                  done (`picloud why` says what it waits for)"
-            )
+            ),
+            Unrest::Kept => format!(
+                "{path:?} is not the same in the drive, and stays so, for changes of this folder go one \
+                 way only: remove or rename yourself what you do not want (`picloud why` says more)"
+            ),
         };
-        if self.engine.flow() == Flow::ReceiveOnly && self.engine.kept(path, 0)?.0 > 0 {
-            return Ok(Err(format!(
-                "{path:?} is only here, for this folder only receives: remove the one that you do not \
-                 want; `picloud revert` takes all of it back"
-            )));
-        }
         let copy = match self.engine.at_rest(path)? {
             Ok(Some(copy)) => copy,
             Ok(None) => return Ok(Err(format!("There is no {path:?} any more"))),
-            Err(_) => return Ok(Err(busy(path))),
+            Err(unrest) => return Ok(Err(refused(path, unrest))),
         };
         Ok(match self.engine.at_rest(&original)? {
             Ok(original) => Ok(Pair { copy, original, cx: Arc::clone(&self.cx) }),
-            Err(_) => Err(busy(&original)),
+            Err(unrest) => Err(refused(&original, unrest)),
         })
     }
 
