@@ -1,7 +1,6 @@
 //! From pages of the journal and answers to commits to the remote tree.
 
 use super::defect::Defect;
-use super::scope::agreed;
 use super::seam::{Committed, JournalPage};
 use super::trees::{Aspects, Entry, LocalBody, Remote, Sent, Trees};
 use super::{Batch, Engine, Flight, Pushed, Subject};
@@ -9,6 +8,20 @@ use crate::model::{Body, Digest, Lineage, Node, NodeId, Refusal, Rev, Versioned}
 
 /// The journal is heard anew because of a digest at most this often.
 const RESUBSCRIBE_MS: u64 = 60_000;
+
+/// Returns what both sides agree on once the server has made `after` of what it had, of which `told` was told.
+/// What is left out never takes in what changed there before it tells what changed here, and a folder that
+/// only sends never does: in what was not told, nothing new is agreed on.
+fn agreed(before: &Entry, after: Node, told: Aspects) -> Node {
+    match &before.synced {
+        Some(base) => Node {
+            place: if told.place { after.place } else { base.place.clone() },
+            body: if told.body { after.body } else { base.body.clone() },
+            attrs: if told.attrs { after.attrs } else { base.attrs },
+        },
+        None => after,
+    }
+}
 
 impl<T: Trees> Engine<T> {
     /// A connection is there.

@@ -930,24 +930,18 @@ impl<T: Trees> Engine<T> {
         }
         if is_dir {
             self.paths.clear();
-            let mut after = None;
-            loop {
-                let children = self.trees.local_children(from, after, 512)?;
-                let Some(last) = children.last() else { break };
-                after = Some(*last);
-                for child in children {
-                    let mut entry = self.trees.get(child)?;
-                    if let Some(local) = &mut entry.local {
-                        local.place.parent = to;
-                    }
-                    if let Some(base) = &mut entry.synced
-                        && base.place.parent == from
-                    {
-                        base.place.parent = to;
-                    }
-                    self.put(child, &entry)?;
+            self.for_each_in(from, |engine, child| {
+                let mut entry = engine.trees.get(child)?;
+                if let Some(local) = &mut entry.local {
+                    local.place.parent = to;
                 }
-            }
+                if let Some(base) = &mut entry.synced
+                    && base.place.parent == from
+                {
+                    base.place.parent = to;
+                }
+                engine.put(child, &entry)
+            })?;
             let moved: Vec<_> =
                 self.targets.keys().filter(|(dir, _)| *dir == from).cloned().collect();
             for (dir, name) in moved {
@@ -958,6 +952,24 @@ impl<T: Trees> Engine<T> {
             self.looks.rename_dir(from, to);
         }
         Ok(())
+    }
+
+    /// Does something with each node whose `local` is in a directory, parked ones included, a page of them at
+    /// a time.
+    fn for_each_in(
+        &mut self,
+        dir: NodeId,
+        mut act: impl FnMut(&mut Self, NodeId) -> Result<(), T::Error>,
+    ) -> Result<(), T::Error> {
+        let mut after = None;
+        loop {
+            let children = self.trees.local_children(dir, after, 512)?;
+            let Some(last) = children.last() else { return Ok(()) };
+            after = Some(*last);
+            for child in children {
+                act(self, child)?;
+            }
+        }
     }
 
     /// Returns whether `dir` is `node` or below it, by the local tree.

@@ -401,14 +401,14 @@ impl<T: Trees> Engine<T> {
             Look::Gone => match local {
                 // The root is the driver's to watch: a missing folder is not an empty one.
                 None => {}
-                // The look was asked for where it was before, or only the move out of there will
-                // tell that it is gone.
                 // Parked in an earlier life of this agent, which may have ended before it knew that it was
                 // not any more: it may be elsewhere, or lost.
                 Some(local)
                     if local.parked
                         && !self.looks.is_known
                         && !self.looks.parked.contains(&dir) => {}
+                // The look was asked for where it was before, or only the move out of there will
+                // tell that it is gone.
                 Some(local) if local.parked => {
                     self.looks.astray(dir, self.now.ms + GONE_RECHECK_MS, asked);
                 }
@@ -451,26 +451,21 @@ impl<T: Trees> Engine<T> {
                 None => {
                     self.spot_is_free(dir, &name)?;
                     for id in self.trees.local_at(dir, &name)? {
-                        self.note_missing(id);
+                        self.note_missing(dir, id);
                     }
                 }
             }
         }
         if whole {
-            let mut after = None;
-            loop {
-                let children = self.trees.local_children(dir, after, 512)?;
-                let Some(last) = children.last() else { break };
-                after = Some(*last);
-                for child in children {
-                    let Some(local) = self.trees.get(child)?.local else {
-                        continue;
-                    };
-                    if !local.parked && !seen.contains(local.disk_name()) {
-                        self.note_missing(child);
-                    }
+            self.for_each_in(dir, |engine, child| {
+                if let Some(local) = engine.trees.get(child)?.local
+                    && !local.parked
+                    && !seen.contains(local.disk_name())
+                {
+                    engine.note_missing(dir, child);
                 }
-            }
+                Ok(())
+            })?;
             // What an operation of ours makes may be gone again by the time it is told.
             let worked_on: Vec<Name> = self
                 .targets
@@ -507,7 +502,7 @@ impl<T: Trees> Engine<T> {
         Ok(())
     }
 
-    fn note_missing(&mut self, id: NodeId) {
+    fn note_missing(&mut self, dir: NodeId, id: NodeId) {
         if matches!(self.flights.get(&id), Some(Flight::Apply(_))) {
             // An operation of ours may have moved it: look again when it is over.
             if let Ok(Entry { local: Some(local), .. }) = self.trees.get(id) {
@@ -517,8 +512,7 @@ impl<T: Trees> Engine<T> {
             return;
         }
         let since_ms = self.now.ms + self.settings.missing_settle_ms;
-        let parent = self.trees.get(id).ok().and_then(|entry| Some(entry.local?.place.parent));
-        let is_lost = self.is_in_doubt(parent.unwrap_or(NodeId::ROOT));
+        let is_lost = self.is_in_doubt(dir);
         let missing = self.looks.missing.entry(id).or_insert(Missing {
             since_ms,
             asked_again: false,
@@ -559,7 +553,7 @@ impl<T: Trees> Engine<T> {
                 self.problem(Subject::Spot(dir, name.clone()), reason);
             }
             for id in self.trees.local_at(dir, name)? {
-                self.note_missing(id);
+                self.note_missing(dir, id);
             }
             return Ok(());
         }
@@ -575,7 +569,7 @@ impl<T: Trees> Engine<T> {
                 && (local.stat.same_inode(&found.stat)
                     || (local.body != LocalBody::Dir && !self.is_anothers(id, &found)?));
             if !is_same || matched {
-                self.note_missing(id);
+                self.note_missing(dir, id);
                 continue;
             }
             matched = true;
@@ -622,8 +616,8 @@ impl<T: Trees> Engine<T> {
     ) -> Result<(), T::Error> {
         let target_changed =
             matches!((&local.body, &found.target), (LocalBody::Link(old), Some(new)) if old != new);
-        let is_parked_then = self.looks.suspects.remove(&id);
-        let is_suspect = is_parked_then || self.is_in_doubt(local.place.parent);
+        let was_parked = self.looks.suspects.remove(&id);
+        let is_suspect = was_parked || self.is_in_doubt(local.place.parent);
         let may_be_torn = is_suspect
             && found.stat.kind == Some(Kind::File)
             && self.settings.suspect_since.is_some_and(|since| found.stat.ctime >= since);
@@ -1080,21 +1074,15 @@ impl<T: Trees> Engine<T> {
     /// A directory of which it was not known what the power took could be read: now that is not known of those
     /// in it.
     fn pass_doubt_on(&mut self, dir: NodeId) -> Result<(), T::Error> {
-        let mut after = None;
-        loop {
-            let children = self.trees.local_children(dir, after, 512)?;
-            let Some(last) = children.last() else { break };
-            after = Some(*last);
-            for child in children {
-                let is_dir = |entry: &Entry| {
-                    entry.local.as_ref().is_some_and(|here| here.body == LocalBody::Dir)
-                };
-                if self.trees.look(child, is_dir)? {
-                    self.looks.unread.insert(child);
-                    self.looks.want(child, Want::All { deep: true });
-                }
+        let is_dir =
+            |entry: &Entry| entry.local.as_ref().is_some_and(|here| here.body == LocalBody::Dir);
+        self.for_each_in(dir, |engine, child| {
+            if engine.trees.look(child, is_dir)? {
+                engine.looks.unread.insert(child);
+                engine.looks.want(child, Want::All { deep: true });
             }
-        }
+            Ok(())
+        })?;
         self.looks.unread.remove(&dir);
         Ok(())
     }

@@ -16,8 +16,8 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::Engine;
 use super::defect::Defect;
-use super::trees::{Aspects, Entry, Local, Remote, Trees};
-use crate::model::{Name, Node, NodeId, NodeIdHash, Place, RelPath};
+use super::trees::{Entry, Local, Remote, Trees};
+use crate::model::{Name, NodeId, NodeIdHash, Place, RelPath};
 
 /// The most directories of which it is remembered whether they are left out, but for one way up.
 const KNOWN_MAX: usize = 64 * 1024;
@@ -89,20 +89,6 @@ pub enum Named {
     NotSent,
     /// Nothing.
     Nothing,
-}
-
-/// Returns what both sides agree on once the server has made `after` of what it had, of which `told` was told.
-/// What is left out never takes in what changed there before it tells what changed here, and a folder that
-/// only sends never does: in what was not told, nothing new is agreed on.
-pub(super) fn agreed(before: &Entry, after: Node, told: Aspects) -> Node {
-    match &before.synced {
-        Some(base) => Node {
-            place: if told.place { after.place } else { base.place.clone() },
-            body: if told.body { after.body } else { base.body.clone() },
-            attrs: if told.attrs { after.attrs } else { base.attrs },
-        },
-        None => after,
-    }
 }
 
 impl<T: Trees> Engine<T> {
@@ -315,7 +301,9 @@ mod tests {
     use crate::engine::memory::MemoryTrees;
     use crate::engine::seam::{Action, DiskOp, Event, JournalPage, Look, Stat};
     use crate::engine::{Now, Settings};
-    use crate::model::{Attrs, Body, Content, IdSource, Kind, Lineage, Rev, Timestamp, Versioned};
+    use crate::model::{
+        Attrs, Body, Content, IdSource, Kind, Lineage, Node, Rev, Timestamp, Versioned,
+    };
 
     const NOW: Now = Now { ms: 1, wall: Timestamp::new(0, 0).unwrap() };
     const FILES: u32 = 20_000;

@@ -259,7 +259,7 @@ impl Totals {
 
     /// Forgets what is pending, to be counted anew for a direction.
     pub fn begin_pending(&mut self, flow: Flow) {
-        let counted = Self {
+        *self = Self {
             uploads: 0,
             upload_bytes: 0,
             deletions: 0,
@@ -269,7 +269,6 @@ impl Totals {
             flow,
             ..*self
         };
-        *self = counted;
     }
 
     /// Takes what there is to do for one entry into account, or out again with `add` false.
