@@ -144,8 +144,8 @@ fn of_another_direction(wish: Wish, folder: &str, flow: Flow) -> Failure {
     };
     match (wish, flow) {
         (_, Flow::Both) => failure.hint(
-            "`picloud undo` takes changes back everywhere; `direction` in the agent's settings is \
-             explained there",
+            "`picloud undo` takes changes back everywhere; a folder goes one way with `direction` in \
+             the agent's settings",
         ),
         (Wish::Revert, _) => {
             failure.hint("`picloud override` makes the drive what this device has")

@@ -22,7 +22,8 @@ pub(crate) enum Need {
     TakeRemoteAsBase,
     /// The base is void: the node was deleted here, but changed there, and the change wins.
     DropBase,
-    /// It was deleted there, but changed here, and the change wins: it goes on under a new id.
+    /// It was deleted there, but changed here, and the change wins: it goes on under a new id. What is out
+    /// of the way comes back into the folder first.
     Revive,
     /// Tell the server of it.
     PushCreate,
@@ -73,10 +74,24 @@ fn side<V: PartialEq>(base: &V, local: &V, remote: &V) -> Side {
 /// Returns what a node needs next in a folder of this direction.
 pub(crate) fn decide(entry: &Entry, flow: Flow) -> Need {
     let need = decide_both_ways(entry);
-    match flow {
+    let need = match flow {
         Flow::Both => need,
         Flow::ReceiveOnly => receive(entry, need),
         Flow::SendOnly => send(entry, need),
+    };
+    let is_parked = entry.local.as_ref().is_some_and(|local| local.parked);
+    match need {
+        // Such things are done with what is at a place in the folder.
+        Need::PushCreate
+        | Need::PushUpdate(_)
+        | Need::PullBody { .. }
+        | Need::PullAttrs
+        | Need::Keep
+            if is_parked =>
+        {
+            Need::Revive
+        }
+        need => need,
     }
 }
 
@@ -109,7 +124,7 @@ fn send(entry: &Entry, need: Need) -> Need {
     }
     match need {
         // Out of the way of something since an earlier time, in which it received: back with it.
-        Need::PullPlace | Need::PullBody { .. } | Need::PullAttrs if local.parked => Need::Revive,
+        Need::PullPlace if local.parked => Need::Revive,
         Need::PullDelete if local.parked => need,
         Need::PullPlace | Need::PullBody { .. } | Need::PullAttrs => {
             match (local.node(), &entry.remote, &entry.synced) {
@@ -247,4 +262,71 @@ fn body_side(base: &Body, here: &Body, there: &Body) -> Side {
 /// server's that counts: it changed there.
 fn needs_time(here: &Node, there: &Node, base: &Node) -> bool {
     here.body.same_bytes(&there.body) && here.body != there.body && there.body != base.body
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::seam::Stat;
+    use crate::engine::trees::{LocalBody, Remote};
+    use crate::model::{Attrs, ChunkId, Content, Kind, Name, NodeId, Place, Rev, Timestamp};
+
+    fn content(byte: u8) -> Content {
+        Content::Chunk { id: ChunkId::from_bytes([byte; 32]), len: 1 }
+    }
+
+    fn node(name: &str, body: Body) -> Node {
+        let place = Place { parent: NodeId::ROOT, name: Name::new(name).unwrap() };
+        Node { place, body, attrs: Attrs::from_mode(0o644) }
+    }
+
+    /// What is out of the way is at no place at which anything could be done with it but to bring it back.
+    #[test]
+    fn what_is_parked_comes_back_before_anything_else_is_done_with_it() {
+        let zero = Timestamp::default();
+        let file = |byte| Body::File { content: content(byte), mtime: zero };
+        let nodes: Vec<Option<Node>> = [None, Some(Body::Dir)]
+            .into_iter()
+            .chain((1..4).map(|byte| Some(file(byte))))
+            .flat_map(|body| ["a", "b"].map(|name| body.clone().map(|body| node(name, body))))
+            .collect();
+        let attrs = Attrs::from_mode(0o644);
+        let (kind, size) = (Some(Kind::File), 1);
+        let stat = Stat { kind, ino: 9, birth: zero, size, mtime: zero, ctime: zero, attrs };
+        let local = Local {
+            place: node("a", Body::Dir).place,
+            alias: None,
+            stat,
+            body: LocalBody::File(Some(content(1))),
+            racy: false,
+            parked: true,
+            stands_for: None,
+        };
+        for flow in [Flow::Both, Flow::ReceiveOnly, Flow::SendOnly] {
+            for (remote, synced) in nodes.iter().flat_map(|r| nodes.iter().map(move |s| (r, s))) {
+                for left_out in [false, true] {
+                    let remote = remote.clone().map(|node| Remote { rev: Rev(1), node });
+                    let entry = Entry {
+                        local: Some(local.clone()),
+                        remote,
+                        synced: synced.clone(),
+                        left_out,
+                    };
+                    let need = decide(&entry, flow);
+                    assert!(
+                        matches!(
+                            need,
+                            Need::TakeLocalAsBase
+                                | Need::TakeRemoteAsBase
+                                | Need::Revive
+                                | Need::PullPlace
+                                | Need::PullDelete
+                                | Need::LeaveOut
+                        ),
+                        "{flow:?} {need:?} {entry:?}"
+                    );
+                }
+            }
+        }
+    }
 }

@@ -119,8 +119,8 @@ pub(super) struct Looks {
     pub(super) rescans_done: u64,
     /// Whether everything was looked at once, and nothing of that is left open.
     pub(super) is_known: bool,
-    /// Nodes that were parked in this life of the agent, and still are. Of others that are said to be, it
-    /// is not known before all was looked at.
+    /// Nodes that are parked as far as is known: they were in this life of the agent, and no attempt to bring
+    /// them back since has left that open.
     pub(super) parked: HashSet<NodeId>,
     /// Directories that were parked at an unclean stop. What the power took of them is found by the
     /// first look, as everywhere; afterwards it would pass for what a person did.
@@ -401,12 +401,8 @@ impl<T: Trees> Engine<T> {
             Look::Gone => match local {
                 // The root is the driver's to watch: a missing folder is not an empty one.
                 None => {}
-                // Parked in an earlier life of this agent, which may have ended before it knew that it was
-                // not any more: it may be elsewhere, or lost.
-                Some(local)
-                    if local.parked
-                        && !self.looks.is_known
-                        && !self.looks.parked.contains(&dir) => {}
+                // It may be elsewhere, or lost; when all was looked at, it is known.
+                Some(_) if !self.looks.is_known && self.was_parked_before(dir)? => {}
                 // The look was asked for where it was before, or only the move out of there will
                 // tell that it is gone.
                 Some(local) if local.parked => {
@@ -429,6 +425,23 @@ impl<T: Trees> Engine<T> {
             }
         }
         Ok(())
+    }
+
+    /// Returns whether a directory, or one above it, was parked in an earlier life of this agent, which may
+    /// have ended before it knew that it was not any more.
+    fn was_parked_before(&self, dir: NodeId) -> Result<bool, T::Error> {
+        let mut at = dir;
+        for _ in 0..100_000 {
+            let here = self.trees.look(at, |entry| {
+                entry.local.as_ref().map(|here| (here.parked, here.place.parent))
+            })?;
+            match here {
+                Some((true, _)) => return Ok(!self.looks.parked.contains(&at)),
+                Some((false, parent)) => at = parent,
+                None => return Ok(false),
+            }
+        }
+        Ok(false)
     }
 
     fn take_entries(
@@ -856,14 +869,17 @@ impl<T: Trees> Engine<T> {
         }
         for id in self.claims(found)? {
             let is_parked = self.trees.get(id)?.local.is_some_and(|local| local.parked);
-            if is_parked && !self.looks.is_known && self.looks.parked.contains(&id) {
-                // We parked it and did not look there since, so this is another name of it, or what was
-                // there before. It does not wait for the end of that, which may wait until all is known.
+            let is_dir = found.stat.kind == Some(Kind::Dir);
+            let is_known = self.looks.is_known;
+            if is_parked && self.looks.parked.contains(&id) && !(is_dir && is_known) {
+                // Only we move what is parked, so this is what was there before, which another look
+                // tells, or another name of it. That one does not wait for the end of the parking,
+                // which may wait until all is known, or for this very name.
                 continue;
             }
-            if is_parked && self.looks.is_known {
-                // Only we move what is parked, so this is what was there before; or a hard link to
-                // it, which waits until that is over.
+            if is_parked && is_known {
+                // What was there before; or it came back from where it was parked and that could not be
+                // told, which shows when it is to come back again.
                 let names = BTreeSet::from([name.clone()]);
                 self.looks.astray(*dir, self.now.ms + GONE_RECHECK_MS, Want::Names(names));
                 return Ok(true);

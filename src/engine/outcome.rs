@@ -146,6 +146,9 @@ impl<T: Trees> Engine<T> {
                     self.take_lost(id)?;
                     self.looks.rescan();
                 }
+                if is_parked && outcome == Outcome::Taken {
+                    self.looks.parked.insert(id);
+                }
                 self.look_again(id)?;
             }
             Outcome::NameImpossible { .. }
@@ -199,6 +202,8 @@ impl<T: Trees> Engine<T> {
                 self.agenda.retry(id, self.now.ms);
             }
             Outcome::Failed { reason } => {
+                // It may be there all the same.
+                self.looks.parked.remove(&id);
                 self.problem(subject, reason);
                 self.agenda.retry_slowly(id, self.now.ms);
             }

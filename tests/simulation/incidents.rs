@@ -272,3 +272,41 @@ fn what_the_power_takes_of_a_parked_directory_is_deleted_nowhere() {
         assert_trees(&mut world, 2, "c/ c/x/ c/x/a=1 c/x/new=2");
     }
 }
+
+/// Where a file is moved to, a person puts another name of it: that one does not wait for the file, which waits
+/// for its place.
+#[test]
+fn another_name_of_a_file_does_not_bar_its_way() {
+    for (seed, turns) in (0..40).flat_map(|seed| (0..12).map(move |turns| (seed, turns))) {
+        let mut world = World::new(seed, 2);
+        world.build(0, "b=1 d/ d/e/");
+        settle(&mut world);
+        world.script(0, "mv b t; mv d/e b; mv t d/e");
+        world.go_on(turns);
+        let tree = world.tree(1);
+        if !(tree.starts_with("b=1 ") && tree.contains("d/e/")) {
+            continue;
+        }
+        world.script(1, "rm d/e; ln b d/e");
+        settle(&mut world);
+    }
+}
+
+/// The agent dies before it knows that two directories that it parked are back in the folder, and a person
+/// deletes one of them meanwhile, of which something is moved away elsewhere.
+#[test]
+fn what_was_parked_in_an_earlier_life_and_is_gone_is_not_waited_for() {
+    for (seed, turns) in (0..40).flat_map(|seed| (0..16).map(move |turns| (seed, turns))) {
+        let mut world = World::new(seed, 2);
+        world.build(0, "c/ c/a=1 c/e/ c/e/a=2 d/ d/e/ d/e/b=3 e/ k=5");
+        settle(&mut world);
+        world.script(0, "mv d/e t; mv c d/e; mv t c");
+        world.go_on(turns);
+        world.kill(1);
+        if world.tree(1).contains("d/e/a=1") {
+            world.script(0, "mv d/e/e e/b; write e/b/a 4");
+            world.script(1, "rm d/e; rm k");
+        }
+        settle(&mut world);
+    }
+}
