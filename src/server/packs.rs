@@ -29,9 +29,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{IoSlice, IoSliceMut};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::Advice;
 
 use super::store::StoreError;
 use crate::checkup;
@@ -59,6 +62,12 @@ const WRITE_COUNT: usize = 512;
 /// The most bytes of one call. Linux 6.18 takes ten times as long for the same bytes in calls of 4 MiB
 /// (ext4, 2.8 s of CPU for 1 GiB instead of 0.28).
 const CALL_LEN_MAX: usize = 256 * 1024;
+
+/// So much of the newest pack's end stays in memory.
+const KEPT_IN_MEMORY: u64 = 64 * 1024 * 1024;
+
+/// So much is given back at once.
+const GIVE_BACK_LEN: u64 = 8 * 1024 * 1024;
 
 /// What a record holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -435,6 +444,8 @@ struct Current {
     path: PathBuf,
     end: u64,
     synced: bool,
+    /// Up to here the memory that holds it was given back.
+    given_back: u64,
 }
 
 /// Turns a stored record into what goes to a device.
@@ -487,8 +498,14 @@ impl PackWriter {
                         .write(true)
                         .open(&path)
                         .map_err(StoreError::file("open", &path))?;
-                    writer.current =
-                        Some(Current { number: newest, file, path, end, synced: true });
+                    writer.current = Some(Current {
+                        number: newest,
+                        file,
+                        path,
+                        end,
+                        synced: true,
+                        given_back: end,
+                    });
                 }
                 None => tracing::info!(
                     pack = newest,
@@ -572,7 +589,8 @@ impl PackWriter {
         file.write_all_at(&pack_header(self.newest), 0)
             .map_err(StoreError::file("write", &path))?;
         sync_dir(&self.packs.dir)?;
-        Ok(Current { number: self.newest, file, path, end: PACK_HEADER_LEN as u64, synced: false })
+        let end = PACK_HEADER_LEN as u64;
+        Ok(Current { number: self.newest, file, path, end, synced: false, given_back: 0 })
     }
 }
 
@@ -615,8 +633,23 @@ impl Current {
         if !self.synced {
             self.file.sync_data().map_err(StoreError::file("sync", &self.path))?;
             self.synced = true;
+            self.give_back();
         }
         Ok(())
+    }
+
+    /// Gives back the memory in which the system keeps what is on the disk, but for the newest, which
+    /// devices are about to ask for: an upload of gigabytes would push out everything else on the machine.
+    /// (In a virtual machine, ever new memory costs most of all: 2.6 s of CPU for 2 GiB instead of 0.6.)
+    fn give_back(&mut self) {
+        let upto = self.end.saturating_sub(KEPT_IN_MEMORY);
+        let Some(len) = NonZeroU64::new(upto.saturating_sub(self.given_back)) else { return };
+        if len.get() < GIVE_BACK_LEN {
+            return;
+        }
+        // Only advice.
+        let _ = rustix::fs::fadvise(&self.file, self.given_back, Some(len), Advice::DontNeed);
+        self.given_back = upto;
     }
 }
 

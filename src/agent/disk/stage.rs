@@ -1,5 +1,6 @@
 //! Writing a content to staging, chunk by chunk as they arrive, in any order.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
@@ -18,6 +19,9 @@ const SYNC_SELF_FROM: u64 = 1024 * 1024;
 
 /// The disk is asked to take so much at once.
 const ASK_EARLY_LEN: u64 = 8 * 1024 * 1024;
+
+/// So many pieces later the memory that a piece took is asked back: by then it is on the disk.
+const GIVE_BACK_AFTER: usize = 8;
 
 /// What was written and the disk was not yet asked to take: so many bytes, all of them between two offsets.
 #[derive(Debug)]
@@ -45,6 +49,8 @@ pub struct StagedFile {
     missing: usize,
     len: u64,
     unasked: Unasked,
+    /// The last pieces that the disk was asked to take: offset and length.
+    asked: VecDeque<(u64, Option<NonZeroU64>)>,
     is_finished: bool,
 }
 
@@ -92,6 +98,7 @@ impl StagedFile {
             is_written,
             len: content.len(),
             unasked: Unasked::default(),
+            asked: VecDeque::new(),
             is_finished: false,
         })
     }
@@ -135,8 +142,10 @@ impl StagedFile {
         Ok(())
     }
 
-    /// Has the system begin to write to the disk what has come, in long pieces. Left alone it would wait
-    /// until gigabytes are in memory, and the sync at the end for all of them.
+    /// Has the system begin to write to the disk what has come, in long pieces, and give back the memory of
+    /// what it has written. Left alone it would wait until gigabytes are in memory, and the sync at the end
+    /// for all of them; and take ever new memory for them from everything else on the machine. (In a virtual
+    /// machine that costs most of all: 2.6 s of CPU for 2 GiB instead of 0.6.)
     fn ask_early(&mut self, offset: u64, len: u64) {
         let unasked = &mut self.unasked;
         unasked.len += len;
@@ -146,9 +155,19 @@ impl StagedFile {
             return;
         }
         let Unasked { begin, end, .. } = std::mem::take(unasked);
-        // Only advice: whatever comes of it, the sync at the end counts.
-        let len = NonZeroU64::new(end.saturating_sub(begin));
-        let _ = rustix::fs::fadvise(&self.file, begin, len, Advice::DontNeed);
+        let piece = (begin, NonZeroU64::new(end.saturating_sub(begin)));
+        // Only advice: whatever comes of it, the sync at the end counts. It begins to write what is not
+        // written, and gives back what is.
+        let advise = |(begin, len)| {
+            let _ = rustix::fs::fadvise(&self.file, begin, len, Advice::DontNeed);
+        };
+        advise(piece);
+        self.asked.push_back(piece);
+        if self.asked.len() > GIVE_BACK_AFTER
+            && let Some(written) = self.asked.pop_front()
+        {
+            advise(written);
+        }
     }
 
     /// Takes the chunk at this index from an older version on this disk, where it is believed to be
