@@ -249,7 +249,7 @@ impl Bulk {
             Content::Chunk { id, len } if len <= inline_len_max => {
                 let (_, plain) = upload.group.pop().ok_or(TransferError::Wrong)?;
                 self.meter.moved(u64::from(len));
-                Some(spawn_blocking(move || pack(id, &plain)).await?)
+                Some(spawn_blocking(move || pack(id, plain)).await?)
             }
             _ => {
                 upload.finish().await?;

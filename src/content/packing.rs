@@ -55,15 +55,18 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Packs the bytes of a chunk, 1 to [`Content::CHUNK_LEN_MAX`] of them, whose id is known.
+/// Packs the bytes of a chunk, 1 to [`Content::CHUNK_LEN_MAX`] of them, whose id is known. Given a vector, it
+/// goes on in that when the bytes stay plain.
 #[must_use]
-pub fn pack(id: ChunkId, plain: &[u8]) -> ChunkData {
+pub fn pack<'plain>(id: ChunkId, plain: impl Into<Cow<'plain, [u8]>>) -> ChunkData {
+    let plain = plain.into();
     debug_assert!(!plain.is_empty() && plain.len() <= Content::CHUNK_LEN_MAX as usize);
-    let (codec, data) = match compress(plain) {
+    let plain_len = u32::try_from(plain.len()).unwrap_or(u32::MAX);
+    let (codec, data) = match compress(&plain) {
         Some(packed) => (Codec::Zstd, packed),
-        None => (Codec::Plain, plain.to_vec()),
+        None => (Codec::Plain, plain.into_owned()),
     };
-    ChunkData { id, plain_len: u32::try_from(plain.len()).unwrap_or(u32::MAX), codec, data }
+    ChunkData { id, plain_len, codec, data }
 }
 
 /// Returns the compressed bytes, unless they are hardly fewer or compressing fails.
@@ -76,9 +79,10 @@ fn compress(plain: &[u8]) -> Option<Vec<u8>> {
         SCRATCH.with_borrow_mut(|scratch| {
             // No room for more than is worth keeping: zstd gives up when it is used up.
             let most = plain.len() - plain.len().div_ceil(33);
-            scratch.clear();
-            scratch.resize(most, 0);
-            let len = compressor.compress_to_buffer(plain, scratch.as_mut_slice()).ok()?;
+            if scratch.len() < most {
+                scratch.resize(most, 0);
+            }
+            let len = compressor.compress_to_buffer(plain, &mut scratch[..most]).ok()?;
             Some(scratch[..len].to_vec())
         })
     })

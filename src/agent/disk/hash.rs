@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
@@ -155,12 +155,18 @@ impl OpenFile {
     /// # Errors
     /// [`Fault::Changed`] when there are not as many.
     pub fn read_at(&self, offset: u64, len: usize) -> Result<Vec<u8>, Fault> {
-        let mut bytes = vec![0; len];
-        match self.file.read_exact_at(&mut bytes, offset) {
-            Ok(()) => Ok(bytes),
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Err(Fault::Changed),
-            Err(error) => Err(super::folder::io_fault(error)),
+        // Into memory that nobody has filled with zeros first.
+        let mut bytes = Vec::with_capacity(len);
+        while bytes.len() < len {
+            let at = offset + bytes.len() as u64;
+            match rustix::io::pread(&self.file, spare_capacity(&mut bytes), at) {
+                Ok(0) => return Err(Fault::Changed),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(fault(error)),
+            }
         }
+        bytes.truncate(len);
+        Ok(bytes)
     }
 
     /// Reads a chunk at `offset`; nothing when other bytes are there.

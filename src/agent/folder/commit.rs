@@ -270,12 +270,12 @@ fn attach(cx: &Context, at: &Spot, expected: &Expected) -> Result<Option<ChunkDa
         return Ok(None);
     };
     if let Some(bytes) = cx.outgoing.get(id) {
-        return Ok(Some(pack(id, &bytes)));
+        return Ok(Some(pack(id, bytes.as_slice())));
     }
     let read =
         cx.folder.open_file(at, &expected.stat).and_then(|file| file.read_chunk_at(0, &id, len));
     match read {
-        Ok(Some(bytes)) => Ok(Some(pack(id, &bytes))),
+        Ok(Some(bytes)) => Ok(Some(pack(id, bytes))),
         Ok(None) | Err(Fault::NotFound | Fault::Changed | Fault::Gone(_)) => {
             Err(Committed::Changed)
         }

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::announce::Announcer;
@@ -70,6 +70,32 @@ impl Old {
 enum Stop {
     Uploaded(Uploaded),
     Call(CallError),
+}
+
+/// The puts of one file that are under way.
+#[derive(Default)]
+struct Puts {
+    running: JoinSet<Result<(), Stop>>,
+    /// Ends once the last of them has sent what it reads, or will not.
+    last_sent: Option<oneshot::Receiver<()>>,
+}
+
+impl Puts {
+    /// Takes in what became of those that are over.
+    fn look(&mut self) -> Result<(), Stop> {
+        while let Some(put) = self.running.try_join_next() {
+            finished(put)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for all.
+    async fn all(mut self) -> Result<(), Stop> {
+        while let Some(put) = self.running.join_next().await {
+            finished(put)?;
+        }
+        Ok(())
+    }
 }
 
 impl From<CallError> for Stop {
@@ -166,10 +192,10 @@ impl Upload {
             Some(Content::Chunk { id, len }) => {
                 let old = self.old(job.base).await?;
                 let extent = Extent::Chunk { id, len };
-                let mut puts = JoinSet::new();
+                let mut puts = Puts::default();
                 let chunks = chunks(&[extent], old.extents());
                 self.put_missing(job.node, &file, chunks, &mut puts).await?;
-                all_finished(puts).await
+                puts.all().await
             }
             Some(Content::List { id, .. }) => {
                 let drive = self.cx.drive;
@@ -242,12 +268,12 @@ impl Upload {
         self.cx.up.begin(job.node);
         self.cx.up.add(job.node, job.expected.stat.size.saturating_sub(len));
         let mut chunks = chunks.into_iter().peekable();
-        let mut puts = JoinSet::new();
+        let mut puts = Puts::default();
         while chunks.peek().is_some() {
             let turn = chunks.by_ref().take(IDS_MAX).collect();
             self.put_missing(job.node, file, turn, &mut puts).await?;
         }
-        all_finished(puts).await
+        puts.all().await
     }
 
     /// Begins to put those of the chunks, at most [`IDS_MAX`], that the drive lacks.
@@ -256,7 +282,7 @@ impl Upload {
         node: NodeId,
         file: &Arc<OpenFile>,
         chunks: Vec<NewChunk>,
-        puts: &mut JoinSet<Result<(), Stop>>,
+        puts: &mut Puts,
     ) -> Result<(), Stop> {
         if chunks.is_empty() {
             return Ok(());
@@ -290,28 +316,30 @@ impl Upload {
         Ok(())
     }
 
-    /// Begins to put a batch, once there is room for one more; takes in what became of earlier ones.
+    /// Begins to put a batch, once there is room for one more; takes in what became of earlier ones. What
+    /// several read at once is sent in the order of the file: on a slow line the other devices, which can only
+    /// be told how far it is from its beginning, would else stay behind by all that is under way.
     async fn put(
         &self,
         node: NodeId,
         file: &Arc<OpenFile>,
         batch: Vec<NewChunk>,
-        puts: &mut JoinSet<Result<(), Stop>>,
+        puts: &mut Puts,
     ) -> Result<(), Stop> {
-        while let Some(put) = puts.try_join_next() {
-            finished(put)?;
-        }
+        puts.look()?;
         let Ok(permit) = Arc::clone(&self.batches).acquire_owned().await else {
             return Ok(());
         };
         let (this, file) = (self.clone(), Arc::clone(file));
-        puts.spawn(async move {
+        let (sent, is_sent) = oneshot::channel();
+        let before = puts.last_sent.replace(is_sent);
+        puts.running.spawn(async move {
             let _permit = permit;
             let plain: u64 = batch.iter().map(|chunk| u64::from(chunk.len)).sum();
             let ids: Vec<ChunkId> = batch.iter().map(|chunk| chunk.id).collect();
             let (with_base, whole) = batch.into_iter().partition(|chunk| this.may_be_delta(chunk));
             let whole = this.put_deltas(&file, with_base, whole).await?;
-            this.put_whole(&file, whole).await?;
+            this.put_whole(&file, whole, before, sent).await?;
             this.cx.up.add(node, plain);
             if let Some(announcer) = &this.announcer {
                 announcer.stored(ids);
@@ -366,15 +394,28 @@ impl Upload {
         Ok(whole)
     }
 
-    async fn put_whole(&self, file: &Arc<OpenFile>, batch: Vec<NewChunk>) -> Result<(), Stop> {
+    /// Puts chunks as they are, once those `before` are sent; `sent` is dropped when these are.
+    async fn put_whole(
+        &self,
+        file: &Arc<OpenFile>,
+        batch: Vec<NewChunk>,
+        before: Option<oneshot::Receiver<()>>,
+        sent: oneshot::Sender<()>,
+    ) -> Result<(), Stop> {
         if batch.is_empty() {
             return Ok(());
         }
         let file = Arc::clone(file);
         let chunks = blocking(move || read(&file, &batch)).await??;
         let len: usize = chunks.iter().map(|chunk| chunk.data.len()).sum();
+        if let Some(before) = before {
+            // Its end is all that is waited for.
+            before.await.ok();
+        }
         self.cx.rates.up.pass(len as u64).await;
-        self.session.bulk.call(&PutChunks { drive: self.cx.drive, chunks }).await?;
+        let put = self.session.bulk.send(&PutChunks { drive: self.cx.drive, chunks }).await?;
+        drop(sent);
+        put.reply().await?;
         Ok(())
     }
 
@@ -405,14 +446,6 @@ impl Upload {
         }
         Ok(())
     }
-}
-
-/// Waits for all puts of a file.
-async fn all_finished(mut puts: JoinSet<Result<(), Stop>>) -> Result<(), Stop> {
-    while let Some(put) = puts.join_next().await {
-        finished(put)?;
-    }
-    Ok(())
 }
 
 fn finished(put: Result<Result<(), Stop>, tokio::task::JoinError>) -> Result<(), Stop> {
@@ -482,7 +515,7 @@ fn make_deltas(
 
 /// Reads and packs chunks. Blocks on the disk.
 fn read(file: &OpenFile, batch: &[NewChunk]) -> Result<Vec<ChunkData>, Stop> {
-    batch.iter().map(|chunk| Ok(pack(chunk.id, &read_chunk(file, chunk)?))).collect()
+    batch.iter().map(|chunk| Ok(pack(chunk.id, read_chunk(file, chunk)?))).collect()
 }
 
 fn read_chunk(file: &OpenFile, chunk: &NewChunk) -> Result<Vec<u8>, Stop> {

@@ -91,7 +91,7 @@ pub async fn undo(shared: &Arc<Shared>, drive: i64, put: PutDeltas) -> Result<Pr
                 StoreError::request(FailureCode::NotFound, "The drive lacks the base of a delta")
             })?;
             let plain = delta::apply(one, base).map_err(|error| malformed(error.to_string()))?;
-            records.push(lane::record(pack(one.id, &plain)));
+            records.push(lane::record(pack(one.id, plain)));
         }
         Ok(Prepared::Chunks(records))
     };
@@ -177,7 +177,7 @@ pub async fn get_deltas(shared: &Arc<Shared>, drive: i64, asked: GetDeltas) -> R
             let sums = bases.get(&wanted.base)?.map_or(BlockSums::NONE, BlockSums::of);
             match delta::make(id, &plain, &wanted.base, &sums) {
                 Some(delta) => reply.deltas.push(delta),
-                None => reply.chunks.push(pack(id, &plain)),
+                None => reply.chunks.push(pack(id, plain)),
             }
         }
         Ok(reply)
