@@ -12,7 +12,7 @@ const LEN: u64 = 32 * MIB;
 const RATE: u64 = 4_000_000;
 
 /// What of the bytes that A sent the server may not have confirmed yet, or A not have told of.
-const UNTOLD: u64 = 6 * MIB;
+const UNTOLD: u64 = 4 * MIB;
 
 /// So slow that the rest of a file takes longer than a test, while notes and answers still pass.
 const CRAWL: u64 = 20_000;

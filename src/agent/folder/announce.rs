@@ -22,8 +22,9 @@ const MISSING_MIN: u64 = 8 * 1024 * 1024;
 /// begins with it copies the rest from what it has, for nothing if no commit follows.
 const MISSING_SHARE: u64 = 8;
 
-/// The least time between two notes of one file.
-const NOTE_EVERY: Duration = Duration::from_millis(200);
+/// The least time between two notes of one file, of some sixty bytes each: what the others are behind for it
+/// when the upload ends.
+const NOTE_EVERY: Duration = Duration::from_millis(50);
 
 /// A note goes out this often even when nothing was stored: the upload is slow, not over.
 const SIGN_EVERY: Duration = Duration::from_secs(10);
