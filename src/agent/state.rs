@@ -27,7 +27,13 @@ use crate::model::{
 };
 
 /// The format written here, in `PRAGMA user_version`.
-const FORMAT: i32 = 1;
+const FORMAT: i32 = 2;
+
+/// The format before, in which the keys of names (see [`at_key`]) were made otherwise.
+const FORMAT_OF_OTHER_KEYS: i32 = 1;
+
+/// Entries that are given new keys at a time.
+const REKEYED_AT_A_TIME: usize = 1000;
 
 /// Entries of each of the two generations of the read cache: more than the engine has operations
 /// under way. An entry is about 600 bytes, so both generations full are about 5 MiB.
@@ -232,13 +238,19 @@ fn check_of(data: &[u8]) -> [u8; CHECK_LEN] {
 }
 
 fn decode(data: &[u8]) -> Result<Entry, String> {
-    let mut rest = data;
-    let stored: Stored<'static> =
-        rmp_serde::from_read(&mut rest).map_err(|error| error.to_string())?;
-    // Entries of earlier versions end without a check.
-    if !rest.is_empty() && rest != check_of(&data[..data.len() - rest.len()]) {
-        return Err("it is not what was written".to_owned());
-    }
+    let checked = data.split_last_chunk().filter(|(entry, check)| **check == check_of(entry));
+    let stored: Stored<'static> = match checked {
+        Some((entry, _)) => rmp_serde::from_slice(entry).map_err(|error| error.to_string())?,
+        None => {
+            let mut rest = data;
+            let stored = rmp_serde::from_read(&mut rest).map_err(|error| error.to_string())?;
+            // Entries of early versions end without a check.
+            if !rest.is_empty() {
+                return Err("it is not what was written".to_owned());
+            }
+            stored
+        }
+    };
     let remote = stored.remote.map(std::borrow::Cow::into_owned);
     let same = || {
         remote
@@ -270,49 +282,80 @@ fn decode(data: &[u8]) -> Result<Entry, String> {
 }
 
 /// Returns the index key of a name in a directory. Two names may share one: what an index finds is
-/// compared in full.
+/// compared in full. The names of a directory are beside each other in the index, so that looking
+/// through one, or writing one, takes few pages of it.
 fn at_key(parent: NodeId, name: &Name) -> i64 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(parent.as_bytes());
-    hasher.update(name.as_bytes());
     let mut key = [0; 8];
-    key.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    // Of an id, what is not the time it was made at differs most.
+    key[..4].copy_from_slice(&parent.as_bytes()[NodeId::LEN - 4..]);
+    key[4..].copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..4]);
     i64::from_be_bytes(key)
 }
 
-/// What the indexes hold of an entry.
-#[derive(Clone, PartialEq, Eq)]
-struct Keys {
-    local: Option<(NodeId, Option<i64>, i64)>,
-    remote: Option<(NodeId, i64)>,
+/// Which columns of an entry, beside `data` and `shared`, are others than before.
+#[derive(Clone, Copy)]
+struct Changed {
+    local: bool,
+    ino: bool,
+    remote: bool,
     dirty: bool,
     listed: bool,
     conflict: bool,
-    /// The content list of the file on this disk.
-    local_list: Option<ListId>,
 }
 
-impl Keys {
-    fn of(entry: &Entry) -> Self {
+impl Changed {
+    fn between(old: &Entry, new: &Entry) -> Self {
+        let local = local_spot(old) != local_spot(new);
         Self {
-            local: entry.local.as_ref().map(|local| {
-                let parent = local.place.parent;
-                let at = (!local.parked).then(|| at_key(parent, local.disk_name()));
-                (parent, at, local.stat.ino.cast_signed())
-            }),
-            remote: entry.remote.as_ref().map(|remote| {
-                let place = &remote.node.place;
-                (place.parent, at_key(place.parent, &place.name))
-            }),
-            dirty: entry.is_dirty(),
-            listed: lists_of(entry).next().is_some(),
-            conflict: entry
-                .local
-                .as_ref()
-                .is_some_and(|local| !local.parked && original_of(local.disk_name()).is_some()),
-            local_list: entry.local.as_ref().and_then(Local::list),
+            local,
+            ino: ino_of(old) != ino_of(new),
+            remote: remote_place(old) != remote_place(new),
+            dirty: old.is_dirty() != new.is_dirty(),
+            listed: is_listed(old) != is_listed(new),
+            conflict: local && is_conflict(old) != is_conflict(new),
         }
     }
+}
+
+/// Returns where a node is on this disk, and whether it is parked.
+fn local_spot(entry: &Entry) -> Option<(NodeId, &Name, bool)> {
+    let local = entry.local.as_ref()?;
+    Some((local.place.parent, local.disk_name(), local.parked))
+}
+
+fn local_at(entry: &Entry) -> Option<i64> {
+    let (parent, name, is_parked) = local_spot(entry)?;
+    (!is_parked).then(|| at_key(parent, name))
+}
+
+fn ino_of(entry: &Entry) -> Option<i64> {
+    entry.local.as_ref().map(|local| local.stat.ino.cast_signed())
+}
+
+fn remote_place(entry: &Entry) -> Option<&Place> {
+    entry.remote.as_ref().map(|remote| &remote.node.place)
+}
+
+fn remote_at(entry: &Entry) -> Option<i64> {
+    remote_place(entry).map(|place| at_key(place.parent, &place.name))
+}
+
+fn is_listed(entry: &Entry) -> bool {
+    lists_of(entry).next().is_some()
+}
+
+/// Returns whether its name on this disk is that of a conflict copy.
+fn is_conflict(entry: &Entry) -> bool {
+    local_spot(entry).is_some_and(|(_, name, is_parked)| !is_parked && original_of(name).is_some())
+}
+
+fn is_shared(entry: &Entry) -> bool {
+    entry.remote.is_some() || entry.synced.is_some()
+}
+
+/// Returns the content list of the file on this disk.
+fn local_list(entry: &Entry) -> Option<ListId> {
+    entry.local.as_ref().and_then(Local::list)
 }
 
 /// Returns the content lists an entry refers to.
@@ -483,7 +526,8 @@ impl SqliteTrees {
         let connection = Connection::open_with_flags(path, flags).map_err(fail)?;
         connection
             .execute_batch(
-                "PRAGMA journal_mode = WAL;
+                "PRAGMA locking_mode = EXCLUSIVE;
+                 PRAGMA journal_mode = WAL;
                  PRAGMA synchronous = FULL;
                  PRAGMA cache_size = -16384;
                  PRAGMA temp_store = MEMORY;
@@ -511,7 +555,7 @@ impl SqliteTrees {
                     .map_err(fail)?;
                 connection.execute_batch("COMMIT").map_err(fail)?;
             }
-            FORMAT => {
+            FORMAT_OF_OTHER_KEYS | FORMAT => {
                 let wrong: String = connection
                     .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
                     .map_err(fail)?;
@@ -560,6 +604,9 @@ impl SqliteTrees {
             is_unsynced: false,
             file: (metadata.dev(), metadata.ino()),
         };
+        if format == FORMAT_OF_OTHER_KEYS {
+            trees.rekey()?;
+        }
         if !has_lists {
             trees.list_all()?;
         }
@@ -571,12 +618,42 @@ impl SqliteTrees {
         Ok((trees, format == 0))
     }
 
+    /// Gives all entries the keys of this format.
+    fn rekey(&self) -> Result<(), StateError> {
+        let mut after = 0;
+        loop {
+            let rows: Vec<(i64, Vec<u8>)> = self
+                .connection
+                .prepare_cached("SELECT seq, data FROM entry WHERE seq > ?1 ORDER BY seq LIMIT ?2")
+                .and_then(|mut select| {
+                    let limit = row_limit(REKEYED_AT_A_TIME);
+                    select
+                        .query_map(params![after, limit], |row| Ok((row.get(0)?, row.get(1)?)))?
+                        .collect()
+                })
+                .map_err(|error| self.fail(error))?;
+            let Some((last, _)) = rows.last() else { break };
+            after = *last;
+            for (seq, data) in rows {
+                let entry = decode(&data)
+                    .map_err(|reason| self.damaged(format!("the entry {seq}: {reason}")))?;
+                self.connection
+                    .prepare_cached("UPDATE entry SET local_at = ?2, remote_at = ?3 WHERE seq = ?1")
+                    .and_then(|mut update| {
+                        update.execute(params![seq, local_at(&entry), remote_at(&entry)])
+                    })
+                    .map_err(|error| self.fail(error))?;
+            }
+        }
+        self.connection
+            .pragma_update(None, "user_version", FORMAT)
+            .map_err(|error| self.fail(error))
+    }
+
     /// Fills the table of larger files, which an earlier version did not keep.
     fn list_all(&self) -> Result<(), StateError> {
         for id in self.ids("SELECT id FROM entry WHERE listed ORDER BY seq", [])? {
-            if let Some(list) =
-                self.with(id, |_, entry| entry.local.as_ref().and_then(Local::list))?
-            {
+            if let Some(list) = self.with(id, |_, entry| local_list(entry))? {
                 self.set_list(id, None, Some(list))?;
             }
         }
@@ -642,26 +719,64 @@ impl SqliteTrees {
         if let Some((seq, entry)) = self.cache.borrow_mut().get(id) {
             return Ok(look(*seq, entry));
         }
-        let row: Option<(i64, Vec<u8>)> = self
+        let row: Option<(i64, Result<Entry, StateError>)> = self
             .connection
             .prepare_cached("SELECT seq, data FROM entry WHERE id = ?1")
             .and_then(|mut select| {
                 select
-                    .query_row(params![id.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?)))
+                    .query_row(params![id.as_bytes()], |row| {
+                        Ok((row.get(0)?, self.decoded(id, row.get_ref(1)?.as_blob()?)))
+                    })
                     .optional()
             })
             .map_err(|error| self.fail(error))?;
         let (seq, entry) = match row {
-            Some((seq, data)) => {
-                let entry = decode(&data)
-                    .map_err(|reason| self.damaged(format!("the entry of node {id}: {reason}")))?;
-                (Some(seq), entry)
-            }
+            Some((seq, entry)) => (Some(seq), entry?),
             None => (None, Entry::default()),
         };
         let looked = look(seq, &entry);
         self.cache.borrow_mut().insert(id, seq, Box::new(entry));
         Ok(looked)
+    }
+
+    /// Returns the nodes with a key that are there, sorted. Their entries are in the cache then: whoever
+    /// asks what is at a place goes on to ask what it is.
+    fn at(
+        &self,
+        sql: &str,
+        key: i64,
+        is_there: impl Fn(&Entry) -> bool,
+    ) -> Result<Vec<NodeId>, StateError> {
+        let mut at = Vec::new();
+        let mut select = self.connection.prepare_cached(sql).map_err(|error| self.fail(error))?;
+        let mut rows = select.query(params![key]).map_err(|error| self.fail(error))?;
+        while let Some(row) = rows.next().map_err(|error| self.fail(error))? {
+            let id = row.get(0).map(NodeId::from_bytes).map_err(|error| self.fail(error))?;
+            let mut cache = self.cache.borrow_mut();
+            let found = match cache.get(id) {
+                Some((_, entry)) => is_there(entry),
+                None => {
+                    let seq = row.get(1).map_err(|error| self.fail(error))?;
+                    let data = row
+                        .get_ref(2)
+                        .and_then(|data| Ok(data.as_blob()?))
+                        .map_err(|error| self.fail(error))?;
+                    let entry = self.decoded(id, data)?;
+                    let found = is_there(&entry);
+                    cache.insert(id, Some(seq), Box::new(entry));
+                    found
+                }
+            };
+            if found {
+                at.push(id);
+            }
+        }
+        at.sort_unstable();
+        Ok(at)
+    }
+
+    fn decoded(&self, id: NodeId, data: &[u8]) -> Result<Entry, StateError> {
+        decode(data).map_err(|reason| self.damaged(format!("the entry of node {id}: {reason}")))
     }
 
     fn ids(&self, sql: &str, params: impl rusqlite::Params) -> Result<Vec<NodeId>, StateError> {
@@ -673,78 +788,86 @@ impl SqliteTrees {
         Ok(rows.into_iter().map(NodeId::from_bytes).collect())
     }
 
+    /// Writes the row of a new entry; returns its position.
+    fn insert(&self, id: NodeId, new: &Entry) -> Result<i64, StateError> {
+        let data = encode(new).map_err(|reason| self.damaged(reason))?;
+        let remote = remote_place(new);
+        self.connection
+            .prepare_cached(
+                "INSERT INTO entry (seq, id, local_parent, local_at, ino, remote_parent,
+                 remote_at, dirty, shared, listed, conflict, data)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+            )
+            .and_then(|mut insert| {
+                insert.execute(params![
+                    self.next_seq,
+                    id.as_bytes(),
+                    local_spot(new).map(|(parent, ..)| *parent.as_bytes()),
+                    local_at(new),
+                    ino_of(new),
+                    remote.map(|place| *place.parent.as_bytes()),
+                    remote_at(new),
+                    new.is_dirty(),
+                    is_shared(new),
+                    is_listed(new),
+                    is_conflict(new),
+                    data
+                ])
+            })
+            .map_err(|error| self.fail(error))?;
+        Ok(self.next_seq)
+    }
+
     /// Writes what differs: an index is touched only when its columns change, because SQLite
     /// rewrites every index of which a column is named in the update.
-    fn write(&self, id: NodeId, old: Option<(i64, Keys)>, new: &Entry) -> Result<i64, StateError> {
+    fn update(&self, seq: i64, changed: Changed, new: &Entry) -> Result<(), StateError> {
         let data = encode(new).map_err(|reason| self.damaged(reason))?;
-        let keys = Keys::of(new);
-        let shared = new.remote.is_some() || new.synced.is_some();
-        let local_parent = keys.local.map(|(parent, ..)| *parent.as_bytes());
-        let local_at = keys.local.and_then(|(_, at, _)| at);
-        let ino = keys.local.map(|(.., ino)| ino);
-        let remote_parent = keys.remote.map(|(parent, _)| *parent.as_bytes());
-        let remote_at = keys.remote.map(|(_, at)| at);
-        let Some((seq, before)) = old else {
-            self.connection
-                .prepare_cached(
-                    "INSERT INTO entry (seq, id, local_parent, local_at, ino, remote_parent,
-                     remote_at, dirty, shared, listed, conflict, data)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
-                )
-                .and_then(|mut insert| {
-                    insert.execute(params![
-                        self.next_seq,
-                        id.as_bytes(),
-                        local_parent,
-                        local_at,
-                        ino,
-                        remote_parent,
-                        remote_at,
-                        keys.dirty,
-                        shared,
-                        keys.listed,
-                        keys.conflict,
-                        data
-                    ])
-                })
-                .map_err(|error| self.fail(error))?;
-            return Ok(self.next_seq);
+        let mut sql = "UPDATE entry SET data = ?, shared = ?".to_owned();
+        let parts = [
+            (changed.local, ", local_parent = ?, local_at = ?"),
+            (changed.ino, ", ino = ?"),
+            (changed.remote, ", remote_parent = ?, remote_at = ?"),
+            (changed.dirty, ", dirty = ?"),
+            (changed.listed, ", listed = ?"),
+            (changed.conflict, ", conflict = ?"),
+        ];
+        for (is_changed, part) in parts {
+            sql.push_str(if is_changed { part } else { "" });
+        }
+        sql.push_str(" WHERE seq = ?");
+        let update = || {
+            let mut update = self.connection.prepare_cached(&sql)?;
+            let mut count = 0;
+            let mut bind = |value: &dyn rusqlite::ToSql| {
+                count += 1;
+                update.raw_bind_parameter(count, value)
+            };
+            bind(&data)?;
+            bind(&is_shared(new))?;
+            if changed.local {
+                bind(&local_spot(new).map(|(parent, ..)| *parent.as_bytes()))?;
+                bind(&local_at(new))?;
+            }
+            if changed.ino {
+                bind(&ino_of(new))?;
+            }
+            if changed.remote {
+                bind(&remote_place(new).map(|place| *place.parent.as_bytes()))?;
+                bind(&remote_at(new))?;
+            }
+            if changed.dirty {
+                bind(&new.is_dirty())?;
+            }
+            if changed.listed {
+                bind(&is_listed(new))?;
+            }
+            if changed.conflict {
+                bind(&is_conflict(new))?;
+            }
+            bind(&seq)?;
+            update.raw_execute()
         };
-        let mut sets = "UPDATE entry SET data = :data, shared = :shared".to_owned();
-        let mut values: Vec<(&str, &dyn rusqlite::ToSql)> =
-            vec![(":seq", &seq), (":data", &data), (":shared", &shared)];
-        if before.local.map(|local| (local.0, local.1)) != keys.local.map(|l| (l.0, l.1)) {
-            sets.push_str(", local_parent = :local_parent, local_at = :local_at");
-            values.push((":local_parent", &local_parent));
-            values.push((":local_at", &local_at));
-        }
-        if before.local.map(|local| local.2) != ino {
-            sets.push_str(", ino = :ino");
-            values.push((":ino", &ino));
-        }
-        if before.remote != keys.remote {
-            sets.push_str(", remote_parent = :remote_parent, remote_at = :remote_at");
-            values.push((":remote_parent", &remote_parent));
-            values.push((":remote_at", &remote_at));
-        }
-        if before.dirty != keys.dirty {
-            sets.push_str(", dirty = :dirty");
-            values.push((":dirty", &keys.dirty));
-        }
-        if before.listed != keys.listed {
-            sets.push_str(", listed = :listed");
-            values.push((":listed", &keys.listed));
-        }
-        if before.conflict != keys.conflict {
-            sets.push_str(", conflict = :conflict");
-            values.push((":conflict", &keys.conflict));
-        }
-        sets.push_str(" WHERE seq = :seq");
-        self.connection
-            .prepare_cached(&sets)
-            .and_then(|mut update| update.execute(values.as_slice()))
-            .map_err(|error| self.fail(error))?;
-        Ok(seq)
+        update().map(drop).map_err(|error| self.fail(error))
     }
 
     /// Returns the content lists that some entry refers to, to drop the others.
@@ -841,20 +964,24 @@ impl Trees for SqliteTrees {
         self.with(id, |_, entry| look(entry))
     }
 
+    fn made(&mut self, id: NodeId) {
+        self.cache.borrow_mut().insert(id, None, Box::default());
+    }
+
     fn put(&mut self, id: NodeId, entry: &Entry) -> Result<(), StateError> {
         let mut totals = self.totals;
         let found = self.with(id, |seq, old| {
             (old != entry).then(|| {
                 totals.count(old, false);
                 totals.count(entry, true);
-                (seq, Keys::of(old))
+                (seq, local_list(old), Changed::between(old, entry))
             })
         })?;
-        let Some((seq, before)) = found else {
+        let Some((seq, list, changed)) = found else {
             return Ok(());
         };
         self.begin()?;
-        self.set_list(id, before.local_list, entry.local.as_ref().and_then(Local::list))?;
+        self.set_list(id, list, local_list(entry))?;
         let seq = match seq {
             Some(seq) if entry.is_empty() => {
                 self.connection
@@ -863,9 +990,12 @@ impl Trees for SqliteTrees {
                     .map_err(|error| self.fail(error))?;
                 None
             }
-            Some(seq) => Some(self.write(id, Some((seq, before)), entry)?),
+            Some(seq) => {
+                self.update(seq, changed, entry)?;
+                Some(seq)
+            }
             None => {
-                let seq = self.write(id, None, entry)?;
+                let seq = self.insert(id, entry)?;
                 self.next_seq += 1;
                 Some(seq)
             }
@@ -876,39 +1006,21 @@ impl Trees for SqliteTrees {
     }
 
     fn local_at(&self, parent: NodeId, disk_name: &Name) -> Result<Vec<NodeId>, StateError> {
-        let mut found = self
-            .ids("SELECT id FROM entry WHERE local_at = ?1", params![at_key(parent, disk_name)])?;
-        let mut at = Vec::with_capacity(found.len());
-        for id in found.drain(..) {
-            let is_there = self.with(id, |_, entry| {
-                entry.local.as_ref().is_some_and(|local| {
-                    !local.parked && local.place.parent == parent && local.disk_name() == disk_name
-                })
-            })?;
-            if is_there {
-                at.push(id);
-            }
-        }
-        at.sort_unstable();
-        Ok(at)
+        let sql = "SELECT id, seq, data FROM entry WHERE local_at = ?1";
+        self.at(sql, at_key(parent, disk_name), |entry| {
+            entry.local.as_ref().is_some_and(|local| {
+                !local.parked && local.place.parent == parent && local.disk_name() == disk_name
+            })
+        })
     }
 
     fn remote_at(&self, parent: NodeId, name: &Name) -> Result<Vec<NodeId>, StateError> {
-        let mut found =
-            self.ids("SELECT id FROM entry WHERE remote_at = ?1", params![at_key(parent, name)])?;
-        let mut at = Vec::with_capacity(found.len());
-        for id in found.drain(..) {
-            let is_there = self.with(id, |_, entry| {
-                entry.remote.as_ref().is_some_and(|remote| {
-                    remote.node.place.parent == parent && remote.node.place.name == *name
-                })
-            })?;
-            if is_there {
-                at.push(id);
-            }
-        }
-        at.sort_unstable();
-        Ok(at)
+        let sql = "SELECT id, seq, data FROM entry WHERE remote_at = ?1";
+        self.at(sql, at_key(parent, name), |entry| {
+            entry.remote.as_ref().is_some_and(|remote| {
+                remote.node.place.parent == parent && remote.node.place.name == *name
+            })
+        })
     }
 
     fn local_children(
@@ -950,7 +1062,7 @@ impl Trees for SqliteTrees {
         )?;
         for id in listed {
             // An earlier version may have changed the entry and left the table as it was.
-            let has = |entry: &Entry| entry.local.as_ref().and_then(Local::list) == Some(list);
+            let has = |entry: &Entry| local_list(entry) == Some(list);
             if self.look(id, has)? {
                 found.push(id);
             }

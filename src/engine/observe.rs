@@ -1065,7 +1065,9 @@ impl<T: Trees> Engine<T> {
 
     pub(super) fn fresh_id(&mut self) -> NodeId {
         let millis = u64::try_from(self.now.wall.as_millis()).unwrap_or(0);
-        self.ids.node_id(millis)
+        let id = self.ids.node_id(millis);
+        self.trees.made(id);
+        id
     }
 
     /// Returns whether what is in a directory of this disk was not looked at since an unclean stop: of what

@@ -424,6 +424,10 @@ pub trait Trees {
         RelPath::from_names(names)
     }
 
+    /// This id was made a moment ago, so nothing is known of the node: who asks all the same need not be
+    /// answered by a search.
+    fn made(&mut self, _id: NodeId) {}
+
     /// Replaces the entry of a node; an empty one removes it. Keeps the indexes and totals.
     ///
     /// # Errors

@@ -290,6 +290,46 @@ fn filled(path: &Path, count: u64) -> SqliteTrees {
 }
 
 #[test]
+fn a_database_of_the_first_format_is_brought_up_to_date() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.sqlite");
+    let trees = filled(&path, 2500);
+    let ids = trees.all(None, 10_000).unwrap();
+    let entries: Vec<Entry> = ids.iter().map(|id| trees.get(*id).unwrap()).collect();
+    // The keys were others, of which none is one of today's.
+    trees
+        .connection
+        .execute_batch(
+            "UPDATE entry SET local_at = seq WHERE local_at IS NOT NULL;
+             UPDATE entry SET remote_at = -seq WHERE remote_at IS NOT NULL;
+             PRAGMA user_version = 1;",
+        )
+        .unwrap();
+    drop(trees);
+    for _ in 0..2 {
+        let trees = open(&path);
+        assert!(trees.meta().linked);
+        for (id, entry) in ids.iter().zip(&entries) {
+            assert_eq!(trees.get(*id).unwrap(), *entry);
+            let local = entry.local.as_ref().unwrap();
+            let there = trees.local_at(local.place.parent, local.disk_name()).unwrap();
+            assert_eq!(there.contains(id), !local.parked);
+            let place = &entry.remote.as_ref().unwrap().node.place;
+            assert_eq!(trees.remote_at(place.parent, &place.name).unwrap(), [*id]);
+        }
+    }
+    let connection = Connection::open(&path).unwrap();
+    let format: i32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+    assert_eq!(format, FORMAT);
+    // One that is damaged is set aside by that, as ever.
+    connection
+        .execute_batch("UPDATE entry SET data = x'00' WHERE seq = 1234; PRAGMA user_version = 1;")
+        .unwrap();
+    drop(connection);
+    assert!(SqliteTrees::open(&path, FOLDER, DRIVE).unwrap().set_aside.is_some());
+}
+
+#[test]
 fn damage_in_any_page_is_found_before_it_does_harm() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.sqlite");
@@ -331,7 +371,7 @@ fn damage_in_any_page_is_found_before_it_does_harm() {
 fn another_database_in_its_place_is_damage_too() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.sqlite");
-    for format in [-3, 0, 1] {
+    for format in [-3, 0, 1, 2] {
         let connection = Connection::open(&path).unwrap();
         connection.execute_batch("CREATE TABLE meta (other)").unwrap();
         connection.pragma_update(None, "user_version", format).unwrap();
@@ -397,7 +437,7 @@ fn a_newer_or_foreign_database_is_refused_and_left_alone() {
     assert_eq!(
         error.to_string(),
         format!(
-            "The state database {path:?} has format 9, but this version reads up to 1: \
+            "The state database {path:?} has format 9, but this version reads up to 2: \
              upgrade picloud on this device"
         )
     );
