@@ -181,7 +181,7 @@ impl Shop {
                     codec: 0,
                     plain_len: len,
                     id: *id.as_bytes(),
-                    data: plain,
+                    data: plain.into(),
                 });
             }
             let node = self.ids.node_id(u64::from(self.made));

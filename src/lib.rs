@@ -9,6 +9,7 @@ pub mod cli;
 pub mod client;
 pub mod content;
 pub mod engine;
+mod heap;
 pub mod model;
 pub mod protocol;
 pub mod server;

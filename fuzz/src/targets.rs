@@ -485,7 +485,7 @@ fn deltas(bytes: &[u8]) {
     let sums = BlockSums { block_len: 512 * (u32::from(c) + 1), sums: base.to_vec() };
     drop(delta::make(id, rest, &[], &sums));
     if let Some(delta) = delta::make(id, rest, &[], &BlockSums::of(base)) {
-        assert_eq!(delta::apply(&delta, base).expect("a delta can be applied"), rest);
+        assert_eq!(*delta::apply(&delta, base).expect("a delta can be applied"), *rest);
     }
 }
 
@@ -501,7 +501,7 @@ fn packing(bytes: &[u8]) {
     if !data.is_empty() {
         // What we pack can be opened, and lies about it are found out.
         let packed = pack(ChunkId::of(data), data);
-        assert_eq!(unpack(&packed).expect("what is packed can be opened"), data);
+        assert_eq!(*unpack(&packed).expect("what is packed can be opened"), *data);
         let mut lie = packed.clone();
         lie.plain_len = lie.plain_len.wrapping_add(stated | 1);
         assert!(unpack(&lie).is_err());

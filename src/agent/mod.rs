@@ -12,7 +12,6 @@ pub mod credentials;
 pub mod disk;
 pub(crate) mod durable;
 mod folder;
-mod heap;
 pub mod ignore;
 pub mod left_out;
 pub mod lists;

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ChunkData, ChunkId, Content};
+use crate::model::{Checked, ChunkData, ChunkId, Content};
 
 use super::packing::{self, UnpackError};
 
@@ -254,7 +254,7 @@ fn steps(plain: &[u8], sums: &BlockSums) -> Option<Vec<Step>> {
 ///
 /// # Errors
 /// When they are not.
-pub fn apply(delta: &ChunkDelta, base: &[u8]) -> Result<Vec<u8>, DeltaError> {
+pub fn apply(delta: &ChunkDelta, base: &[u8]) -> Result<Checked<'static>, DeltaError> {
     let id = delta.id;
     let malformed = || DeltaError::Malformed { id };
     if delta.plain_len == 0 || delta.plain_len > Content::CHUNK_LEN_MAX {
@@ -282,8 +282,7 @@ pub fn apply(delta: &ChunkDelta, base: &[u8]) -> Result<Vec<u8>, DeltaError> {
     if plain.len() != delta.plain_len as usize || !new.is_empty() {
         return Err(malformed());
     }
-    let found = ChunkId::of(&plain);
-    if found == id { Ok(plain) } else { Err(DeltaError::Id { id, found }) }
+    Checked::new(id, plain).map_err(|found| DeltaError::Id { id, found })
 }
 
 #[cfg(test)]
@@ -322,7 +321,7 @@ mod tests {
             let delta = delta(&base, &plain).unwrap();
             let len = delta.steps.data.len();
             assert!(len < new_max + 200, "{len} for at most {new_max} new bytes");
-            assert!(apply(&delta, &base).unwrap() == plain);
+            assert!(*apply(&delta, &base).unwrap() == plain);
         }
     }
 
@@ -349,7 +348,7 @@ mod tests {
             (b"ab".repeat(1 << 19), b"ba".repeat(1 << 19)),
         ] {
             let delta = delta(&base, &plain).unwrap();
-            assert!(apply(&delta, &base).unwrap() == plain);
+            assert!(*apply(&delta, &base).unwrap() == plain);
         }
     }
 
@@ -367,7 +366,7 @@ mod tests {
             let lie = ChunkDelta { plain_len, ..good.clone() };
             assert!(matches!(apply(&lie, &base), Err(DeltaError::Malformed { .. })));
         }
-        let encoded = packing::unpack(&good.steps).unwrap().into_owned();
+        let encoded = packing::unpack(&good.steps).unwrap().into_vec();
         for at in 0..(4 + 3 * STEP_LEN).min(encoded.len()) {
             for value in [0, 1, 0x7f, 0xff] {
                 let mut changed = encoded.clone();
@@ -375,7 +374,7 @@ mod tests {
                 let steps = packing::pack(ChunkId::of(&changed), &changed);
                 let lie = ChunkDelta { steps, ..good.clone() };
                 if let Ok(made) = apply(&lie, &base) {
-                    assert!(made == plain);
+                    assert!(*made == plain);
                 }
             }
         }
@@ -396,7 +395,7 @@ mod tests {
                 plain.splice(at..end, noise(n as u64, new));
             }
             if let Some(delta) = delta(&base, &plain) {
-                prop_assert!(apply(&delta, &base).unwrap() == plain);
+                prop_assert!(*apply(&delta, &base).unwrap() == plain);
             }
         }
     }

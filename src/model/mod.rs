@@ -6,6 +6,7 @@
 
 mod batch;
 mod change;
+mod checked;
 mod chunk;
 mod conflict;
 mod content;
@@ -24,6 +25,7 @@ mod usage;
 
 pub use batch::{BatchId, BatchIdError};
 pub use change::{Change, ChangeOp, Refusal};
+pub use checked::Checked;
 pub use chunk::{ChunkData, Codec};
 pub use conflict::{
     CopyName, conflict_name, kept_name, original_of, read_copy_name, restored_name,

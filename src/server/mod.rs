@@ -15,6 +15,7 @@ mod hub;
 pub mod log;
 mod metrics;
 pub mod packs;
+mod recent;
 pub mod rules;
 pub mod service;
 mod session;
@@ -33,6 +34,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
+use crate::heap;
 use crate::model::{Fingerprint, JoinLink};
 use crate::protocol::{ALPN, AcceptError, ServerConnection};
 use admin::IdentityError;
@@ -44,6 +46,9 @@ use store::{Layout, Store, StoreError};
 
 /// Name and version, for the hello.
 const PROGRAM: &str = concat!("picloud-server/", env!("CARGO_PKG_VERSION"));
+
+/// How long nothing must be asked for until the memory is given back that is kept for it.
+const REST_PERIOD: Duration = Duration::from_secs(3);
 
 /// How often it is looked whether another process revoked a device.
 const NOTICE_PERIOD: Duration = Duration::from_secs(1);
@@ -270,6 +275,7 @@ async fn listen_until(
 ) {
     let mut connections = JoinSet::new();
     let watching = tokio::spawn(watch_for_notices(Arc::clone(&shared)));
+    let resting = tokio::spawn(rest(Arc::clone(&shared)));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -296,6 +302,7 @@ async fn listen_until(
     }
     drop(listener);
     watching.abort();
+    resting.abort();
     shared.hub.close();
     let ended = async { while connections.join_next().await.is_some() {} };
     if timeout(STOP_PATIENCE, ended).await.is_err() {
@@ -325,6 +332,18 @@ async fn converse(
             tracing::warn!(%peer, %error, "not accepted");
         }
         Err(error) => tracing::info!(%peer, %error, "not accepted"),
+    }
+}
+
+/// Gives back the memory that made work fast, when there is none.
+async fn rest(shared: Arc<Shared>) {
+    let mut ticks = interval(REST_PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if shared.store.packs().rest() {
+            heap::give_back();
+        }
     }
 }
 

@@ -28,14 +28,17 @@
 //! |     56 |    … | the stored bytes                                        |
 
 use std::fs::{File, OpenOptions};
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSlice;
 use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::Advice;
+use rustix::io::Errno;
 
+use super::recent::Recent;
 use super::store::StoreError;
 use crate::checkup;
 use crate::model::{ChunkData, ChunkId, Codec};
@@ -90,7 +93,7 @@ pub struct Record {
     /// The chunk's or list's id.
     pub id: [u8; 32],
     /// The packed bytes.
-    pub data: Vec<u8>,
+    pub data: Arc<Vec<u8>>,
 }
 
 /// Where a record lies.
@@ -170,6 +173,7 @@ pub struct Packs {
     dir: PathBuf,
     /// Open packs, the most recently used last. Never held over a file operation.
     open: Mutex<Vec<(u32, Arc<File>)>>,
+    recent: Recent,
 }
 
 impl Packs {
@@ -190,7 +194,7 @@ impl Packs {
     /// Takes the packs of a directory that need not be there.
     #[must_use]
     pub fn at(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), open: Mutex::new(Vec::new()) }
+        Self { dir: dir.to_owned(), open: Mutex::default(), recent: Recent::default() }
     }
 
     /// Returns where a record ends in its pack.
@@ -281,10 +285,12 @@ impl Packs {
         if stored_len > LIST_LEN_MAX {
             return Err(self.damaged(at));
         }
+        if let Some(record) = self.recent.get(at).filter(|record| record.id == *id) {
+            return Ok(record);
+        }
         let file = self.file(at.pack)?;
         let mut bytes = [0; RECORD_HEADER_LEN];
-        let mut data = vec![0; stored_len];
-        read_exact_two(&file, &mut bytes, &mut data, at.offset)
+        let data = read_record(&file, &mut bytes, stored_len, at.offset)
             .map_err(StoreError::file("read", &self.path(at.pack)))?;
         let header = RecordHeader::decode(&bytes)
             .filter(|header| header.stored_len == at.stored_len && header.id == *id)
@@ -297,8 +303,14 @@ impl Packs {
             codec: header.codec,
             plain_len: header.plain_len,
             id: header.id,
-            data,
+            data: Arc::new(data),
         })
+    }
+
+    /// Drops what is kept in memory of the packs, unless it was used since the last call. Returns whether
+    /// there was something to drop.
+    pub fn rest(&self) -> bool {
+        self.recent.rest()
     }
 
     /// Reads a part of a record's stored bytes. The record's check covers the whole only, so the
@@ -382,29 +394,26 @@ fn sync_dir(dir: &Path) -> Result<(), StoreError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(StoreError::file("sync", dir))
 }
 
-/// Fills two buffers with the bytes from an offset on, in one call where the system gives them at once.
-fn read_exact_two(
+/// Reads a record's header, and its stored bytes into memory that nobody has filled with zeros first.
+fn read_record(
     file: &File,
-    first: &mut [u8],
-    second: &mut [u8],
+    header: &mut [u8; RECORD_HEADER_LEN],
+    stored_len: usize,
     offset: u64,
-) -> std::io::Result<()> {
-    let (first_len, second_len) = (first.len(), second.len());
-    let read = loop {
-        let mut parts = [IoSliceMut::new(first), IoSliceMut::new(second)];
-        match rustix::io::preadv(file, &mut parts, offset) {
-            Err(rustix::io::Errno::INTR) => {}
-            read => break read?,
+) -> std::io::Result<Vec<u8>> {
+    file.read_exact_at(header, offset)?;
+    let begin = offset + RECORD_HEADER_LEN as u64;
+    let mut data = Vec::with_capacity(stored_len);
+    while data.len() < stored_len {
+        let at = begin + data.len() as u64;
+        match rustix::io::pread(file, spare_capacity(&mut data), at) {
+            Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
-    };
-    if read < first_len {
-        file.read_exact_at(&mut first[read..], offset + read as u64)?;
     }
-    let read = read.saturating_sub(first_len);
-    if read < second_len {
-        file.read_exact_at(&mut second[read..], offset + (first_len + read) as u64)?;
-    }
-    Ok(())
+    data.truncate(stored_len);
+    Ok(data)
 }
 
 /// Writes buffers one after the other from an offset on, all of them, in calls of at most
@@ -457,7 +466,7 @@ pub fn chunk_data(record: Record) -> Result<ChunkData, StoreError> {
         id: ChunkId::from_bytes(record.id),
         plain_len: record.plain_len,
         codec: Codec::try_from(record.codec).map_err(StoreError::Damaged)?,
-        data: record.data,
+        data: Arc::unwrap_or_clone(record.data),
     })
 }
 
@@ -526,9 +535,14 @@ impl PackWriter {
             records.iter().map(|record| (RECORD_HEADER_LEN + record.data.len()) as u64).sum();
         self.check_room(total)?;
         let result = self.try_append(records);
-        if result.is_err() {
+        match &result {
+            Ok(locations) => {
+                for (record, at) in records.iter().zip(locations) {
+                    self.packs.recent.put(*at, record);
+                }
+            }
             // The end of the pack is now unknown, after a failed sync even its bytes are: leave it.
-            self.current = None;
+            Err(_) => self.current = None,
         }
         result
     }
@@ -663,7 +677,7 @@ mod tests {
             codec: 0,
             plain_len: u32::try_from(word.len()).unwrap(),
             id: *blake3::hash(word.as_bytes()).as_bytes(),
-            data: word.into(),
+            data: Arc::new(word.into()),
         }
     }
 
@@ -671,6 +685,12 @@ mod tests {
         let packs = Arc::new(Packs::open(&dir.join("packs")).unwrap());
         let writer = PackWriter::open(Arc::clone(&packs), 0).unwrap();
         (packs, writer)
+    }
+
+    /// What is read from now on is read from the disk.
+    fn forget(packs: &Packs) {
+        packs.rest();
+        packs.rest();
     }
 
     #[test]
@@ -681,8 +701,15 @@ mod tests {
         let records: Vec<_> = (0..20).map(|n| record(&format!("chunk {n}"))).collect();
         let locations = writer.append(&records.iter().collect::<Vec<_>>()).unwrap();
         assert!(locations.iter().any(|at| at.pack > 1));
-        for (record, at) in records.iter().zip(&locations) {
-            assert_eq!(packs.read(*at, &record.id).unwrap().data, record.data);
+        // First from memory, then from the disk.
+        for _ in 0..2 {
+            for (record, at) in records.iter().zip(&locations) {
+                let read = packs.read(*at, &record.id).unwrap();
+                assert_eq!(read.data, record.data);
+                let known = (record.codec, record.plain_len, record.id);
+                assert_eq!((read.codec, read.plain_len, read.id), known);
+            }
+            forget(&packs);
         }
         assert_eq!(packs.read_part(locations[0], 2, 100).unwrap(), b"unk 0");
         assert!(packs.read(locations[0], &records[1].id).is_err(), "another id");
@@ -707,8 +734,8 @@ mod tests {
             let at = writer.append(&[&three]).unwrap()[0];
             assert_eq!(at.pack, 2, "a torn end of {} bytes", torn.len());
             assert_eq!(std::fs::read(&path).unwrap(), torn, "nothing is repaired away");
-            assert_eq!(packs.read(at_one, &one.id).unwrap().data, b"one");
-            assert_eq!(packs.read(at, &three.id).unwrap().data, b"three");
+            assert_eq!(packs.read(at_one, &one.id).unwrap().data.as_slice(), b"one");
+            assert_eq!(packs.read(at, &three.id).unwrap().data.as_slice(), b"three");
             std::fs::remove_file(dir.path().join("packs/0000000002.pack")).unwrap();
         }
     }
@@ -719,6 +746,7 @@ mod tests {
         let (packs, mut writer) = open(dir.path());
         let one = record("one");
         let at = writer.append(&[&one]).unwrap()[0];
+        forget(&packs);
         let path = dir.path().join("packs/0000000001.pack");
         let whole = std::fs::read(&path).unwrap();
         for byte in usize::try_from(at.offset).unwrap()..whole.len() {
@@ -738,7 +766,7 @@ mod tests {
         assert!(matches!(writer.append(&[&one]), Err(StoreError::DiskFull)));
         writer.free_min = 0;
         let at = writer.append(&[&one]).unwrap()[0];
-        assert_eq!(packs.read(at, &one.id).unwrap().data, b"one");
+        assert_eq!(packs.read(at, &one.id).unwrap().data.as_slice(), b"one");
     }
 
     #[test]

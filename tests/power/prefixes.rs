@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use picloud::content::unpack;
 use picloud::model::{
@@ -203,9 +204,14 @@ fn read_chunk(
     let row = metadata.chunk(drive, id)?.ok_or_else(|| damaged("a chunk is not there"))?;
     let record = packs.read(row.at, id.as_bytes())?;
     let codec = Codec::try_from(record.codec).map_err(StoreError::Damaged)?;
-    let chunk = ChunkData { id, plain_len: record.plain_len, codec, data: record.data };
+    let chunk = ChunkData {
+        id,
+        plain_len: record.plain_len,
+        codec,
+        data: Arc::unwrap_or_clone(record.data),
+    };
     let plain = unpack(&chunk).map_err(|error| damaged(&error.to_string()))?;
-    Ok(plain.into_owned())
+    Ok(plain.into_vec())
 }
 
 fn damaged(what: &str) -> StoreError {

@@ -253,14 +253,14 @@ impl Device {
         }
         let payload = match (&op, payload) {
             // Larger contents come to staging before, by a way of their own.
-            (DiskOp::Write { attrs, mtime, .. }, Payload::Bytes(bytes)) if rng.chance(30) => {
+            (DiskOp::Write { attrs, mtime, .. }, Payload::Chunk(chunk)) if rng.chance(30) => {
                 self.staged += 1;
                 let part = name(&format!("w{}-{}.part", self.incarnation, self.staged));
                 let staging = {
                     use picloud::engine::folder::Folder as _;
                     self.folder.own_dir(Own::Staging)
                 };
-                let text = String::from_utf8(bytes).unwrap();
+                let text = String::from_utf8(chunk.into_vec()).unwrap();
                 let mut disk = self.disk.borrow_mut();
                 if disk.trouble == Some(Trouble::Full) {
                     drop(disk);

@@ -11,7 +11,8 @@ use picloud::engine::seam::{Action, Committed, DiskOp, Event, JournalPage, Outco
 use picloud::engine::trees::{LocalBody, Trees as _};
 use picloud::engine::why::{Step as Next, Why};
 use picloud::model::{
-    BatchId, Change, Content, Flow, Name, NodeId, RelPath, Rev, Timestamp, Usage, Versioned,
+    BatchId, Change, Checked, Content, Flow, Name, NodeId, RelPath, Rev, Timestamp, Usage,
+    Versioned,
 };
 use picloud::protocol::message::ChangeResult;
 use picloud::server::rules::undo::{self, History as _, How, Made};
@@ -1226,10 +1227,10 @@ impl World {
             self.failure.get_or_insert(Failure::new("who only sends is left alone", text));
         }
         let payload = match &op {
-            DiskOp::Write { content: Content::Empty, .. } => Payload::Bytes(Vec::new()),
+            DiskOp::Write { content: Content::Empty, .. } => Payload::Empty,
             DiskOp::Write { content, .. } => match self.contents.get(&key(content)) {
                 Some(text) if self.devices[n].online && !self.devices[n].is_half_open => {
-                    Payload::Bytes(text.clone().into_bytes())
+                    Payload::Chunk(Checked::of(text.clone().into_bytes()))
                 }
                 _ => {
                     let reason = "no connection".to_owned();

@@ -13,7 +13,7 @@ use super::{fault, stat_of};
 use crate::content::{ChunkError, Chunker};
 use crate::engine::folder::Fault;
 use crate::engine::seam::{Hashed, Spot, Stat};
-use crate::model::{ChunkId, Content, ContentList, Extent, Kind, Name, Timestamp};
+use crate::model::{Checked, ChunkId, Content, ContentList, Extent, Kind, Name, Timestamp};
 use crate::protocol::limits::INLINE_LEN_MAX;
 
 /// Changed within this time before it was read, a file may change once more without a trace: some
@@ -178,10 +178,10 @@ impl OpenFile {
         offset: u64,
         id: &ChunkId,
         len: u32,
-    ) -> Result<Option<Vec<u8>>, Fault> {
+    ) -> Result<Option<Checked<'static>>, Fault> {
         match self.read_at(offset, len as usize) {
-            Ok(bytes) if ChunkId::of(&bytes) == *id => Ok(Some(bytes)),
-            Ok(_) | Err(Fault::Changed) => Ok(None),
+            Ok(bytes) => Ok(Checked::new(*id, bytes).ok()),
+            Err(Fault::Changed) => Ok(None),
             Err(fault) => Err(fault),
         }
     }

@@ -156,8 +156,8 @@ fn run(mut report: impl FnMut(Report), mut applier: Applier<DiskFolder>, queue: 
 /// Takes what is waiting already; returns whether more may come.
 fn gather(queue: &Receiver<Job>, batch: &mut Vec<Job>) -> bool {
     let len = |job: &Job| match &job.payload {
-        Payload::Bytes(bytes) => bytes.len(),
-        Payload::None | Payload::Staged { .. } => 0,
+        Payload::Chunk(chunk) => chunk.len(),
+        Payload::None | Payload::Empty | Payload::Staged { .. } => 0,
     };
     let mut total: usize = batch.iter().map(len).sum();
     while batch.len() < BATCH_MAX && total < BATCH_LEN_MAX {

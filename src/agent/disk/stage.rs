@@ -11,7 +11,7 @@ use super::folder::{DiskFolder, create, io_fault, set_on};
 use super::hash::OpenFile;
 use crate::engine::apply::Payload;
 use crate::engine::folder::{Fault, Folder, Own};
-use crate::model::{Attrs, ChunkId, Content, ContentList, Extent, Name, Timestamp};
+use crate::model::{Attrs, Checked, Content, ContentList, Extent, Name, Timestamp};
 
 /// A file from this length on is made durable by its writer, so that the pool, which places small
 /// files too, need not wait for it.
@@ -124,13 +124,13 @@ impl StagedFile {
     ///
     /// # Errors
     /// When these are not its bytes, or the disk does not take them.
-    pub fn write(&mut self, index: usize, bytes: &[u8]) -> Result<(), Fault> {
+    pub fn write(&mut self, index: usize, bytes: &Checked<'_>) -> Result<(), Fault> {
         let (Some(Extent::Chunk { id, len }), Some(offset)) =
             (self.extents.get(index), self.offsets.get(index))
         else {
             return Err(Fault::Other(format!("There is no chunk {index} in this content")));
         };
-        if bytes.len() != *len as usize || ChunkId::of(bytes) != *id {
+        if bytes.len() != *len as usize || bytes.id() != *id {
             return Err(Fault::Other(format!("Bytes received are not those of chunk {id}")));
         }
         self.file.write_all_at(bytes, *offset).map_err(io_fault)?;

@@ -19,7 +19,7 @@ use crate::engine::apply::{Applier, GRACE, Job, Payload};
 use crate::engine::folder::{Fault, Folder, FolderGone, Own, Rename};
 use crate::engine::seam::{DirRef, DiskOp, Expected, Hashed, Look, Outcome, Spot, Stat};
 use crate::model::{
-    Attrs, Content, DriveId, Extent, FolderId, Kind, Name, NodeId, RelPath, Timestamp,
+    Attrs, Checked, Content, DriveId, Extent, FolderId, Kind, Name, NodeId, RelPath, Timestamp,
 };
 
 const TODAY: &str = "2026-11-23";
@@ -132,6 +132,10 @@ fn apply_with<F: Folder>(
     Ok(outcomes.remove(0).1)
 }
 
+fn payload_of(bytes: &[u8]) -> Payload {
+    if bytes.is_empty() { Payload::Empty } else { Payload::Chunk(Checked::of(bytes.to_vec())) }
+}
+
 fn write_op(at: Spot, bytes: &[u8], over: Option<Expected>, keep: bool) -> (DiskOp, Payload) {
     let op = DiskOp::Write {
         at,
@@ -141,7 +145,7 @@ fn write_op(at: Spot, bytes: &[u8], over: Option<Expected>, keep: bool) -> (Disk
         over,
         keep,
     };
-    (op, Payload::Bytes(bytes.to_vec()))
+    (op, payload_of(bytes))
 }
 
 fn stat_done(outcome: &Outcome) -> Stat {
@@ -363,14 +367,14 @@ fn a_file_gets_its_bytes_mode_and_time_to_the_nanosecond() {
             over: None,
             keep: false,
         };
-        let outcome = world.apply(op, Payload::Bytes(b"hello".to_vec()));
+        let outcome = world.apply(op, payload_of(b"hello"));
         let stat = stat_done(&outcome);
         assert_eq!((stat.mtime, stat.attrs.mode, stat.size), (mtime, mode, 5));
         assert_eq!(world.expected(&path).stat, stat);
     }
     // Bytes that are not those of the content are never placed.
     let (op, _) = write_op(world.at("bad"), b"right", None, false);
-    let outcome = world.apply(op, Payload::Bytes(b"wrong".to_vec()));
+    let outcome = world.apply(op, payload_of(b"wrong"));
     assert!(matches!(outcome, Outcome::Failed { .. }), "{outcome:?}");
     assert!(!world.path("bad").exists());
     assert_eq!(world.leftovers(), Vec::<PathBuf>::new());
@@ -410,11 +414,11 @@ fn a_large_file_is_staged_in_any_order_and_holes_stay_holes() {
             continue;
         };
         let chunk = chunks.pop().unwrap();
-        assert!(staged.write(index, b"other bytes").is_err());
+        assert!(staged.write(index, &Checked::of(b"other bytes")).is_err());
         if staged.copy(index, &old, *offset).unwrap() {
             from_old += 1;
         } else {
-            staged.write(index, &chunk).unwrap();
+            staged.write(index, &Checked::of(chunk)).unwrap();
         }
     }
     assert!(from_old > 2, "{from_old}");
@@ -450,7 +454,7 @@ fn a_name_that_is_taken_is_left_alone() {
     assert_eq!(world.apply(link, Payload::None), Outcome::Taken);
     assert_eq!(world.read("a"), "mine");
     for op in [make(".picloud"), write_op(world.at(".picloud"), b"x", None, false).0] {
-        let outcome = world.apply(op, Payload::Bytes(b"x".to_vec()));
+        let outcome = world.apply(op, payload_of(b"x"));
         assert!(matches!(outcome, Outcome::NameImpossible { .. }), "{outcome:?}");
     }
     assert_eq!(world.leftovers(), Vec::<PathBuf>::new());
@@ -1089,7 +1093,7 @@ fn the_pool_keeps_the_order_and_reports_every_operation() {
             let (op, _) = write_op(at(&format!("f{index}")), &[index], None, false);
             op
         };
-        pool.submit(Job { node: node(index), op, payload: Payload::Bytes(vec![index]) }).unwrap();
+        pool.submit(Job { node: node(index), op, payload: payload_of(&[index]) }).unwrap();
     }
     drop(pool);
     let told: Vec<_> = reports

@@ -275,7 +275,7 @@ fn attach(cx: &Context, at: &Spot, expected: &Expected) -> Result<Option<ChunkDa
     let read =
         cx.folder.open_file(at, &expected.stat).and_then(|file| file.read_chunk_at(0, &id, len));
     match read {
-        Ok(Some(bytes)) => Ok(Some(pack(id, bytes))),
+        Ok(Some(chunk)) => Ok(Some(pack(id, chunk.into_vec()))),
         Ok(None) | Err(Fault::NotFound | Fault::Changed | Fault::Gone(_)) => {
             Err(Committed::Changed)
         }

@@ -24,7 +24,7 @@ use crate::agent::disk::ApplyPool;
 use crate::agent::ignore::{self, Ignore};
 use crate::agent::log::Happenings;
 use crate::agent::state::{SqliteTrees, StateError};
-use crate::agent::{clock, heap, watch::Watcher};
+use crate::agent::{clock, watch::Watcher};
 use crate::engine::Engine;
 use crate::engine::apply::{Job, Payload};
 use crate::engine::folder::{Folder as _, Own};
@@ -34,6 +34,7 @@ use crate::engine::seam::{
     Action, Committed, DiskOp, Event, Outcome, Outgoing, Spot, Stat, Uploaded, Word,
 };
 use crate::engine::trees::{Totals, Trees as _};
+use crate::heap;
 use crate::model::{Change, ChangeOp, Content, Kind, Name, NodeId, RelPath, read_copy_name};
 use crate::protocol::control::{
     Conflict, Direction, HeldDeletion, PathText, Problem, Transfer, Version,
@@ -684,7 +685,7 @@ impl Core {
         };
         match content {
             Content::Empty => {
-                let payload = Payload::Bytes(Vec::new());
+                let payload = Payload::Empty;
                 self.preparer.push(Prepared::Ready(Job { node, op, payload }));
                 return Ok(());
             }

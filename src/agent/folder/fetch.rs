@@ -20,7 +20,7 @@ use crate::engine::apply::Payload;
 use crate::engine::folder::Fault;
 use crate::engine::seam::{Expected, Outcome, Spot};
 use crate::model::{
-    Attrs, ChunkData, ChunkId, Content, ContentList, Extent, ListId, NodeId, Timestamp,
+    Attrs, Checked, ChunkData, ChunkId, Content, ContentList, Extent, ListId, NodeId, Timestamp,
 };
 use crate::protocol::limits::{
     BASE_CHUNKS_MAX, BASES_MAX, BATCH_LEN_MAX, IDS_MAX, INLINE_LEN_MAX, LIST_LEN_MAX,
@@ -234,11 +234,11 @@ impl Fetch {
                 self.tell_stop(nodes, absent()).await;
             }
             let opened = tokio::task::spawn_blocking(move || open_all(reply.chunks)).await;
-            for (id, bytes) in opened.unwrap_or_default() {
+            for (id, chunk) in opened.unwrap_or_default() {
                 let nodes = wanted.remove(&id).unwrap_or_default();
                 for node in nodes {
-                    let fetched = match &bytes {
-                        Ok(bytes) => Fetched::Payload(Payload::Bytes(bytes.clone())),
+                    let fetched = match &chunk {
+                        Ok(chunk) => Fetched::Payload(Payload::Chunk(chunk.clone())),
                         Err(reason) => {
                             Fetched::Outcome(Outcome::NoContent { reason: reason.clone() })
                         }
@@ -492,12 +492,11 @@ impl Fetch {
 }
 
 /// Unpacks and checks chunks.
-fn open_all(chunks: Vec<ChunkData>) -> Vec<(ChunkId, Result<Vec<u8>, String>)> {
+fn open_all(chunks: Vec<ChunkData>) -> Vec<(ChunkId, Result<Checked<'static>, String>)> {
     chunks
         .iter()
         .map(|chunk| {
-            let bytes =
-                unpack(chunk).map(std::borrow::Cow::into_owned).map_err(|error| error.to_string());
+            let bytes = unpack(chunk).map(Checked::into_owned).map_err(|error| error.to_string());
             (chunk.id, bytes)
         })
         .collect()
@@ -731,7 +730,7 @@ pub(super) fn write(
                     let base = old.map(|old| old.read(&delta.base)).transpose()?.flatten();
                     let base = base.ok_or_else(|| failed("The old version changed meanwhile"))?;
                     let bytes = delta::apply(delta, &base);
-                    bytes.map_err(|error| damaged(error.to_string()))?.into()
+                    bytes.map_err(|error| damaged(error.to_string()))?
                 }
             };
             for index in places.get(&one.id()).into_iter().flatten() {

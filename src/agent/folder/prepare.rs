@@ -10,7 +10,7 @@ use super::{Context, Input};
 use crate::content::unpack;
 use crate::engine::apply::{Job, Payload};
 use crate::engine::seam::{DiskOp, Event, Outcome};
-use crate::model::{ChunkData, NodeId};
+use crate::model::{Checked, ChunkData, NodeId};
 
 /// A disk operation with where its content is.
 #[derive(Debug)]
@@ -99,10 +99,10 @@ fn run(cx: &Context, line: &Line, pool: &SyncSender<Job>) {
         let job = match next {
             Prepared::Ready(job) => job,
             Prepared::Shared { node, op, bytes } => {
-                Job { node, op, payload: Payload::Bytes(bytes.to_vec()) }
+                Job { node, op, payload: Payload::Chunk(Checked::of(bytes.to_vec())) }
             }
-            Prepared::Packed { node, op, chunk } => match unpack(&chunk) {
-                Ok(bytes) => Job { node, op, payload: Payload::Bytes(bytes.into_owned()) },
+            Prepared::Packed { node, op, chunk } => match unpack(&chunk).map(Checked::into_owned) {
+                Ok(chunk) => Job { node, op, payload: Payload::Chunk(chunk) },
                 Err(error) => {
                     // Damaged on its way: next time it is asked for.
                     cx.incoming.remove(chunk.id);

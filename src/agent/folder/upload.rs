@@ -19,7 +19,7 @@ use crate::content::splice::NewChunk;
 use crate::content::{BlockSums, ChunkDelta, Chunker, delta, pack, splice};
 use crate::engine::folder::Fault;
 use crate::engine::seam::{Expected, Spot, Uploaded};
-use crate::model::{ChunkData, ChunkId, Content, ContentList, Extent, ListId, NodeId};
+use crate::model::{Checked, ChunkData, ChunkId, Content, ContentList, Extent, ListId, NodeId};
 use crate::protocol::CallError;
 use crate::protocol::limits::{
     BASE_CHUNKS_MAX, BASES_MAX, BATCH_LEN_MAX, IDS_MAX, LIST_PART_LEN_MAX,
@@ -519,7 +519,7 @@ fn read(file: &OpenFile, batch: &[NewChunk]) -> Result<Vec<ChunkData>, Stop> {
 }
 
 fn read_chunk(file: &OpenFile, chunk: &NewChunk) -> Result<Vec<u8>, Stop> {
-    let bytes = file.read_chunk_at(chunk.offset, &chunk.id, chunk.len)?;
+    let bytes = file.read_chunk_at(chunk.offset, &chunk.id, chunk.len)?.map(Checked::into_vec);
     bytes.ok_or(Stop::Uploaded(Uploaded::Changed))
 }
 

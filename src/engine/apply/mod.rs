@@ -25,7 +25,7 @@ pub use self::recover::Recovered;
 use super::defect::Defect;
 use super::folder::{Fault, Folder, FolderGone, Own};
 use super::seam::{DiskOp, Outcome, Spot, Stat};
-use crate::model::{Attrs, ChunkId, Content, Kind, Name, NodeId, RelPath};
+use crate::model::{Attrs, Checked, Content, Kind, Name, NodeId, RelPath};
 
 /// The directory at the root of a folder that is the agent's own.
 pub const OWN_DIR: &[u8] = b".picloud";
@@ -41,8 +41,10 @@ const SYNC_ALL_FROM: usize = 8;
 pub enum Payload {
     /// None: for every other operation.
     None,
+    /// None either: the file is empty.
+    Empty,
     /// All the bytes, to be staged with the batch.
-    Bytes(Vec<u8>),
+    Chunk(Checked<'static>),
     /// It is in staging already, complete, verified, with its attributes set.
     Staged {
         /// Its name in [`Own::Staging`].
@@ -331,13 +333,16 @@ impl<F: Folder> Applier<F> {
         let staging = self.folder.own_dir(Own::Staging);
         let fresh = || ascii_name(format!("{:x}-{index:x}.part", batch.number));
         let name = match (&job.op, &job.payload) {
-            (DiskOp::Write { at, content, mtime, attrs, .. }, Payload::Bytes(bytes)) => {
-                if !holds(content, bytes) {
+            (
+                DiskOp::Write { at, content, mtime, attrs, .. },
+                payload @ (Payload::Empty | Payload::Chunk(_)),
+            ) => {
+                let Some(bytes) = bytes_of(content, payload) else {
                     return Err(failed(format!(
                         "The bytes received for {} are not those of its content",
                         at.path()
                     )));
-                }
+                };
                 let name = fresh();
                 if let Err(fault) =
                     self.folder.make_file(&staging, &name, bytes, *attrs, Some(*mtime))
@@ -491,7 +496,7 @@ fn waiting_for_sync(jobs: &[Job], staged: &[Result<Staged, Stop>]) -> Vec<usize>
     let is_waiting = |job: &Job, staged: &Result<Staged, Stop>| {
         let is_durable = match &job.payload {
             Payload::Staged { is_durable, .. } => *is_durable,
-            Payload::Bytes(_) => false,
+            Payload::Empty | Payload::Chunk(_) => false,
             // A link is all metadata, and its rename cannot become durable before it.
             Payload::None => true,
         };
@@ -501,12 +506,14 @@ fn waiting_for_sync(jobs: &[Job], staged: &[Result<Staged, Stop>]) -> Vec<usize>
     all.filter(|(_, (job, staged))| is_waiting(job, staged)).map(|(index, _)| index).collect()
 }
 
-/// Returns whether these are all the bytes of a content.
-fn holds(content: &Content, bytes: &[u8]) -> bool {
-    match content {
-        Content::Empty => bytes.is_empty(),
-        Content::Chunk { id, len } => bytes.len() == *len as usize && ChunkId::of(bytes) == *id,
-        // A list never travels whole; it is staged by extents.
-        Content::List { .. } => false,
+/// Returns the bytes of a payload, if they are all that a content has. (A list never travels whole; it is
+/// staged by extents.)
+fn bytes_of<'bytes>(content: &Content, payload: &'bytes Payload) -> Option<&'bytes [u8]> {
+    match (content, payload) {
+        (Content::Empty, Payload::Empty) => Some(&[]),
+        (Content::Chunk { id, len }, Payload::Chunk(chunk)) => {
+            (chunk.id() == *id && chunk.len() == *len as usize).then_some(chunk)
+        }
+        _ => None,
     }
 }

@@ -59,7 +59,7 @@ impl Bases<'_> {
         };
         let packed = chunk_data(self.packs.read(chunk.at, id.as_bytes())?)?;
         let plain = unpack(&packed).map_err(|error| StoreError::Damaged(error.to_string()))?;
-        Ok(Some(plain.into_owned()))
+        Ok(Some(plain.into_vec()))
     }
 }
 
@@ -91,7 +91,7 @@ pub async fn undo(shared: &Arc<Shared>, drive: i64, put: PutDeltas) -> Result<Pr
                 StoreError::request(FailureCode::NotFound, "The drive lacks the base of a delta")
             })?;
             let plain = delta::apply(one, base).map_err(|error| malformed(error.to_string()))?;
-            records.push(lane::record(pack(one.id, plain)));
+            records.push(lane::record(pack(one.id, plain.into_vec())));
         }
         Ok(Prepared::Chunks(records))
     };

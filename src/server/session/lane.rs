@@ -140,7 +140,7 @@ pub fn record(chunk: ChunkData) -> Record {
         codec: chunk.codec.into(),
         plain_len: chunk.plain_len,
         id: *chunk.id.as_bytes(),
-        data: chunk.data,
+        data: Arc::new(chunk.data),
     }
 }
 
@@ -480,7 +480,7 @@ impl Lane {
                     codec: 0,
                     plain_len,
                     id: *whole.list.as_bytes(),
-                    data: encoded,
+                    data: Arc::new(encoded),
                 };
                 Ok((record, list.len()))
             })

@@ -481,7 +481,7 @@ mod tests {
             codec: 0,
             plain_len: u32::try_from(word.len()).unwrap(),
             id: *ChunkId::of(word.as_bytes()).as_bytes(),
-            data: word.into(),
+            data: Arc::new(word.into()),
         }
     }
 
@@ -504,7 +504,7 @@ mod tests {
                 return Ok(false);
             };
             let record = packs.read(row.at, id.as_bytes())?;
-            assert_eq!(record.data, word.as_bytes());
+            assert_eq!(*record.data, word.as_bytes());
             Ok(true)
         });
         found.await.unwrap()

@@ -10,7 +10,7 @@
     unsafe_code,
     reason = "no library wraps this call, and nothing else gives the memory back"
 )]
-pub(super) fn give_back() {
+pub(crate) fn give_back() {
     // SAFETY: it takes a number, may be called by any thread at any time, and touches free memory only.
     let is_less = unsafe { libc::malloc_trim(0) } == 1;
     tracing::trace!(is_less, "free memory was given back");
@@ -18,4 +18,4 @@ pub(super) fn give_back() {
 
 /// Other C libraries give it back by themselves.
 #[cfg(not(target_env = "gnu"))]
-pub(super) fn give_back() {}
+pub(crate) fn give_back() {}
