@@ -12,4 +12,5 @@ pub mod engine;
 mod heap;
 pub mod model;
 pub mod protocol;
+mod reading;
 pub mod server;

@@ -34,15 +34,14 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::buffer::spare_capacity;
 use rustix::fs::Advice;
-use rustix::io::Errno;
 
 use super::recent::Recent;
 use super::store::StoreError;
 use crate::checkup;
 use crate::model::{ChunkData, ChunkId, Codec};
 use crate::protocol::limits::LIST_LEN_MAX;
+use crate::reading::read_at;
 
 const PACK_MAGIC: &[u8; 8] = b"\x89PCP\r\n\x1a\n";
 const RECORD_MAGIC: &[u8; 4] = b"PCR1";
@@ -290,7 +289,9 @@ impl Packs {
         }
         let file = self.file(at.pack)?;
         let mut bytes = [0; RECORD_HEADER_LEN];
-        let data = read_record(&file, &mut bytes, stored_len, at.offset)
+        let data = file
+            .read_exact_at(&mut bytes, at.offset)
+            .and_then(|()| read_at(&file, at.offset + RECORD_HEADER_LEN as u64, stored_len))
             .map_err(StoreError::file("read", &self.path(at.pack)))?;
         let header = RecordHeader::decode(&bytes)
             .filter(|header| header.stored_len == at.stored_len && header.id == *id)
@@ -392,28 +393,6 @@ impl Packs {
 
 fn sync_dir(dir: &Path) -> Result<(), StoreError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(StoreError::file("sync", dir))
-}
-
-/// Reads a record's header, and its stored bytes into memory that nobody has filled with zeros first.
-fn read_record(
-    file: &File,
-    header: &mut [u8; RECORD_HEADER_LEN],
-    stored_len: usize,
-    offset: u64,
-) -> std::io::Result<Vec<u8>> {
-    file.read_exact_at(header, offset)?;
-    let begin = offset + RECORD_HEADER_LEN as u64;
-    let mut data = Vec::with_capacity(stored_len);
-    while data.len() < stored_len {
-        let at = begin + data.len() as u64;
-        match rustix::io::pread(file, spare_capacity(&mut data), at) {
-            Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    data.truncate(stored_len);
-    Ok(data)
 }
 
 /// Writes buffers one after the other from an offset on, all of them, in calls of at most

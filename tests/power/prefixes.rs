@@ -9,14 +9,10 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 
 use picloud::content::unpack;
-use picloud::model::{
-    Body, ChunkData, ChunkId, Content, ContentList, Extent, NodeId, RelPath, Rev,
-};
-use picloud::protocol::message::Codec;
-use picloud::server::packs::Packs;
+use picloud::model::{Body, ChunkId, Content, ContentList, Extent, NodeId, RelPath, Rev};
+use picloud::server::packs::{Packs, chunk_data};
 use picloud::server::store::metadata::Metadata;
 use picloud::server::store::{Layout, Store, StoreError};
 use tokio::runtime::Runtime;
@@ -203,13 +199,7 @@ fn read_chunk(
 ) -> Result<Vec<u8>, StoreError> {
     let row = metadata.chunk(drive, id)?.ok_or_else(|| damaged("a chunk is not there"))?;
     let record = packs.read(row.at, id.as_bytes())?;
-    let codec = Codec::try_from(record.codec).map_err(StoreError::Damaged)?;
-    let chunk = ChunkData {
-        id,
-        plain_len: record.plain_len,
-        codec,
-        data: Arc::unwrap_or_clone(record.data),
-    };
+    let chunk = chunk_data(record)?;
     let plain = unpack(&chunk).map_err(|error| damaged(&error.to_string()))?;
     Ok(plain.into_vec())
 }

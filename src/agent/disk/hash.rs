@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::buffer::spare_capacity;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
@@ -15,6 +14,7 @@ use crate::engine::folder::Fault;
 use crate::engine::seam::{Hashed, Spot, Stat};
 use crate::model::{Checked, ChunkId, Content, ContentList, Extent, Kind, Name, Timestamp};
 use crate::protocol::limits::INLINE_LEN_MAX;
+use crate::reading::read_at;
 
 /// Changed within this time before it was read, a file may change once more without a trace: some
 /// file systems' clocks go in ticks of 10 ms.
@@ -155,18 +155,10 @@ impl OpenFile {
     /// # Errors
     /// [`Fault::Changed`] when there are not as many.
     pub fn read_at(&self, offset: u64, len: usize) -> Result<Vec<u8>, Fault> {
-        // Into memory that nobody has filled with zeros first.
-        let mut bytes = Vec::with_capacity(len);
-        while bytes.len() < len {
-            let at = offset + bytes.len() as u64;
-            match rustix::io::pread(&self.file, spare_capacity(&mut bytes), at) {
-                Ok(0) => return Err(Fault::Changed),
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => return Err(fault(error)),
-            }
-        }
-        bytes.truncate(len);
-        Ok(bytes)
+        read_at(&self.file, offset, len).map_err(|error| match Errno::from_io_error(&error) {
+            Some(errno) => fault(errno),
+            None => Fault::Changed,
+        })
     }
 
     /// Reads a chunk at `offset`; nothing when other bytes are there.
