@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     BackgroundSession, FileAttr, FileType, Filesystem, MountOption, ReplyAttr, ReplyData,
@@ -30,6 +30,9 @@ const DISK_LEN: u64 = 64 << 20;
 const MOUNT: &[&str] = &["-o", "loop,data=writeback,noauto_da_alloc"];
 
 const TTL: Duration = Duration::from_secs(3600);
+
+/// What arrived at a disk, and when.
+type Log = Vec<(SystemTime, Event)>;
 
 /// What arrived at a disk.
 enum Event {
@@ -55,7 +58,7 @@ pub enum Fate {
 
 /// All disks of a recording, and what happened to them, in one order.
 pub struct Disks {
-    log: Arc<Mutex<Vec<Event>>>,
+    log: Arc<Mutex<Log>>,
     dir: PathBuf,
     points: Vec<PathBuf>,
     /// Serves until it is dropped.
@@ -92,7 +95,7 @@ impl Disks {
         disks
     }
 
-    fn log(&self) -> MutexGuard<'_, Vec<Event>> {
+    fn log(&self) -> MutexGuard<'_, Log> {
         self.log.lock().unwrap()
     }
 
@@ -101,8 +104,13 @@ impl Disks {
         self.log().len()
     }
 
+    /// When the power went, for a cut at this moment.
+    pub fn time_of(&self, cut: usize) -> SystemTime {
+        self.log()[cut - 1].0
+    }
+
     pub fn flushes(&self) -> usize {
-        self.log().iter().filter(|event| matches!(event, Event::Flush { .. })).count()
+        self.log().iter().filter(|(_, event)| matches!(event, Event::Flush { .. })).count()
     }
 
     pub fn unmount(&self) {
@@ -122,7 +130,7 @@ impl Disks {
         for (disk, fate) in fates.iter().enumerate() {
             let log = self.log();
             let is_flush =
-                |event: &Event| matches!(event, Event::Flush { disk: of } if *of == disk);
+                |(_, event): &(_, Event)| matches!(event, Event::Flush { disk: of } if *of == disk);
             let flushed = log[..cut].iter().rposition(is_flush).unwrap_or(0);
             drop(log);
             self.mount_image(disk, cut, |index| {
@@ -145,7 +153,7 @@ impl Disks {
         let mut written = vec![0; disks.len()];
         let mut flushed = written.clone();
         let mut found = BTreeMap::new();
-        for (index, event) in log.iter().map(Some).chain([None]).enumerate() {
+        for (index, event) in log.iter().map(|(_, event)| Some(event)).chain([None]).enumerate() {
             if index >= first {
                 for which in 0..1 << disks.len() {
                     let kept = |at: usize| {
@@ -201,7 +209,7 @@ impl Disks {
         let image = images(&self.dir).join(disk.to_string());
         run("cp", &["--sparse=always"], &[&base, &image]);
         let file = File::options().write(true).open(&image).unwrap();
-        for (index, event) in self.log()[..cut].iter().enumerate() {
+        for (index, (_, event)) in self.log()[..cut].iter().enumerate() {
             let Event::Write { disk: of, at, bytes } = event else { continue };
             if *of != disk {
                 continue;
@@ -258,7 +266,7 @@ fn run(program: &str, args: &[&str], paths: &[&Path]) {
 /// A directory with the files `0`, `1`, …, one per disk.
 struct Recorder {
     files: Vec<File>,
-    log: Arc<Mutex<Vec<Event>>>,
+    log: Arc<Mutex<Log>>,
 }
 
 /// The root is inode 1, disk N inode N + 2.
@@ -336,7 +344,8 @@ impl Filesystem for Recorder {
         reply: ReplyWrite,
     ) {
         let (disk, at) = (disk_of(ino), u64::try_from(offset).unwrap());
-        self.log.lock().unwrap().push(Event::Write { disk, at, bytes: data.to_vec() });
+        let event = Event::Write { disk, at, bytes: data.to_vec() };
+        self.log.lock().unwrap().push((SystemTime::now(), event));
         match self.files[disk].write_all_at(data, at) {
             Ok(()) => reply.written(u32::try_from(data.len()).unwrap()),
             Err(_) => reply.error(Errno::IO.raw_os_error()),
@@ -344,7 +353,7 @@ impl Filesystem for Recorder {
     }
 
     fn fsync(&mut self, _: &Request<'_>, ino: u64, _: u64, _: bool, reply: ReplyEmpty) {
-        self.log.lock().unwrap().push(Event::Flush { disk: disk_of(ino) });
+        self.log.lock().unwrap().push((SystemTime::now(), Event::Flush { disk: disk_of(ino) }));
         reply.ok();
     }
 }

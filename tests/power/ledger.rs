@@ -47,6 +47,9 @@ pub fn content(file: &str, version: usize, len: usize) -> Vec<u8> {
     bytes
 }
 
+/// The contents that each device had put in place in the very moment of the cut.
+pub type Arrived = BTreeMap<String, Vec<Vec<u8>>>;
+
 impl Ledger {
     fn push(&mut self, file: &str, version: Version) {
         self.0.entry(file.to_owned()).or_default().push(version);
@@ -131,7 +134,7 @@ impl Ledger {
     }
 
     /// Says what is wrong with these files after a cut at this moment; empty when nothing is.
-    pub fn complaints(&self, found: &Files, cut: usize) -> Vec<String> {
+    pub fn complaints(&self, found: &Files, arrived: &Arrived, cut: usize) -> Vec<String> {
         let mut complaints = Vec::new();
         // Which versions each file was found in, and where.
         let mut seen: BTreeMap<&str, Vec<(&str, usize)>> = BTreeMap::new();
@@ -150,7 +153,7 @@ impl Ledger {
             let begun = versions.iter().take_while(|version| version.begun < cut).count();
             let seen = seen.get(file.as_str()).map(Vec::as_slice).unwrap_or_default();
             complaints.extend(
-                complaints_of(&versions[..begun], seen, cut, found)
+                complaints_of(&versions[..begun], seen, cut, found, arrived)
                     .into_iter()
                     .map(|complaint| format!("{file}: {complaint}")),
             );
@@ -208,6 +211,7 @@ fn complaints_of(
     seen: &[(&str, usize)],
     cut: usize,
     found: &Files,
+    arrived: &Arrived,
 ) -> Vec<String> {
     let mut complaints = Vec::new();
     // What was safe, and all that came after it, may be what is there.
@@ -221,15 +225,19 @@ fn complaints_of(
         possible.iter().any(|version| version.content == *content)
             && possible.iter().any(|version| version.path == path)
     };
-    let is_recent =
-        |index: usize| possible.iter().any(|version| version.content == versions[index].content);
+    let is_copy_of_arrival = |path: &str, index: usize| {
+        arrived.iter().any(|(device, contents)| {
+            path.contains(&format!("(conflicted copy {device} "))
+                && contents.iter().any(|bytes| versions[index].content.as_ref() == Some(bytes))
+        })
+    };
     let mut is_there = false;
     for &(path, index) in seen {
         if index >= versions.len() {
             complaints.push(format!("{path} holds version {index}, which is of later"));
         } else if is_possible(path, index) {
             is_there = true;
-        } else if !(is_copy_of_author(path, versions) || is_copy(path) && is_recent(index)) {
+        } else if !is_copy_of_author(path, versions) && !is_copy_of_arrival(path, index) {
             complaints.push(format!(
                 "{path} holds version {index}, but {:?} of {} was safe",
                 safe,
@@ -246,10 +254,6 @@ fn complaints_of(
         complaints.push(format!("version {safe:?} was safe and is lost; found {seen:?}, {at:?}"));
     }
     complaints
-}
-
-fn is_copy(path: &str) -> bool {
-    path.contains("(conflicted copy ")
 }
 
 /// A conflict copy is for what the disk of a device whose person wrote the file still had.

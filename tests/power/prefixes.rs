@@ -18,7 +18,7 @@ use picloud::server::store::{Layout, Store, StoreError};
 use tokio::runtime::Runtime;
 
 use crate::disk::Disks;
-use crate::ledger::{Files, Ledger};
+use crate::ledger::{Arrived, Files, Ledger};
 use crate::support::{Device, World};
 use crate::{Person, files_of};
 
@@ -100,7 +100,7 @@ impl Check<'_> {
         let opened = runtime.block_on(recover(&self.world.server_data()));
         match opened {
             Ok((head, files)) => {
-                let mut wrong = self.ledger.complaints(&files, cut);
+                let mut wrong = self.ledger.complaints(&files, &Arrived::new(), cut);
                 let told = self.person.told_until(cut);
                 if Some(head) < told {
                     wrong.push(format!("the journal is at {head:?}, but {told:?} was told"));
