@@ -2,7 +2,13 @@
 
 use std::fmt;
 
+use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use smallvec::SmallVec;
+
+/// Names of up to so many bytes, nearly all there are, lie in a [`Name`] itself: names are cloned with
+/// every entry of the trees, and an allocation for each is a tenth of what a new file costs a device.
+const INLINE_LEN: usize = 23;
 
 /// Why some bytes cannot be a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,7 +40,7 @@ pub enum NameError {
 ///
 /// Nearly always UTF-8, but any name a Unix file can have is carried as it is, never normalised.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name(Box<[u8]>);
+pub struct Name(SmallVec<[u8; INLINE_LEN]>);
 
 impl Name {
     /// The longest name in bytes: `NAME_MAX` of Linux.
@@ -44,17 +50,17 @@ impl Name {
     ///
     /// # Errors
     /// When the bytes cannot name an entry of a directory.
-    pub fn new(bytes: impl Into<Vec<u8>>) -> Result<Self, NameError> {
-        let bytes = bytes.into();
-        let text = || String::from_utf8_lossy(&bytes).into_owned();
-        match bytes.as_slice() {
+    pub fn new(bytes: impl AsRef<[u8]>) -> Result<Self, NameError> {
+        let bytes = bytes.as_ref();
+        let text = || String::from_utf8_lossy(bytes).into_owned();
+        match bytes {
             [] => Err(NameError::Empty),
             long if long.len() > Self::MAX_LEN => Err(NameError::TooLong { len: long.len() }),
             b"." | b".." => Err(NameError::Dots { name: text() }),
             name if name.contains(&b'/') || name.contains(&0) => {
                 Err(NameError::Separator { name: text() })
             }
-            _ => Ok(Self(bytes.into_boxed_slice())),
+            name => Ok(Self(SmallVec::from_slice(name))),
         }
     }
 
@@ -93,8 +99,37 @@ impl Serialize for Name {
 
 impl<'de> Deserialize<'de> for Name {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let bytes = serde_bytes::ByteBuf::deserialize(deserializer)?;
-        Self::new(bytes.into_vec()).map_err(serde::de::Error::custom)
+        deserializer.deserialize_bytes(NameVisitor)
+    }
+}
+
+/// Takes the bytes of a name from where the deserializer has them.
+struct NameVisitor;
+
+impl<'de> Visitor<'de> for NameVisitor {
+    type Value = Name;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the bytes of a name")
+    }
+
+    fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Name, E> {
+        Name::new(bytes).map_err(E::custom)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Name, E> {
+        self.visit_bytes(text.as_bytes())
+    }
+
+    fn visit_seq<A: de::SeqAccess<'de>>(self, mut bytes: A) -> Result<Name, A::Error> {
+        let mut name = SmallVec::<[u8; INLINE_LEN]>::new();
+        while let Some(byte) = bytes.next_element()? {
+            // One more than fits tells that it is too long.
+            if name.len() <= Name::MAX_LEN {
+                name.push(byte);
+            }
+        }
+        self.visit_bytes(&name)
     }
 }
 

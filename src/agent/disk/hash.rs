@@ -1,7 +1,8 @@
 //! Reading a file to tell what it holds: stat, read, stat; if it moved underneath, the read is void.
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -11,7 +12,7 @@ use super::folder::{DiskFolder, statx_fd};
 use super::{fault, stat_of};
 use crate::content::{ChunkError, Chunker};
 use crate::engine::folder::Fault;
-use crate::engine::seam::{Hashed, Spot, Stat};
+use crate::engine::seam::{DirRef, Hashed, Spot, Stat};
 use crate::model::{Checked, ChunkId, Content, ContentList, Extent, Kind, Name, Timestamp};
 use crate::protocol::limits::INLINE_LEN_MAX;
 use crate::reading::read_at;
@@ -44,6 +45,26 @@ pub struct OpenFile {
     stat: Stat,
 }
 
+/// The directory in which a thread read last, open: files are read by directories. It keeps a disk from being
+/// unmounted, so it is closed when there is nothing more to read.
+#[derive(Debug, Default)]
+pub struct LastDir(Option<(DirRef, Arc<OwnedFd>)>);
+
+impl LastDir {
+    /// Closes it.
+    pub fn close(&mut self) {
+        self.0 = None;
+    }
+
+    fn open(&mut self, folder: &DiskFolder, dir: &DirRef) -> Result<BorrowedFd<'_>, Fault> {
+        let last = match self.0.take() {
+            Some(last) if last.0 == *dir => last,
+            _ => (dir.clone(), folder.open_ref(dir)?.0),
+        };
+        Ok(self.0.insert(last).1.as_fd())
+    }
+}
+
 impl DiskFolder {
     /// Reads a file and tells its content; each extent goes to `sink`, with its bytes when it is a
     /// chunk. What `sink` got counts only if the read was not void. Blocks on the disk.
@@ -52,12 +73,22 @@ impl DiskFolder {
         at: &Spot,
         stat: &Stat,
         chunker: &mut Chunker,
+        sink: impl FnMut(Extent, &[u8]),
+    ) -> FileContent {
+        self.hash_in(&mut LastDir::default(), at, stat, chunker, sink)
+    }
+
+    /// Like [`DiskFolder::hash`], for one file after the other.
+    pub fn hash_in(
+        &self,
+        dir: &mut LastDir,
+        at: &Spot,
+        stat: &Stat,
+        chunker: &mut Chunker,
         mut sink: impl FnMut(Extent, &[u8]),
     ) -> FileContent {
-        let file = match self.open_ref(&at.dir) {
-            Ok((dir, _)) => OpenFile::open(dir.as_fd(), &at.name, Some(stat)),
-            Err(fault) => Err(fault),
-        };
+        let file =
+            dir.open(self, &at.dir).and_then(|dir| OpenFile::open(dir, &at.name, Some(stat)));
         let unreadable = |reason: String| FileContent::nothing(Hashed::Unreadable { reason });
         let file = match file {
             Ok(file) => file,

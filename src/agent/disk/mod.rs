@@ -20,7 +20,7 @@ mod tests;
 
 pub use examine::{Contents, Examined, Named};
 pub use folder::DiskFolder;
-pub use hash::{FileContent, OpenFile};
+pub use hash::{FileContent, LastDir, OpenFile};
 pub use identity::{FolderError, Identity, Linked};
 pub use kept::Kept;
 pub use look::OpenDir;

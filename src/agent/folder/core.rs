@@ -151,7 +151,11 @@ pub(super) struct Core {
     inputs: mpsc::Receiver<Input>,
     engine: Engine<SqliteTrees>,
     hands: Hands,
+    /// What they are handed at the end of this turn.
+    tasks: Vec<Task>,
     preparer: Preparer,
+    /// What it is handed at the end of this turn.
+    jobs: Vec<Prepared>,
     /// After the preparer, which hands it its work: fields are dropped in this order.
     _pool: ApplyPool,
     ignore: Arc<Ignore>,
@@ -208,7 +212,9 @@ impl Core {
             inputs: parts.inputs,
             engine: parts.engine,
             hands: parts.hands,
+            tasks: Vec::new(),
             preparer: parts.preparer,
+            jobs: Vec::new(),
             _pool: parts.pool,
             ignore_generation: parts.ignore.generation(),
             ignore: parts.ignore,
@@ -280,6 +286,8 @@ impl Core {
             for action in actions.drain(..) {
                 self.dispatch(action)?;
             }
+            self.hands.put(&mut self.tasks);
+            self.preparer.put(&mut self.jobs);
             if self.engine.needs_resubscribe() {
                 // The link sees that its way for acknowledgements is gone, and begins anew.
                 self.live = None;
@@ -347,7 +355,7 @@ impl Core {
         }
         if now >= self.check_at_ms {
             self.check_at_ms = now + CHECK_MS;
-            self.hands.push(Task::Check);
+            self.tasks.push(Task::Check);
             if !self.engine.trees().is_in_place() {
                 return Err(Ended::State(self.engine.trees().gone()));
             }
@@ -596,7 +604,14 @@ impl Core {
                 let Some(awaited) = self.engine.awaits(node, &content)? else {
                     return Ok(());
                 };
-                prefetch::Note::Begins { node, list, len, extents, upto, old: awaited.old }
+                prefetch::Note::Begins {
+                    node,
+                    list,
+                    len,
+                    extents,
+                    upto,
+                    old: awaited.old.map(Box::new),
+                }
             }
         };
         self.note(note);
@@ -622,7 +637,7 @@ impl Core {
         let fetching = is_wanted.then(|| self.fetching.remove(&node)).flatten();
         match (fetching, fetched) {
             (Some(Fetching { op, .. }), Fetched::Payload(payload)) => {
-                self.preparer.push(Prepared::Ready(Job { node, op, payload }));
+                self.jobs.push(Prepared::Ready(Job { node, op, payload }));
             }
             (Some(_), Fetched::Outcome(outcome)) => self.applied(node, outcome)?,
             (None, Fetched::Payload(Payload::Staged { name, .. })) => {
@@ -637,8 +652,8 @@ impl Core {
 
     fn dispatch(&mut self, action: Action) -> Result<(), Ended> {
         match action {
-            Action::Look { dir, names } => self.hands.push(Task::Look { dir, names }),
-            Action::Hash { node, at, stat } => self.hands.push(Task::Hash { node, at, stat }),
+            Action::Look { dir, names } => self.tasks.push(Task::Look { dir, names }),
+            Action::Hash { node, at, stat } => self.tasks.push(Task::Hash { node, at, stat }),
             Action::Upload { node, at, expected, base } => {
                 let job = upload::Job { node, at, expected, base };
                 let taken =
@@ -680,22 +695,22 @@ impl Core {
         self.applying.insert(node, told);
         let DiskOp::Write { at: _, content, mtime, attrs, over, .. } = &op else {
             let payload = Payload::None;
-            self.preparer.push(Prepared::Ready(Job { node, op, payload }));
+            self.jobs.push(Prepared::Ready(Job { node, op, payload }));
             return Ok(());
         };
         match content {
             Content::Empty => {
                 let payload = Payload::Empty;
-                self.preparer.push(Prepared::Ready(Job { node, op, payload }));
+                self.jobs.push(Prepared::Ready(Job { node, op, payload }));
                 return Ok(());
             }
             Content::Chunk { id, .. } => {
                 if let Some(chunk) = self.cx.incoming.get(*id) {
-                    self.preparer.push(Prepared::Packed { node, op, chunk });
+                    self.jobs.push(Prepared::Packed { node, op, chunk });
                     return Ok(());
                 }
                 if let Some(bytes) = self.cx.outgoing.get(*id) {
-                    self.preparer.push(Prepared::Shared { node, op, bytes });
+                    self.jobs.push(Prepared::Shared { node, op, bytes });
                     return Ok(());
                 }
             }
@@ -992,7 +1007,7 @@ impl Core {
         }
         self.discarding.insert(node.id, Discarding { at: node.at.clone(), reply });
         let op = DiskOp::Remove { at: node.at, expected: node.expected };
-        self.preparer.push(Prepared::Ready(Job { node: node.id, op, payload: Payload::None }));
+        self.jobs.push(Prepared::Ready(Job { node: node.id, op, payload: Payload::None }));
     }
 
     /// Takes the end of a removal that a person wished for.

@@ -1,11 +1,12 @@
 //! The threads that look at the disk and read files for the engine.
 
-use std::collections::VecDeque;
 use std::os::fd::AsFd as _;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use super::line::Line;
 use super::{Context, Input};
+use crate::agent::disk::LastDir;
 use crate::agent::ignore::Ignore;
 use crate::agent::watch::{Watched, Watcher};
 use crate::content::Chunker;
@@ -41,23 +42,11 @@ impl Task {
     }
 }
 
-#[derive(Debug, Default)]
-struct Queue {
-    /// As many as the engine has looks and hashes under way, at most.
-    tasks: VecDeque<Task>,
-    is_closed: bool,
-}
-
-#[derive(Debug, Default)]
-struct Line {
-    queue: Mutex<Queue>,
-    filled: Condvar,
-}
-
 /// The threads, and the way to them.
 #[derive(Debug)]
 pub(super) struct Hands {
-    line: Arc<Line>,
+    /// As many as the engine has looks and hashes under way, at most.
+    line: Arc<Line<Task>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -80,6 +69,7 @@ impl Hands {
                 line: Arc::clone(&hands.line),
                 takes_large: index == 0,
                 chunker: Chunker::new(),
+                dir: LastDir::default(),
             };
             let thread = std::thread::Builder::new()
                 .name("picloud-look".into())
@@ -89,24 +79,16 @@ impl Hands {
         Ok(hands)
     }
 
-    /// Hands a task over; never waits.
-    pub(super) fn push(&self, task: Task) {
-        let mut queue = self.line.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.tasks.push_back(task);
-        drop(queue);
-        // All: the one that wakes may not be the one that takes large files.
-        self.line.filled.notify_all();
+    /// Hands tasks over; never waits.
+    pub(super) fn put(&self, tasks: &mut Vec<Task>) {
+        self.line.put(tasks);
     }
 }
 
 impl Drop for Hands {
     /// Drops what waits, and waits for what is being done.
     fn drop(&mut self) {
-        let mut queue = self.line.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.is_closed = true;
-        queue.tasks.clear();
-        drop(queue);
-        self.line.filled.notify_all();
+        self.line.close();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread that reads the folder ended by a fault in the program");
@@ -119,9 +101,11 @@ struct Worker {
     cx: Arc<Context>,
     ignore: Arc<Ignore>,
     watcher: Arc<dyn Watcher>,
-    line: Arc<Line>,
+    line: Arc<Line<Task>>,
     takes_large: bool,
     chunker: Chunker,
+    /// Where it read last.
+    dir: LastDir,
 }
 
 impl Worker {
@@ -146,22 +130,10 @@ impl Worker {
         }
     }
 
-    fn next(&self) -> Option<Task> {
-        let mut queue = self.line.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if queue.is_closed {
-                return None;
-            }
-            let found = if self.takes_large {
-                (!queue.tasks.is_empty()).then_some(0)
-            } else {
-                queue.tasks.iter().position(|task| !task.is_large())
-            };
-            if let Some(task) = found.and_then(|index| queue.tasks.remove(index)) {
-                return Some(task);
-            }
-            queue = self.line.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
-        }
+    fn next(&mut self) -> Option<Task> {
+        let takes_large = self.takes_large;
+        // What nobody reads in may be unmounted.
+        self.line.next(|task| takes_large || !task.is_large(), || self.dir.close())
     }
 
     fn look(&self, dir: &DirRef, names: Option<&[Name]>) -> Result<Look, FolderGone> {
@@ -184,7 +156,7 @@ impl Worker {
     }
 
     fn hash(&mut self, at: &Spot, stat: &Stat) -> Hashed {
-        let read = self.cx.folder.hash(at, stat, &mut self.chunker, |_, _| {});
+        let read = self.cx.folder.hash_in(&mut self.dir, at, stat, &mut self.chunker, |_, _| {});
         if let Some(list) = &read.list {
             self.cx.lists.put(list.id(), list);
         }

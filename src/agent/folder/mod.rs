@@ -12,6 +12,7 @@ mod commit;
 mod core;
 mod fetch;
 mod hands;
+mod line;
 mod link;
 mod pace;
 mod partial;

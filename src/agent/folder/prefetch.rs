@@ -57,7 +57,7 @@ pub(in crate::agent) enum Note {
         extents: Vec<u8>,
         upto: usize,
         /// What it may be made of.
-        old: Option<Source>,
+        old: Option<Box<Source>>,
     },
     /// The drive has so many of its extents.
     Goes { node: NodeId, list: ListId, upto: usize },
@@ -312,7 +312,7 @@ struct File {
     node: NodeId,
     list: ListId,
     len: u64,
-    old: Option<Source>,
+    old: Option<Box<Source>>,
     tally: Arc<Tally>,
     is_forgotten: Arc<AtomicBool>,
 }
@@ -346,7 +346,7 @@ impl File {
         let (cx, from) = (Arc::clone(&self.fetch.cx), self.old);
         let begun = move || {
             let early = cx.partials.take(node, &content);
-            fetch::begin(&cx, &content, from.as_ref(), Some(&list), early)
+            fetch::begin(&cx, &content, from.as_deref(), Some(&list), early)
         };
         let (staged, old) = blocking(begun).await??;
         let Plan { places, missing, here_len } = Plan::of(&staged, old.as_ref());

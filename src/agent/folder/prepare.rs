@@ -1,11 +1,11 @@
 //! The thread between the core and the pool that writes to the folder: it unpacks small contents,
 //! so that this goes on beside the writing, and waits in the core's place while the pool is busy.
 
-use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use super::line::Line;
 use super::{Context, Input};
 use crate::content::unpack;
 use crate::engine::apply::{Job, Payload};
@@ -23,23 +23,11 @@ pub(super) enum Prepared {
     Shared { node: NodeId, op: DiskOp, bytes: Arc<Vec<u8>> },
 }
 
-#[derive(Debug, Default)]
-struct Queue {
-    /// As many as the engine has disk operations under way, at most.
-    jobs: VecDeque<Prepared>,
-    is_closed: bool,
-}
-
-#[derive(Debug, Default)]
-struct Line {
-    queue: Mutex<Queue>,
-    filled: Condvar,
-}
-
 /// The thread, and the way to it.
 #[derive(Debug)]
 pub(super) struct Preparer {
-    line: Arc<Line>,
+    /// As many as the engine has disk operations under way, at most.
+    line: Arc<Line<Prepared>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -57,23 +45,16 @@ impl Preparer {
         Ok(Self { line, thread: Some(thread) })
     }
 
-    /// Hands an operation over; never waits.
-    pub(super) fn push(&self, job: Prepared) {
-        let mut queue = self.line.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.jobs.push_back(job);
-        drop(queue);
-        self.line.filled.notify_one();
+    /// Hands operations over; never waits.
+    pub(super) fn put(&self, jobs: &mut Vec<Prepared>) {
+        self.line.put(jobs);
     }
 }
 
 impl Drop for Preparer {
     /// Drops what waits, and waits for what is being handed over.
     fn drop(&mut self) {
-        let mut queue = self.line.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.is_closed = true;
-        queue.jobs.clear();
-        drop(queue);
-        self.line.filled.notify_all();
+        self.line.close();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -82,20 +63,8 @@ impl Drop for Preparer {
     }
 }
 
-fn run(cx: &Context, line: &Line, pool: &SyncSender<Job>) {
-    loop {
-        let next = {
-            let mut queue = line.queue.lock().unwrap_or_else(PoisonError::into_inner);
-            loop {
-                if queue.is_closed {
-                    return;
-                }
-                if let Some(next) = queue.jobs.pop_front() {
-                    break next;
-                }
-                queue = line.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
-            }
-        };
+fn run(cx: &Context, line: &Line<Prepared>, pool: &SyncSender<Job>) {
+    while let Some(next) = line.next(|_| true, || ()) {
         let job = match next {
             Prepared::Ready(job) => job,
             Prepared::Shared { node, op, bytes } => {
