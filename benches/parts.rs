@@ -22,7 +22,7 @@ use picloud::model::{
     Attrs, Body, Change, ChangeOp, ChunkId, Content, DeviceId, Digest, DriveId, FolderId, IdSource,
     Kind, Lineage, Name, Node, NodeId, Place, RelPath, Rev, Timestamp, Versioned,
 };
-use picloud::protocol::limits::{BATCH_COUNT_MAX, BODY_LEN_MAX, HEADER_LEN, INLINE_LEN_MAX};
+use picloud::protocol::limits::{BATCH_COUNT_MAX, BODY_LEN_MAX, HEADER_LEN};
 use picloud::protocol::message::{Message, Page};
 use picloud::protocol::{EncodedFrame, IncomingFrame};
 use picloud::server::admin;
@@ -235,12 +235,11 @@ fn journal_page(bencher: Bencher) {
     let changes = shop.creations(2 * BATCH_COUNT_MAX);
     shop.commit(changes);
     let drive = shop.drive;
-    let read =
-        || {
-            shop.runtime.block_on(shop.store.read(move |metadata, _| {
-                metadata.page(drive, Rev(0), BATCH_COUNT_MAX, INLINE_LEN_MAX)
-            }))
-        };
+    let read = || {
+        shop.runtime.block_on(
+            shop.store.read(move |metadata, _| metadata.page(drive, Rev(0), BATCH_COUNT_MAX)),
+        )
+    };
     assert!(read().is_ok_and(|page| page.more && page.nodes.len() == BATCH_COUNT_MAX));
     bencher.counter(ItemsCount::new(BATCH_COUNT_MAX)).bench_local(read);
 }

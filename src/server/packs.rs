@@ -284,7 +284,7 @@ impl Packs {
         if stored_len > LIST_LEN_MAX {
             return Err(self.damaged(at));
         }
-        if let Some(record) = self.recent.get(at).filter(|record| record.id == *id) {
+        if let Some(record) = self.recent.get(at, id) {
             return Ok(record);
         }
         let file = self.file(at.pack)?;
@@ -306,6 +306,12 @@ impl Packs {
             id: header.id,
             data: Arc::new(data),
         })
+    }
+
+    /// Returns the record of a chunk without having to know where it lies, when it was appended lately. Whoever
+    /// asks has seen that the drive has it.
+    pub fn recent_chunk(&self, id: ChunkId) -> Option<Record> {
+        self.recent.chunk(id)
     }
 
     /// Drops what is kept in memory of the packs, unless it was used since the last call. Returns whether

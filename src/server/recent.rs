@@ -1,13 +1,15 @@
 //! Records that were appended lately, in memory: what one device sends, the others ask for next, while it is
 //! still being sent. They get it without a read from the pack and a check of what was read.
 //!
-//! A record is known by where it lies, and nothing is ever written there again, so nothing in here can be out of
-//! date. It was verified before it was appended, and is put in here once it is on stable storage.
+//! A record's id names its bytes, so nothing in here can be out of date. It was verified before it was appended,
+//! and is put in here once it is on stable storage. What a drive has is for the metadata to say: whoever asks by
+//! an id alone has it from a node of the drive.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::packs::{Location, Record};
+use super::packs::{Location, Record, RecordKind};
+use crate::model::ChunkId;
 
 /// The most bytes kept, with what keeping them takes.
 const LEN_MAX: usize = 16 * 1024 * 1024;
@@ -21,15 +23,14 @@ pub(super) struct Recent(Mutex<Kept>);
 
 #[derive(Debug, Default)]
 struct Kept {
-    records: HashMap<Place, Record>,
-    order: VecDeque<Place>,
+    records: HashMap<Id, (Location, Record)>,
+    order: VecDeque<Id>,
     len: usize,
     /// Whether any was put or taken since this was last asked.
     was_used: bool,
 }
 
-/// A pack's number, and where in it.
-type Place = (u32, u64);
+type Id = [u8; 32];
 
 impl Recent {
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -38,27 +39,34 @@ impl Recent {
 
     /// Keeps a record that lies there, for as long as there is room.
     pub(super) fn put(&self, at: Location, record: &Record) {
-        let place = (at.pack, at.offset);
         let mut kept = self.kept();
         kept.was_used = true;
-        if kept.records.insert(place, record.clone()).is_some() {
-            return;
-        }
         kept.len += record.data.len() + OVERHEAD;
-        kept.order.push_back(place);
+        match kept.records.insert(record.id, (at, record.clone())) {
+            Some((_, before)) => kept.len -= before.data.len() + OVERHEAD,
+            None => kept.order.push_back(record.id),
+        }
         while kept.len > LEN_MAX
             && let Some(oldest) = kept.order.pop_front()
-            && let Some(record) = kept.records.remove(&oldest)
+            && let Some((_, record)) = kept.records.remove(&oldest)
         {
             kept.len -= record.data.len() + OVERHEAD;
         }
     }
 
-    /// Returns the record that lies there, if it is kept.
-    pub(super) fn get(&self, at: Location) -> Option<Record> {
+    /// Returns the record of this id that lies there, if it is kept.
+    pub(super) fn get(&self, at: Location, id: &Id) -> Option<Record> {
         let mut kept = self.kept();
         kept.was_used = true;
-        kept.records.get(&(at.pack, at.offset)).cloned()
+        kept.records.get(id).filter(|(place, _)| *place == at).map(|(_, record)| record.clone())
+    }
+
+    /// Returns the record of a chunk, wherever it lies, if it is kept.
+    pub(super) fn chunk(&self, id: ChunkId) -> Option<Record> {
+        let mut kept = self.kept();
+        kept.was_used = true;
+        let (_, record) = kept.records.get(id.as_bytes())?;
+        (record.kind == RecordKind::Chunk).then(|| record.clone())
     }
 
     /// Drops everything, unless it was used since the last call. Returns whether there was something to drop.
@@ -76,33 +84,42 @@ impl Recent {
 mod tests {
     use std::sync::Arc;
 
-    use super::super::packs::RecordKind;
     use super::*;
 
     #[test]
     fn the_oldest_go_first_and_all_once_nobody_asks() {
         let recent = Recent::default();
         let at = |number: u32| Location { pack: 1, offset: number.into(), stored_len: 1 << 20 };
+        let id = |number: u32| [u8::try_from(number).unwrap(); 32];
+        let record = |number: u32, kind| Record {
+            kind,
+            codec: 0,
+            plain_len: 1 << 20,
+            id: id(number),
+            data: Arc::new(vec![u8::try_from(number).unwrap(); 1 << 20]),
+        };
         for number in 0..100 {
-            let record = Record {
-                kind: RecordKind::Chunk,
-                codec: 0,
-                plain_len: 1 << 20,
-                id: [0; 32],
-                data: Arc::new(vec![u8::try_from(number).unwrap(); 1 << 20]),
-            };
-            recent.put(at(number), &record);
+            recent.put(at(number), &record(number, RecordKind::Chunk));
             let kept = recent.kept();
             assert!(kept.len <= LEN_MAX);
             assert_eq!(kept.len, kept.records.len() * ((1 << 20) + OVERHEAD));
             assert_eq!(kept.order.len(), kept.records.len());
         }
-        assert_eq!(recent.get(at(99)).unwrap().data[0], 99);
-        assert_eq!(recent.get(at(85)).unwrap().data[0], 85);
-        assert!(recent.get(at(84)).is_none());
+        assert_eq!(recent.get(at(99), &id(99)).unwrap().data[0], 99);
+        assert_eq!(recent.get(at(85), &id(85)).unwrap().data[0], 85);
+        assert!(recent.get(at(84), &id(84)).is_none());
+        assert!(recent.get(at(98), &id(99)).is_none(), "it lies elsewhere");
+        assert_eq!(recent.chunk(ChunkId::from_bytes(id(99))).unwrap().data[0], 99);
+        // The bytes of a list may be those of a chunk, too.
+        recent.put(at(100), &record(99, RecordKind::List));
+        assert!(recent.chunk(ChunkId::from_bytes(id(99))).is_none());
+        assert!(recent.get(at(99), &id(99)).is_none());
+        let kept = recent.kept();
+        assert_eq!(kept.len, kept.records.len() * ((1 << 20) + OVERHEAD));
+        drop(kept);
         assert!(!recent.rest(), "it was used just now");
         assert!(recent.rest());
-        assert!(recent.get(at(99)).is_none());
+        assert!(recent.get(at(100), &id(99)).is_none());
         assert!(!recent.rest() && !recent.rest(), "nothing is there");
     }
 }

@@ -219,9 +219,8 @@ impl Stored {
     #[track_caller]
     fn assert_same(&mut self, manifest: &MemoryManifest) {
         let drive = self.drive;
-        let rows =
-            transact(&mut *self.metadata, |metadata| metadata.page(drive, Rev::ZERO, 1000, 0))
-                .unwrap();
+        let rows = transact(&mut *self.metadata, |metadata| metadata.page(drive, Rev::ZERO, 1000))
+            .unwrap();
         let stored: Vec<_> = rows.nodes.into_iter().map(|row| row.node).collect();
         let mut expected: Vec<_> = manifest
             .nodes()

@@ -9,7 +9,7 @@ use super::outbox::Outbox;
 use super::own::OwnRevs;
 use super::push::Push;
 use super::shared::Shared;
-use crate::model::{DriveId, Rev};
+use crate::model::{Body, ChunkId, Content, DriveId, Rev, Versioned};
 use crate::protocol::EncodedFrame;
 use crate::protocol::limits::{
     BATCH_COUNT_MAX, BATCH_LEN_MAX, BODY_LEN_MAX, INLINE_LEN_MAX, PAGES_IN_FLIGHT_MAX,
@@ -155,7 +155,7 @@ fn make_page(
     own: &OwnRevs,
     from: Rev,
 ) -> Result<Page> {
-    let rows = metadata.page(wanted.num, from, BATCH_COUNT_MAX, wanted.inline_len_max)?;
+    let rows = metadata.page(wanted.num, from, BATCH_COUNT_MAX)?;
     let mut page = Page {
         drive: wanted.drive,
         from,
@@ -182,13 +182,21 @@ fn make_page(
         if own.contains(last) {
             continue;
         }
-        if let Some(chunk) = row.inline
-            && row.author != wanted.device
-            && sent.insert(chunk.id)
+        if row.author != wanted.device
+            && let Some(id) = small_content(&row.node, wanted.inline_len_max)
+            && sent.insert(id)
         {
-            let record = packs.read(chunk.at, chunk.id.as_bytes())?;
-            len += record.data.len();
-            page.chunks.push(chunk_data(record)?);
+            let record = match packs.recent_chunk(id) {
+                Some(record) => Some(record),
+                None => match metadata.chunk(wanted.num, id)? {
+                    Some(chunk) => Some(packs.read(chunk.at, id.as_bytes())?),
+                    None => None,
+                },
+            };
+            if let Some(record) = record {
+                len += record.data.len();
+                page.chunks.push(chunk_data(record)?);
+            }
         }
         let device = match names.get(&row.author) {
             Some(device) => *device,
@@ -211,6 +219,14 @@ fn make_page(
         page.consistent = metadata.consistent_at(wanted.num, page.upto)?;
     }
     Ok(page)
+}
+
+/// Returns the chunk that is the content of a file, when it is one that is no longer than this.
+fn small_content(node: &Versioned, len_max: u32) -> Option<ChunkId> {
+    match &node.node.as_ref()?.body {
+        Body::File { content: Content::Chunk { id, len }, .. } if *len <= len_max => Some(*id),
+        Body::File { .. } | Body::Dir | Body::Link { .. } => None,
+    }
 }
 
 #[cfg(test)]

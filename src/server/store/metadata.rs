@@ -163,8 +163,6 @@ pub struct PageNode {
     pub node: Versioned,
     /// The number of the device that made this version.
     pub author: i64,
-    /// Where its content lies, when it is one chunk no longer than asked for.
-    pub inline: Option<ChunkRow>,
 }
 
 /// What a page is made of, all of one moment.
@@ -410,13 +408,7 @@ pub trait Metadata: Send {
         bounds: &Bounds,
     ) -> Result<Undone>;
     /// Returns what a page after `from` is made of: at most `count_max` nodes.
-    fn page(
-        &mut self,
-        drive: i64,
-        from: Rev,
-        count_max: usize,
-        inline_len_max: u32,
-    ) -> Result<PageRows>;
+    fn page(&mut self, drive: i64, from: Rev, count_max: usize) -> Result<PageRows>;
     /// Returns whether no node that existed at `upto` has changed since. It may say no wrongly when
     /// very many nodes changed since.
     fn consistent_at(&mut self, drive: i64, upto: Rev) -> Result<bool>;

@@ -824,13 +824,7 @@ impl Metadata for SqliteConnection {
         Ok(Undone { outcome, before, head, spent })
     }
 
-    fn page(
-        &mut self,
-        drive: i64,
-        from: Rev,
-        count_max: usize,
-        inline_len_max: u32,
-    ) -> Result<PageRows> {
+    fn page(&mut self, drive: i64, from: Rev, count_max: usize) -> Result<PageRows> {
         let state = Metadata::drive(self, drive)?
             .ok_or_else(|| StoreError::Damaged(format!("drive {drive} is gone")))?;
         let limit = i64::try_from(count_max + 1).unwrap_or(i64::MAX);
@@ -838,25 +832,10 @@ impl Metadata for SqliteConnection {
             "SELECT id, rev, parent, name, kind, mode, mtime_secs, mtime_nanos, content, len, author
              FROM node WHERE drive = ?1 AND rev > ?2 ORDER BY rev LIMIT ?3",
             params![drive, signed(from.0)?, limit],
-            |row| {
-                Ok(PageNode {
-                    node: read_versioned(row)?,
-                    author: row.get(10)?,
-                    inline: None,
-                })
-            },
+            |row| Ok(PageNode { node: read_versioned(row)?, author: row.get(10)? }),
         )?;
         let more = nodes.len() > count_max;
         nodes.truncate(count_max);
-        for page_node in &mut nodes {
-            if let Some(Node {
-                body: Body::File { content: Content::Chunk { id, len }, .. }, ..
-            }) = &page_node.node.node
-                && *len <= inline_len_max
-            {
-                page_node.inline = self.chunk(drive, *id)?;
-            }
-        }
         Ok(PageRows { drive: state, nodes, more })
     }
 
