@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
 BIN = TARGET / "release"
 WAIT_SECS = 60
+# What any program that is run may take.
+RUN_LIMIT_SECS = 3600
 TICKS = os.sysconf("SC_CLK_TCK")
 GUEST_MEMORY = 256 << 20
 
@@ -30,13 +32,22 @@ class Failed(SystemExit):
 
 
 def build():
-    subprocess.run(["cargo", "build", "--release", "--locked", "--bins"], cwd=ROOT, check=True)
+    try:
+        subprocess.run(["cargo", "build", "--release", "--locked", "--bins"], cwd=ROOT, check=True)
+    except FileNotFoundError:
+        raise Failed("there is no cargo: install Rust, or leave out the building with --no-build") from None
+    except subprocess.CalledProcessError:
+        raise Failed("PiCloud cannot be built: see above") from None
 
 
 def run(command, **options):
     """Runs to the end; what it printed when it did not end well is in the error."""
     command = [str(part) for part in command]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, **options)
+    options.setdefault("timeout", RUN_LIMIT_SECS)
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, **options)
+    except subprocess.TimeoutExpired as late:
+        raise Failed(f"{' '.join(command[:6])} did not end in {late.timeout} s") from None
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip())[-500:]
         raise Failed(f"{' '.join(command[:6])} ended with {done.returncode}: {said}")
@@ -93,7 +104,7 @@ class Process:
         self.log_path = log
         self.log = open(log, "ab")
         self.child = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "TERM", "--", *prefix, *(str(part) for part in command)],
+            ["setpriv", "--pdeathsig", "KILL", "--", *prefix, *(str(part) for part in command)],
             stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, start_new_session=True,
             env=None if env is None else {**os.environ, **env},
         )
@@ -138,11 +149,14 @@ class Process:
         """Waits for its end; returns its CPU seconds and its peak memory."""
         peak = 0
         ended = threading.Event()
+        late = time.monotonic() + RUN_LIMIT_SECS
 
         def watch():
             nonlocal peak
             while not ended.wait(0.02):
                 peak = max(peak, self.peak_mib())
+                if time.monotonic() > late:
+                    self.child.kill()
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -165,6 +179,11 @@ class Process:
             except subprocess.TimeoutExpired:
                 self.child.kill()
                 self.child.wait()
+        # What it has forked is in its group, and may be at work still.
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
         self.log.close()
 
 
@@ -320,10 +339,34 @@ class Party:
     def resident_mib(self):
         return sum(process.resident_mib() for process in self.running)
 
+    def note_peak(self):
+        self.highest = self.peak_mib()
+
     def reset_peak(self):
         self.highest = 0.0
         for process in self.running:
             process.reset_peak()
+
+
+class Watched:
+    """Looks at the memory of parties all the time: what a daemon forks is gone when its work is done."""
+
+    def __init__(self, parties):
+        self.parties = parties
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._look, daemon=True)
+
+    def _look(self):
+        while not self.ended.wait(0.02):
+            for party in self.parties:
+                party.note_peak()
+
+    def __enter__(self):
+        self.thread.start()
+
+    def __exit__(self, *_):
+        self.ended.set()
+        self.thread.join()
 
 
 class Disk:
@@ -363,8 +406,16 @@ class Disk:
 
     def close(self):
         if self.mounted:
-            run(["umount", self.path])
+            # Who was killed a moment ago may not have closed its files yet; and a walk of our own that was
+            # interrupted has its directory open until this program ends, and the mount goes with that.
+            try:
+                until(f"{self.path} to be unmounted", self._unmounted, limit=5, pause=0.1)
+            except Failed:
+                run(["umount", "--lazy", self.path])
             self.mounted = False
+
+    def _unmounted(self):
+        return subprocess.run(["umount", self.path], capture_output=True).returncode == 0
 
 
 class Confinement:

@@ -14,9 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from lab import BIN, WAIT_SECS, Failed, Network, Party, run, until
-
-RUN_LIMIT_SECS = 3600
+from lab import BIN, RUN_LIMIT_SECS, WAIT_SECS, Failed, Network, Party, family, run, until
 
 
 class System:
@@ -95,11 +93,13 @@ class System:
 
     def carry_by_itself(self, arrived, pause):
         end = time.monotonic() + RUN_LIMIT_SECS
-        while not arrived():
-            if time.monotonic() > end:
-                raise Failed(f"{self.title}: nothing arrived in {RUN_LIMIT_SECS} s")
+        while True:
             for party in self.parties.values():
                 party.check()
+            if arrived():
+                return
+            if time.monotonic() > end:
+                raise Failed(f"{self.title}: not all arrived in {RUN_LIMIT_SECS} s")
             time.sleep(pause)
 
 
@@ -174,12 +174,15 @@ class PiCloud(System):
 
     def ask(self, name):
         """Its status, from the agent itself: a program begun twenty times a second takes what it measures."""
-        with socket.socket(socket.AF_UNIX) as agent:
-            agent.settimeout(30)
-            agent.connect(str(self.base / name / "agent.sock"))
-            agent.sendall(b'{"type":"status"}\n')
-            with agent.makefile() as lines:
-                return json.loads(lines.readline())
+        try:
+            with socket.socket(socket.AF_UNIX) as agent:
+                agent.settimeout(30)
+                agent.connect(str(self.base / name / "agent.sock"))
+                agent.sendall(b'{"type":"status"}\n')
+                with agent.makefile() as lines:
+                    return json.loads(lines.readline())
+        except (OSError, ValueError) as error:
+            raise Failed(f"{self.title}: the agent of {name} does not answer: {error}") from None
 
     def has_tree(self, name, files):
         folders = self.ask(name).get("folders") or [{}]
@@ -333,11 +336,18 @@ class Rsync(System):
             f"port = {port}\naddress = {address}\nuse chroot = no\nmax connections = 0\n{owner}"
             # It would ask for the name of each client, of a name server that cannot be reached.
             "reverse lookup = no\n"
+            # Its children outlive a kill of this program, until they notice that the others are gone.
+            "timeout = 60\n"
             f"lock file = {self.base / 'rsync.lock'}\n[drive]\npath = {target}\nread only = no\n"
         )
         self.parties[party].start(["rsync", "--daemon", "--no-detach", "--config", config], self.log(party))
         self.await_listener(party, port)
         self.url = f"rsync://{self.reach(party, port)}/drive/"
+
+    def rest(self):
+        # A daemon's child may be about to end, and counts only when it has.
+        until("rsync's daemon to have ended its children", lambda: all(
+            family(process.pid) == [process.pid] for party in self.parties.values() for process in party.running))
 
     def copy(self, party, *ends):
         self.parties[party].finish(["rsync", "-a", "--delete", *ends], self.log(f"{party}-run"))
