@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use smallvec::SmallVec;
 
 /// Names of up to so many bytes, nearly all there are, lie in a [`Name`] itself: names are cloned with
-/// every entry of the trees, and an allocation for each is a tenth of what a new file costs a device.
+/// every entry of the trees, and would each be an allocation.
 const INLINE_LEN: usize = 23;
 
 /// Why some bytes cannot be a name.
