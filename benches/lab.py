@@ -167,6 +167,8 @@ class Process:
             ended.set()
             thread.join()
         self.log.close()
+        if time.monotonic() > late:
+            raise Failed(f"{self.child.args} did not end in {RUN_LIMIT_SECS} s")
         if self.child.returncode != 0:
             raise Failed(f"{self.child.args} ended with {self.child.returncode}: {self.log_tail()}")
         return usage.ru_utime + usage.ru_stime, peak

@@ -139,7 +139,8 @@ def portrait_at(data, name, mtime_unit_ns):
     return {name: portray(data), **below}
 
 
-def truth(system, data, name="data"):
+def put_there(system, data, name="data"):
+    """What is to be on A once that data was put in."""
     return portrait_at(data, name, system.mtime_unit_ns)
 
 
@@ -175,7 +176,7 @@ def first_sync(system, data, files):
     figures = measure(
         system, lambda: put_in(system, copy), lambda: all(
             system.has_tree(name, files) for name in system.devices if name != "a"), pause=0.05)
-    check_equal(system, truth(system, data))
+    check_equal(system, put_there(system, data))
     return figures
 
 
@@ -205,7 +206,7 @@ def small_files(system, options):
         figures = measure(
             system, lambda: old("a").rename(new("a")) and None,
             lambda: new("b").exists() and not old("b").exists() and system.has_tree("b", files), pause=0.002)
-        check_equal(system, truth(system, data, "renamed"))
+        check_equal(system, put_there(system, data, "renamed"))
         yield 5, "directory renamed", figures
 
 
@@ -215,7 +216,7 @@ def large_file(system, options):
     data = options.data("large", lambda path: (path.mkdir(), make_file(path / "large", size, seed=2)))
     copy = incoming(system, data)
     figures = measure(system, lambda: put_in(system, copy), same_file(system, "data/large"), pause=0.002)
-    check_equal(system, truth(system, data))
+    check_equal(system, put_there(system, data))
     yield 2, "first sync", figures
     if system.title == "cp":
         shutil.rmtree(system.folder("b") / "data")
@@ -246,10 +247,10 @@ def edits(system, options):
 
     if options.wants(3):
         # What stands where, in place of how much.
-        edits = (("1 byte inserted at the start", insert, 0, b"+", 0),
-                 ("4 KiB overwritten in the middle", overwrite, size // 2 + 123, rng.randbytes(4 * KIB), 4 * KIB),
-                 ("1 MiB appended", overwrite, size + 1, rng.randbytes(MIB), 0))
-        for step, change, at, put, skip in edits:
+        changes = (("1 byte inserted at the start", insert, 0, b"+", 0),
+                   ("4 KiB overwritten in the middle", overwrite, size // 2 + 123, rng.randbytes(4 * KIB), 4 * KIB),
+                   ("1 MiB appended", overwrite, size + 1, rng.randbytes(MIB), 0))
+        for step, change, at, put, skip in changes:
             expected = edited_digest(file, at, put, skip)
             # Some tell two versions apart by the second of their times, and by the size.
             time.sleep(1.1)
@@ -403,7 +404,7 @@ def far_link(system, options):
     large = options.data("far", lambda path: (path.mkdir(), make_file(path / "large", size, seed=11)))
     copy = incoming(system, large)
     figures = measure(system, lambda: put_in(system, copy), same_file(system, "data/large"), pause=0.002)
-    check_equal(system, truth(system, large))
+    check_equal(system, put_there(system, large))
     hops = 2 if system.hub else 1
     figures["share_of_link"] = size * 8 / 1e6 / options.far["mbit"] / figures["secs"]
     figures["hops"] = hops
@@ -413,7 +414,7 @@ def far_link(system, options):
     copy = incoming(system, small)
     figures = measure(
         system, lambda: put_in(system, copy, "small"), lambda: system.has_tree("b", files + 1), pause=0.02)
-    check_equal(system, {**truth(system, large), **truth(system, small, "small")})
+    check_equal(system, {**put_there(system, large), **put_there(system, small, "small")})
     yield 11, f"{files:,} small files", figures
     yield from drops(system, options, workload=11, number=20)
 
@@ -443,7 +444,7 @@ def ten_devices(system, options):
         put_in(system, copy)
 
     figures = measure(system, change, arrived, pause=0.02)
-    check_equal(system, truth(system, data))
+    check_equal(system, put_there(system, data))
     if system.live:
         figures["first_device_secs"] = first
     yield 12, f"{len(system.devices)} devices", figures
